@@ -1,0 +1,80 @@
+"""The exception tree of amcli, and the exit code that belongs to each branch.
+
+Every error that a user can cause is an `AmcliError`; `app.py` is the one place that catches
+it, prints it and exits. Anything else that reaches `app.py` is a defect of ours or an
+exception of the user's own code, and exits with `ExitCode.INTERNAL`.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit status of the `amcli` process; part of the public interface."""
+
+    OK = 0
+    INTERNAL = 1
+    USAGE = 2
+    DATA = 3
+    CHECKPOINT = 4
+    DIVERGED = 5
+    INTERRUPTED = 6
+
+
+class AmcliError(Exception):
+    """An error with one clear message.
+
+    Args:
+        message: What was found and the rule that it breaks, with its numbers.
+        where: The place the user must look at, such as `nanogpt.yaml:7:22` or a path.
+        help: What would work; one sentence, no full stop needed.
+    """
+
+    exit_code: ExitCode = ExitCode.INTERNAL
+
+    def __init__(self, message: str, *, where: str | None = None, help: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.help = help
+
+    def __str__(self) -> str:
+        located = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{located}\n  help: {self.help}" if self.help else located
+
+
+class UsageError(AmcliError):
+    """The command line itself is wrong: an unknown option, a missing argument."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(AmcliError):
+    """A configuration value is wrong, missing or unknown, or its `_target_` cannot be built."""
+
+    exit_code = ExitCode.USAGE
+
+
+class DataError(AmcliError):
+    """Token shards or source texts are missing, damaged or do not fit the model."""
+
+    exit_code = ExitCode.DATA
+
+
+class CheckpointError(AmcliError):
+    """A checkpoint is missing, incomplete, damaged or in the way."""
+
+    exit_code = ExitCode.CHECKPOINT
+
+
+class TrainingDivergedError(AmcliError):
+    """The loss or the gradient norm is not finite."""
+
+    exit_code = ExitCode.DIVERGED
+
+
+class InterruptedTrainingError(AmcliError):
+    """A signal stopped the run after its checkpoint was saved."""
+
+    exit_code = ExitCode.INTERRUPTED
