@@ -1,0 +1,1 @@
+"""YAML to values, each with its origin; overrides, sections, checks and `_target_`. Torch-free."""

@@ -1,0 +1,226 @@
+"""All checks that need no torch and run none of the user's code; all errors at once.
+
+`checked` is the gate between a configuration and anything that costs time.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import Field, dataclass
+from typing import Any
+
+from automodel_cli.engine.config.config import TARGET, Config
+from automodel_cli.engine.config.env import resolve_env
+from automodel_cli.engine.config.origin import DEFAULT, KeyPath, dotted
+from automodel_cli.engine.config.sections import (
+    SECTIONS,
+    TARGET_SECTIONS,
+    CheckpointSection,
+    ClipGradNormSection,
+    DataloaderSection,
+    DistributedSection,
+    General,
+    LRSchedulerSection,
+    StepSchedulerSection,
+    is_required,
+    section_fields,
+    top_level_names,
+)
+from automodel_cli.engine.config.suggest import hint
+from automodel_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sections of amcli itself, typed; what has a `_target_` stays in the `Config`."""
+
+    general: General
+    step_scheduler: StepSchedulerSection
+    lr_scheduler: LRSchedulerSection
+    clip_grad_norm: ClipGradNormSection
+    dataloader: DataloaderSection
+    checkpoint: CheckpointSection
+    distributed: DistributedSection
+
+
+def checked(config: Config) -> Settings:
+    """The typed settings of a configuration that passes every check.
+
+    Raises:
+        ConfigError: One error that lists everything that is wrong.
+    """
+    problems: list[ConfigError] = []
+    _check_top_level(config, problems)
+    general = _build(General, config, (), problems)
+    sections = {section.name: _build(section, config, (section.name,), problems) for section in SECTIONS}
+    if not problems:
+        settings = Settings(general=general, **sections)
+        _check_across(config, settings, problems)
+        if not problems:
+            return settings
+    if len(problems) == 1:
+        raise problems[0]
+    listed = "\n".join(str(problem) for problem in problems)
+    raise ConfigError(f"{len(problems)} problems in the configuration\n{listed}")
+
+
+def with_defaults(config: Config) -> Config:
+    """The configuration with every key of our own sections present; the origin of the added is `default`."""
+    for section in (General, *SECTIONS):
+        prefix: KeyPath = (section.name,) if section.name else ()
+        for name, item in section_fields(section).items():
+            path = (*prefix, name)
+            if not is_required(item) and not config.has(dotted(path)) and _is_section(config, prefix):
+                config = config.with_value(path, item.default, DEFAULT)
+    return config
+
+
+def _is_section(config: Config, path: KeyPath) -> bool:
+    node = config.at(path) if config.has(dotted(path)) else None
+    return not path or node is None or isinstance(node, Mapping)
+
+
+def _check_top_level(config: Config, problems: list[ConfigError]) -> None:
+    allowed = top_level_names()
+    for name in config.values:
+        if name not in allowed:
+            where = str(config.key_origin((name,)))
+            problems.append(ConfigError(f"unknown section `{name}`", where=where, help=hint(name, allowed, noun="sections")))
+    for name, required in TARGET_SECTIONS.items():
+        value = config.get(name)
+        if value is None:
+            if required:
+                problems.append(ConfigError(f"the section `{name}` is missing", help=f"give it a `{TARGET}`"))
+        elif not isinstance(value, Mapping) or not isinstance(value.get(TARGET), str):
+            message = f"`{name}` must be a section with a `{TARGET}` that names what to build"
+            problems.append(ConfigError(message, where=str(config.origin((name,)))))
+
+
+def _build(section: type[Any], config: Config, prefix: KeyPath, problems: list[ConfigError]) -> Any:
+    """An instance of one section; problems are collected, and then the result is not used."""
+    values = config.values if not prefix else config.get(dotted(prefix))
+    known = section_fields(section)
+    if values is None:
+        values = {}
+    if not isinstance(values, Mapping):
+        problems.append(ConfigError(f"`{dotted(prefix)}` must be a section", where=str(config.origin(prefix))))
+        return None
+    if prefix:
+        for name in values:
+            if name not in known:
+                where = str(config.key_origin((*prefix, name)))
+                message = f"unknown key `{dotted((*prefix, name))}`"
+                problems.append(ConfigError(message, where=where, help=hint(name, known)))
+    arguments: dict[str, Any] = {}
+    types_of = typing.get_type_hints(section)
+    for name, item in known.items():
+        path = (*prefix, name)
+        if name in values:
+            try:
+                arguments[name] = _checked_value(config, path, values[name], item, types_of[name])
+            except ConfigError as error:
+                problems.append(error)
+        elif is_required(item):
+            where = str(config.origin(prefix)) if prefix in config.origins else None
+            problems.append(ConfigError(f"`{dotted(path)}` is missing: {item.metadata['meaning']}", where=where))
+    return section(**arguments) if not problems else None
+
+
+def _checked_value(config: Config, path: KeyPath, raw: Any, item: Field[Any], annotation: Any) -> Any:
+    origin = config.origin(path)
+    value = resolve_env(raw, origin)
+    allowed = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    rule = item.metadata
+    shown = f"{dotted(path)} is {value!r}" if value is not None else f"{dotted(path)} is null"
+    if rule["choices"] is not None:
+        if value not in rule["choices"]:
+            names = ", ".join("null" if choice is None else str(choice) for choice in rule["choices"])
+            candidates = [str(choice) for choice in rule["choices"]]
+            help_ = hint(str(value), candidates, noun="values") if isinstance(value, str) else None
+            raise ConfigError(f"{shown}, but it must be one of {names}", where=str(origin), help=help_)
+        return value
+    if type(value) not in allowed:
+        names = " or ".join("null" if kind is type(None) else _TYPE_NAMES[kind] for kind in allowed)
+        raise ConfigError(f"{shown}, but it must be {names}", where=str(origin), help=rule["meaning"])
+    if value is not None and rule["minimum"] is not None and not value >= rule["minimum"]:
+        raise ConfigError(f"{shown}, but it must be at least {rule['minimum']}", where=str(origin))
+    if value is not None and rule["above"] is not None and not value > rule["above"]:
+        raise ConfigError(f"{shown}, but it must be above {rule['above']}", where=str(origin), help=rule["meaning"])
+    return value
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _check_across(config: Config, settings: Settings, problems: list[ConfigError]) -> None:
+    """Rules that tie one section to another."""
+
+    def refuse(path: str, message: str, help_: str | None = None) -> None:
+        problems.append(ConfigError(message, where=str(config.origin(tuple(path.split(".")))), help=help_))
+
+    steps = settings.step_scheduler
+    if steps.global_batch_size % steps.local_batch_size:
+        below = steps.global_batch_size // steps.local_batch_size * steps.local_batch_size
+        works = " or ".join(str(size) for size in (below, below + steps.local_batch_size) if size)
+        refuse(
+            "step_scheduler.global_batch_size",
+            f"step_scheduler.global_batch_size is {steps.global_batch_size}, but it must be a multiple of\n"
+            f"local_batch_size x data-parallel ranks = {steps.local_batch_size} x 1 = {steps.local_batch_size}.",
+            f"{works} would work",
+        )
+    schedule = settings.lr_scheduler
+    if schedule.lr_decay_steps is not None and schedule.lr_decay_steps <= schedule.lr_warmup_steps:
+        refuse(
+            "lr_scheduler.lr_decay_steps",
+            f"lr_scheduler.lr_decay_steps is {schedule.lr_decay_steps}, but the decay must end after "
+            f"the {schedule.lr_warmup_steps} steps of warm-up",
+        )
+    if config.get("optimizer.lr") is None:
+        refuse("optimizer", "optimizer has no `lr`, and the schedule starts from it", "for example `lr: 3e-4`")
+    if steps.val_every_steps is not None and config.get("validation_dataset") is None:
+        refuse(
+            "step_scheduler.val_every_steps",
+            f"step_scheduler.val_every_steps is {steps.val_every_steps}, but there is no `validation_dataset`",
+            "add that section, or set val_every_steps to null",
+        )
+    _check_shapes(config, refuse)
+    spread = settings.distributed
+    for name in ("dp_size", "tp_size", "cp_size"):
+        degree = getattr(spread, name)
+        if degree is not None and degree != 1:
+            refuse(
+                f"distributed.{name}",
+                f"distributed.{name} is {degree}, but this version of amcli trains in one process",
+                "set it to 1",
+            )
+
+
+def _check_shapes(config: Config, refuse: typing.Callable[..., None]) -> None:
+    """Shape rules where the numbers stand in the configuration itself."""
+
+    def number(path: str) -> int | None:
+        value = config.get(path)
+        return value if type(value) is int else None
+
+    n_embd, n_head = number("model.n_embd"), number("model.n_head")
+    if n_embd and n_head and n_embd % n_head:
+        divisors = [n for n in range(1, n_embd + 1) if n_embd % n == 0]
+        works = sorted(sorted(divisors, key=lambda n: abs(n - n_head))[:2])
+        refuse(
+            "model.n_head",
+            f"model.n_embd is {n_embd}, but it must be a multiple of model.n_head = {n_head}",
+            f"n_head {' or '.join(map(str, works))} would work",
+        )
+    positions = number("model.n_positions")
+    for name in ("dataset", "validation_dataset"):
+        length = number(f"{name}.seq_len")
+        if positions and length and length > positions:
+            refuse(
+                f"{name}.seq_len",
+                f"{name}.seq_len is {length}, but the model has {positions} positions (model.n_positions)",
+                f"a seq_len up to {positions} would work",
+            )

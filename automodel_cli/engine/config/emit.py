@@ -1,0 +1,106 @@
+"""A configuration back to YAML text, with the origin of every value as an aligned comment.
+
+The text is valid input again: reading it gives equal values (a test holds it to that).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from automodel_cli.engine.config.config import TARGET, Config
+from automodel_cli.engine.config.origin import KeyPath, Origin
+from automodel_cli.engine.config.yaml_reader import parse_value
+from automodel_cli.errors import ConfigError
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./*~$-][A-Za-z0-9_ ./*:@%+=,(){}$~-]*")
+
+
+def to_yaml(config: Config, *, origins: bool = True, absolute_targets: bool = False) -> str:
+    """The configuration as YAML.
+
+    Args:
+        config: What to write.
+        origins: Whether to append where each value came from.
+        absolute_targets: Write `file.py:object` with an absolute path, so that the text means the
+            same when it is read from another directory, such as a checkpoint.
+    """
+    lines = list(_mapping(config, config.values, (), absolute_targets))
+    if not origins:
+        return "".join(f"{text}\n" for text, _ in lines)
+    width = min(max((len(text) for text, origin in lines if origin), default=0), 80)
+    return "".join(f"{text:<{width}}  # {origin.short()}\n" if origin else f"{text}\n" for text, origin in lines)
+
+
+def flat(config: Config) -> Iterator[tuple[str, Any, Origin]]:
+    """Every leaf as (dotted key, value, origin)."""
+
+    def walk(node: Any, path: KeyPath) -> Iterator[tuple[str, Any, Origin]]:
+        if isinstance(node, Mapping) and node:
+            for key, value in node.items():
+                yield from walk(value, (*path, key))
+        else:
+            yield ".".join(map(str, path)), node, config.origin(path)
+
+    yield from walk(config.values, ())
+
+
+def _mapping(config: Config, node: Mapping[str, Any], path: KeyPath, absolute: bool) -> Iterator[tuple[str, Origin | None]]:
+    indent = "  " * len(path)
+    for key, value in node.items():
+        here = (*path, key)
+        yield from _entry(f"{indent}{_scalar(key)}:", value, config, here, absolute)
+
+
+def _entry(head: str, value: Any, config: Config, path: KeyPath, absolute: bool) -> Iterator[tuple[str, Origin | None]]:
+    if isinstance(value, Mapping) and value:
+        yield head, None
+        yield from _mapping(config, value, path, absolute)
+    elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
+        yield head, None
+        for index, item in enumerate(value):
+            # A mapping in a list goes on the line after the dash: valid, and one rule for all.
+            dash = "  " * len(path) + "-"
+            yield from _entry(dash, item, config, (*path, index), absolute)
+    else:
+        if absolute and path[-1] == TARGET and isinstance(value, str):
+            value = _absolute(value, config.origin(path))
+        yield f"{head} {_inline(value)}", config.origin(path)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_scalar(item, in_list=True) for item in value) + "]"
+    return "{}" if isinstance(value, Mapping) else _scalar(value)
+
+
+def _scalar(value: Any, *, in_list: bool = False) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if math.isnan(value):
+            return ".nan"
+        return repr(value) if math.isfinite(value) else ("-.inf" if value < 0 else ".inf")
+    if isinstance(value, int):
+        return str(value)
+    return value if _reads_back(value, in_list) else json.dumps(value)
+
+
+def _reads_back(text: str, in_list: bool) -> bool:
+    """Whether the text, unquoted, is read as itself."""
+    if not _PLAIN.fullmatch(text) or (in_list and set(text) & set(",{}")):
+        return False
+    try:
+        return bool(parse_value(text, source="") == text)
+    except ConfigError:
+        return False
+
+
+def _absolute(target: str, origin: Origin) -> str:
+    path, colon, name = target.rpartition(":")
+    return f"{(origin.directory() / path).resolve()}:{name}" if colon and path.endswith(".py") else target

@@ -1,0 +1,129 @@
+"""Builds what a section with `_target_` describes, inner sections first."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from automodel_cli.engine.config.config import TARGET, Config
+from automodel_cli.engine.config.env import resolve_env
+from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
+from automodel_cli.engine.config.suggest import hint
+from automodel_cli.engine.config.target import resolve_target
+from automodel_cli.errors import AmcliError, ConfigError
+
+
+def instantiate(config: Config, path: str, runtime: Mapping[str, Any] | None = None) -> Any:
+    """Calls the `_target_` of the section at `path` with its other keys as keyword arguments.
+
+    Args:
+        config: The whole configuration; origins in it locate errors.
+        path: Dotted path of the section.
+        runtime: Values that only the engine knows (`device`, `dp_rank`, ...); each is passed
+            if the callable's signature names it and the section does not.
+    Raises:
+        ConfigError: The target cannot be found or does not take these keywords.
+        Exception: What the callable itself raises, unchanged, with a note of key, file and line.
+    """
+    factory, arguments = bind(config, path, runtime)
+    return _call(factory, arguments, config, tuple(path.split(".")))
+
+
+def bind(
+    config: Config, path: str, runtime: Mapping[str, Any] | None = None, *, supplied: tuple[str, ...] = ()
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The callable of a section and its checked keyword arguments, not yet called.
+
+    Args:
+        config: The whole configuration.
+        path: Dotted path of the section.
+        runtime: As in `instantiate`.
+        supplied: Parameters that the engine will pass itself later (`params` of an optimizer).
+    """
+    return _bind(config, tuple(path.split(".")), dict(runtime or {}), supplied)
+
+
+def _bind(
+    config: Config, path: KeyPath, runtime: dict[str, Any], supplied: tuple[str, ...] = ()
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    section = config.at(path)
+    target_path = (*path, TARGET)
+    origin = config.origin(target_path)
+    target = resolve_env(section[TARGET], origin)
+    if not isinstance(target, str):
+        raise ConfigError(f"{dotted(target_path)} is {target!r}, but it must be text", where=str(origin))
+    factory = resolve_target(target, origin, dotted(target_path))
+    arguments = {
+        name: _build(config, (*path, name), value, runtime) for name, value in section.items() if name != TARGET
+    }
+    _check_keywords(factory, target, arguments, supplied, runtime, config, path)
+    return factory, arguments
+
+
+def _build(config: Config, path: KeyPath, value: Any, runtime: dict[str, Any]) -> Any:
+    if isinstance(value, Mapping):
+        if TARGET in value:
+            factory, arguments = _bind(config, path, runtime)
+            return _call(factory, arguments, config, path)
+        return {name: _build(config, (*path, name), inner, runtime) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_build(config, (*path, index), inner, runtime) for index, inner in enumerate(value)]
+    return resolve_env(value, config.origin(path))
+
+
+def _call(factory: Callable[..., Any], arguments: dict[str, Any], config: Config, path: KeyPath) -> Any:
+    origin = config.origin((*path, TARGET))
+    try:
+        return factory(**arguments)
+    except AmcliError as error:
+        if error.where is None:
+            error.where = _where_of_argument(error, arguments, config, path, origin)
+        raise
+    except Exception as error:
+        error.add_note(f"while building `{dotted(path)}` from {origin}")
+        raise
+
+
+def _where_of_argument(
+    error: AmcliError, arguments: dict[str, Any], config: Config, path: KeyPath, origin: Origin
+) -> str:
+    """The line of the argument that the message names first, else that of the target."""
+    named = [name for name in arguments if name in error.message]
+    first = min(named, key=error.message.index) if named else None
+    return str(config.origin((*path, first))) if first else str(origin)
+
+
+def _check_keywords(
+    factory: Callable[..., Any],
+    target: str,
+    arguments: dict[str, Any],
+    supplied: tuple[str, ...],
+    runtime: dict[str, Any],
+    config: Config,
+    path: KeyPath,
+) -> None:
+    """Adds the runtime values that the signature names; refuses unknown and missing keywords."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # some builtins have no signature: the call itself will tell
+        return
+    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [name for name, parameter in parameters.items() if parameter.kind in by_keyword]
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    arguments.update({name: value for name, value in runtime.items() if name in names and name not in arguments})
+    for name in arguments:
+        if name not in names and not takes_any:
+            where = str(config.key_origin((*path, name)))
+            free = [candidate for candidate in names if candidate not in supplied]
+            message = f"{dotted(path)}: `{target}` takes no `{name}`"
+            raise ConfigError(message, where=where, help=hint(name, free, noun="arguments"))
+    missing = [
+        name
+        for name in names
+        if parameters[name].default is inspect.Parameter.empty and name not in arguments and name not in supplied
+    ]
+    if missing:
+        listed = ", ".join(f"`{name}`" for name in missing)
+        where = str(config.origin((*path, TARGET)))
+        raise ConfigError(f"{dotted(path)}: `{target}` needs {listed}, which the section does not give", where=where)

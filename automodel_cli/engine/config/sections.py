@@ -1,0 +1,132 @@
+"""The sections of the configuration that belong to amcli, as frozen dataclasses.
+
+One table: the name, type, default, range and meaning of every key stand here, and the checks,
+the defaults in `config show` and the engine all read them from here. Sections with `_target_`
+(`model`, `dataset`, `optimizer`, ...) belong to their callable and are not listed key by key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, ClassVar
+
+
+def key(
+    meaning: str,
+    *,
+    default: Any = MISSING,
+    minimum: float | None = None,
+    above: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """A dataclass field with what users are told about it."""
+    metadata = {"meaning": meaning, "minimum": minimum, "above": above, "choices": choices}
+    return field(default=default, metadata=metadata) if default is not MISSING else field(metadata=metadata)
+
+
+@dataclass(frozen=True)
+class General:
+    """Keys at the top level, outside every section."""
+
+    name: ClassVar[str] = ""
+    seed: int = key("seed of the initialisation, of dropout and of the sample order", default=1234, minimum=0)
+    device: str = key("where to train", default="auto", choices=("auto", "cpu", "cuda"))
+    precision: str = key(
+        "auto is bf16 autocast over fp32 weights on a GPU that has bf16, and fp32 elsewhere",
+        default="auto",
+        choices=("auto", "fp32", "bf16"),
+    )
+    num_threads: int | None = key("CPU threads of torch; null takes what torch finds", default=None, minimum=1)
+
+
+@dataclass(frozen=True)
+class StepSchedulerSection:
+    """How many steps, how large, and what happens at which of them."""
+
+    name: ClassVar[str] = "step_scheduler"
+    max_steps: int = key("optimisation steps of the whole run", minimum=1)
+    global_batch_size: int = key("samples per optimisation step, over all ranks", minimum=1)
+    local_batch_size: int = key("samples per forward pass of one rank (the micro-batch)", minimum=1)
+    val_every_steps: int | None = key("validate every so many steps; null never", default=None, minimum=1)
+    val_batches: int | None = key("validation batches, the first of the set; null takes all", default=50, minimum=1)
+    ckpt_every_steps: int | None = key("save every so many steps; null only at the end", default=None, minimum=1)
+
+
+@dataclass(frozen=True)
+class LRSchedulerSection:
+    """The learning rate as a function of the step."""
+
+    name: ClassVar[str] = "lr_scheduler"
+    lr_decay_style: str = key("shape of the decay", default="constant", choices=("cosine", "linear", "constant"))
+    lr_warmup_steps: int = key("steps of linear warm-up", default=0, minimum=0)
+    lr_decay_steps: int | None = key("step at which min_lr is reached; null is max_steps", default=None, minimum=1)
+    min_lr: float = key("learning rate at the end of the decay", default=0.0, minimum=0.0)
+
+
+@dataclass(frozen=True)
+class ClipGradNormSection:
+    """Clipping of the gradient."""
+
+    name: ClassVar[str] = "clip_grad_norm"
+    max_norm: float | None = key("largest global norm of the gradient; null does not clip", default=1.0, above=0.0)
+
+
+@dataclass(frozen=True)
+class DataloaderSection:
+    """How batches are read ahead."""
+
+    name: ClassVar[str] = "dataloader"
+    num_workers: int = key("threads that assemble batches ahead; 0 reads in the training thread", default=1, minimum=0)
+    prefetch_factor: int = key("optimisation steps that each worker may be ahead", default=2, minimum=1)
+
+
+@dataclass(frozen=True)
+class CheckpointSection:
+    """Where and how the run is saved."""
+
+    name: ClassVar[str] = "checkpoint"
+    enabled: bool = key("whether to save at all", default=True)
+    checkpoint_dir: str = key("directory of this run's checkpoints", default="checkpoints")
+    model_save_format: str = key("format of the weights", default="safetensors", choices=("safetensors",))
+    max_recent_checkpoints: int | None = key(
+        "how many to keep; LATEST and BEST always stay; null keeps all", default=None, minimum=1
+    )
+
+
+@dataclass(frozen=True)
+class DistributedSection:
+    """The layout over devices. This version trains in one process, so every degree is 1."""
+
+    name: ClassVar[str] = "distributed"
+    strategy: str | None = key("how the model is spread over devices", default=None, choices=(None, "ddp", "fsdp2"))
+    dp_size: int | None = key("data-parallel ranks; null is what remains of the world", default=None, minimum=1)
+    tp_size: int = key("tensor-parallel ranks", default=1, minimum=1)
+    cp_size: int = key("context-parallel ranks", default=1, minimum=1)
+
+
+SECTIONS: tuple[type[Any], ...] = (
+    StepSchedulerSection,
+    LRSchedulerSection,
+    ClipGradNormSection,
+    DataloaderSection,
+    CheckpointSection,
+    DistributedSection,
+)
+
+# Built from `_target_`; True where a run cannot do without.
+TARGET_SECTIONS = {"model": True, "dataset": True, "validation_dataset": False, "loss_fn": False, "optimizer": True}
+
+
+def section_fields(section: type[Any]) -> dict[str, Field[Any]]:
+    """The keys of a section by name."""
+    return {item.name: item for item in fields(section)}
+
+
+def is_required(item: Field[Any]) -> bool:
+    """Whether a key has no default."""
+    return item.default is MISSING
+
+
+def top_level_names() -> list[str]:
+    """Every key that may stand at the top level of a configuration."""
+    return [*section_fields(General), *(section.name for section in SECTIONS), *TARGET_SECTIONS]

@@ -1,0 +1,139 @@
+"""`_target_`: from an import path or `file.py:object` to the object itself.
+
+Errors tell apart what people confuse: the package is not installed, the module is broken (the
+module's own exception is chained), the object is not in it, or it is not callable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from automodel_cli.engine.config.origin import Origin
+from automodel_cli.engine.config.suggest import hint
+from automodel_cli.errors import ConfigError
+
+# A checkpoint may name what these packages define, because amcli itself would build it.
+KNOWN_PACKAGES = ("automodel_cli.engine", "torch.optim", "torch.nn", "transformers.models", "transformers.modeling")
+
+
+def resolve_target(target: str, origin: Origin, key: str) -> Callable[..., Any]:
+    """The callable that `target` names.
+
+    Args:
+        target: `package.module.object`, or `path/file.py:object` relative to the file that names it.
+        origin: Where the text stands; reported in errors, and the start of relative paths.
+        key: The configuration key, such as `model._target_`.
+    Raises:
+        ConfigError: See the module's header.
+    """
+    path, colon, name = target.rpartition(":")
+    if colon and path.endswith(".py"):
+        if origin.kind == "checkpoint":
+            raise _untrusted(target, origin, key)
+        found: Any = _attribute(_load_file(path, origin, key), name, target, origin, key)
+    else:
+        found = _import(target, origin, key)
+    if not callable(found):
+        raise _error(f"`{target}` is a {type(found).__name__}, which cannot be called", origin, key)
+    if origin.kind == "checkpoint" and not _is_known(found):
+        raise _untrusted(target, origin, key)
+    return found  # type: ignore[no-any-return]  # just shown to be callable
+
+
+def _error(message: str, origin: Origin, key: str, help: str | None = None) -> ConfigError:
+    return ConfigError(f"{key}: {message}", where=str(origin), help=help)
+
+
+def _import(target: str, origin: Origin, key: str) -> Any:
+    parts = target.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        message = f"`{target}` is neither an import path (package.module.object) nor file.py:object"
+        raise _error(message, origin, key)
+    if origin.kind == "checkpoint" and not target.startswith(("automodel_cli.", "torch.", "transformers.")):
+        raise _untrusted(target, origin, key)
+    module: ModuleType | None = None
+    depth = 0
+    for length in range(1, len(parts) + 1):
+        name = ".".join(parts[:length])
+        if module is not None and not _is_package(module):
+            break
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise _broken(name, error, origin, key) from error
+            if module is None:
+                help_ = f"is it installed here, or is a word missing before it? python: {sys.executable}"
+                raise _error(f"the package `{name}` is not installed", origin, key, help_) from error
+            break
+        except Exception as error:
+            raise _broken(name, error, origin, key) from error
+        depth = length
+    found: Any = module
+    for length in range(depth, len(parts)):
+        found = _attribute(found, parts[length], target, origin, key)
+    return found
+
+
+def _is_package(module: ModuleType) -> bool:
+    return getattr(module, "__path__", None) is not None
+
+
+def _attribute(owner: Any, name: str, target: str, origin: Origin, key: str) -> Any:
+    try:
+        return getattr(owner, name)
+    except AttributeError as error:
+        kind = "module" if isinstance(owner, ModuleType) else "object"
+        owner_name = getattr(owner, "__name__", type(owner).__name__)
+        public = [candidate for candidate in dir(owner) if not candidate.startswith("_")]
+        message = f"the {kind} `{owner_name}` has no `{name}`"
+        raise _error(message, origin, key, hint(name, public, noun="names in it")) from error
+
+
+def _load_file(path: str, origin: Origin, key: str) -> ModuleType:
+    file = (origin.directory() / Path(path).expanduser()).resolve()
+    if not file.is_file():
+        neighbours = sorted(item.name for item in file.parent.glob("*.py")) if file.parent.is_dir() else []
+        help_ = hint(file.name, neighbours, noun=f"Python files in {file.parent}")
+        raise _error(f"there is no file {file}", origin, key, help_)
+    # The name is derived from the path, so that two files of one name do not shadow each other
+    # and a file named twice is run once.
+    digest = hashlib.sha256(str(file).encode()).hexdigest()[:12]
+    name = f"_amcli_target_{digest}_{file.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise _error(f"{file} cannot be loaded as Python", origin, key)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look the module up by name while it runs
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise _broken(str(file), error, origin, key) from error
+    return module
+
+
+def _broken(name: str, error: Exception, origin: Origin, key: str) -> ConfigError:
+    found = f"importing `{name}` raised {type(error).__name__}: {error}"
+    return _error(found, origin, key, "--traceback shows where in that module")
+
+
+def _is_known(found: Any) -> bool:
+    """Judged by where the object itself was defined, so that an alias cannot smuggle another in."""
+    owner = getattr(found, "__self__", None)
+    module = getattr(owner if isinstance(owner, type) else found, "__module__", "") or ""
+    return any(module == known or module.startswith((f"{known}.", f"{known}_")) for known in KNOWN_PACKAGES)
+
+
+def _untrusted(target: str, origin: Origin, key: str) -> ConfigError:
+    message = f"a checkpoint's configuration names `{target}`, which is code that amcli does not know"
+    return _error(message, origin, key, "if you trust it, name the run's own configuration with -c")
