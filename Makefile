@@ -1,0 +1,60 @@
+# amcli: every routine of the project, one target each. `make` alone lists them.
+
+VENV ?= .venv
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+# Make must not leave a stamp behind for an installation that failed half way.
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help quickstart install dev test check lint docs bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+quickstart: $(INSTALLED)  ## install, prepare a text, train on it, resume, inspect, sample
+	@PATH="$(abspath $(BIN)):$$PATH" scripts/quickstart.sh
+
+test: $(INSTALLED_DEV)  ## run the default test suite (PYTEST_ARGS="-k resume" narrows it)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint  ## lint, format, types and the layers of the package
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+lint: $(INSTALLED_DEV)  ## style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+docs: $(INSTALLED_DEV)  ## write docs/cli.md anew and check every link in the documents
+	$(BIN)/python scripts/gen_cli_docs.py
+	$(BIN)/python scripts/check_links.py
+
+bench: $(INSTALLED_DEV)  ## measure start-up times into benchmarks/results/
+	$(BIN)/python benchmarks/startup.py
+
+install: $(INSTALLED)  ## make the environment that runs amcli
+dev: $(INSTALLED_DEV)  ## make the environment with the tools for development
+
+clean:  ## remove the environment, caches and build results; data/ and checkpoints/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find automodel_cli tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "amcli needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) (PyTorch is large: the first time takes minutes)"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(INSTALLED_DEV): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) with the tools for development (PyTorch is large: the first time takes minutes)"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(INSTALLED) $@
