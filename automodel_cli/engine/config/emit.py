@@ -5,7 +5,6 @@ The text is valid input again: reading it gives equal values (a test holds it to
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -32,7 +31,7 @@ def to_yaml(config: Config, *, origins: bool = True, absolute_targets: bool = Fa
     if not origins:
         return "".join(f"{text}\n" for text, _ in lines)
     width = min(max((len(text) for text, origin in lines if origin), default=0), 80)
-    return "".join(f"{text:<{width}}  # {origin.short()}\n" if origin else f"{text}\n" for text, origin in lines)
+    return "".join(f"{text:<{width}}  # {origin}\n" if origin else f"{text}\n" for text, origin in lines)
 
 
 def flat(config: Config) -> Iterator[tuple[str, Any, Origin]]:
@@ -48,14 +47,14 @@ def flat(config: Config) -> Iterator[tuple[str, Any, Origin]]:
     yield from walk(config.values, ())
 
 
-def _mapping(config: Config, node: Mapping[str, Any], path: KeyPath, absolute: bool) -> Iterator[tuple[str, Origin | None]]:
+def _mapping(config: Config, node: Mapping[str, Any], path: KeyPath, absolute: bool) -> Iterator[tuple[str, str | None]]:
     indent = "  " * len(path)
     for key, value in node.items():
         here = (*path, key)
         yield from _entry(f"{indent}{_scalar(key)}:", value, config, here, absolute)
 
 
-def _entry(head: str, value: Any, config: Config, path: KeyPath, absolute: bool) -> Iterator[tuple[str, Origin | None]]:
+def _entry(head: str, value: Any, config: Config, path: KeyPath, absolute: bool) -> Iterator[tuple[str, str | None]]:
     if isinstance(value, Mapping) and value:
         yield head, None
         yield from _mapping(config, value, path, absolute)
@@ -68,7 +67,15 @@ def _entry(head: str, value: Any, config: Config, path: KeyPath, absolute: bool)
     else:
         if absolute and path[-1] == TARGET and isinstance(value, str):
             value = _absolute(value, config.origin(path))
-        yield f"{head} {_inline(value)}", config.origin(path)
+        yield f"{head} {_inline(value)}", _label(config, path, value)
+
+
+def _label(config: Config, path: KeyPath, value: Any) -> str:
+    """The origin of a value, and those of list elements that were overridden one by one."""
+    elements = [(*path, index) for index in range(len(value))] if isinstance(value, list) else []
+    overridden = [config.origin(element) for element in elements if config.origin(element).kind == "option"]
+    own = config.origin(path)
+    return ", ".join(origin.short() for origin in [own, *(item for item in overridden if item != own)])
 
 
 def _inline(value: Any) -> str:
@@ -88,7 +95,21 @@ def _scalar(value: Any, *, in_list: bool = False) -> str:
         return repr(value) if math.isfinite(value) else ("-.inf" if value < 0 else ".inf")
     if isinstance(value, int):
         return str(value)
-    return value if _reads_back(value, in_list) else json.dumps(value)
+    return value if _reads_back(value, in_list) else _quoted(value)
+
+
+def _quoted(text: str) -> str:
+    """A double-quoted YAML scalar. Not JSON: YAML has no surrogate pairs, and escapes more."""
+
+    def escaped(character: str) -> str:
+        if character in '"\\':
+            return f"\\{character}"
+        if character.isprintable():
+            return character
+        code = ord(character)
+        return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+    return '"' + "".join(map(escaped, text)) + '"'
 
 
 def _reads_back(text: str, in_list: bool) -> bool:

@@ -1,0 +1,19 @@
+"""From a command line's files and overrides to the final configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from automodel_cli.engine.config.builtin import builtin_config
+from automodel_cli.engine.config.check import with_defaults
+from automodel_cli.engine.config.config import Config, apply_overrides, read_configs
+
+
+def load_config(paths: Sequence[Path] | None, overrides: Sequence[str] = ()) -> Config:
+    """The files merged left to right (the built-in configuration if there are none), then the overrides.
+
+    Keys of our own sections that nobody set stand in the result with their defaults.
+    """
+    base = read_configs(paths) if paths else builtin_config()
+    return with_defaults(apply_overrides(base, overrides))
