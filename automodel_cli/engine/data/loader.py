@@ -1,0 +1,152 @@
+"""Batches of a run: the order's samples, cut into micro-batches, read ahead by threads.
+
+Step n is made of the samples at positions n * global_batch_size + j. Rank r and micro-batch m
+read a contiguous block of j, so neither the number of ranks, nor the size of a micro-batch,
+nor the number of loader workers changes which samples make up a step, nor their order.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from automodel_cli.engine.data.collate import BatchReader
+from automodel_cli.engine.protocols import MapDataset, Order
+from automodel_cli.errors import ConfigError
+
+Batch = dict[str, npt.NDArray[np.int64]]
+MicroBatches = list[Batch]
+
+
+class BatchLoader:
+    """Reads a dataset in a given order, forever.
+
+    Args:
+        dataset: A map-style dataset; one that offers `gather` is read a batch at a time.
+        order: Which sample stands at which position of the run.
+        global_batch_size: Samples per optimisation step, over all ranks.
+        local_batch_size: Samples per micro-batch.
+        dp_rank: This reader's data-parallel rank.
+        dp_size: Number of data-parallel ranks.
+        num_workers: Threads that read ahead; 0 reads when asked. Threads, because reading is
+            copying: numpy releases the interpreter lock and nothing has to be pickled.
+        prefetch_factor: Steps that each worker may be ahead.
+        vocab_size: Refuse token ids from here on, naming the shard and the offset.
+
+    Raises:
+        ConfigError: The sizes do not divide, or a number is out of range.
+        DataError: The dataset is not map-style, or is known to hold larger ids than the model has.
+    """
+
+    def __init__(
+        self,
+        dataset: MapDataset,
+        order: Order,
+        *,
+        global_batch_size: int,
+        local_batch_size: int,
+        dp_rank: int = 0,
+        dp_size: int = 1,
+        num_workers: int = 0,
+        prefetch_factor: int = 2,
+        vocab_size: int | None = None,
+    ) -> None:
+        _check_sizes(global_batch_size, local_batch_size, dp_rank, dp_size)
+        _check_workers(num_workers, prefetch_factor)
+        self._reader = BatchReader(dataset, vocab_size)
+        self._order = order
+        self._global_batch_size = global_batch_size
+        self._local_batch_size = local_batch_size
+        self._rank_samples = global_batch_size // dp_size
+        self._rank_begin = dp_rank * self._rank_samples
+        self._num_workers = num_workers
+        self._prefetch_factor = prefetch_factor
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches per optimisation step on this rank."""
+        return self._rank_samples // self._local_batch_size
+
+    def iter_steps(self, start_sample: int = 0) -> Generator[MicroBatches, None, None]:
+        """Micro-batches of one step after another, endless.
+
+        Args:
+            start_sample: Samples that the run has consumed already, over all ranks.
+
+        Yields:
+            `num_micro_batches` dictionaries of arrays (local_batch_size, T). An exception of
+            the dataset appears at the step that it belongs to. Closing the generator ends the
+            reading threads.
+        """
+        begins = itertools.count(start_sample, self._global_batch_size)
+        if self._num_workers == 0:
+            return (self._read_step(begin) for begin in begins)
+        return _read_ahead(self._read_step, begins, self._num_workers, self._num_workers * self._prefetch_factor)
+
+    def _read_step(self, begin: int) -> MicroBatches:
+        positions = np.arange(self._rank_samples, dtype=np.int64) + (begin + self._rank_begin)
+        sample_ids = self._order.order(positions)
+        return [self._reader.read(block) for block in sample_ids.reshape(-1, self._local_batch_size)]
+
+
+def _read_ahead(
+    read_step: Callable[[int], MicroBatches], begins: Iterator[int], num_workers: int, look_ahead: int
+) -> Generator[MicroBatches, None, None]:
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="batch-loader")
+    pending: deque[Future[MicroBatches]] = deque()
+    try:
+        while True:
+            while len(pending) < look_ahead:
+                pending.append(pool.submit(read_step, next(begins)))
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def eval_batches(
+    dataset: MapDataset, batch_size: int, num_batches: int | None = None, *, vocab_size: int | None = None
+) -> Iterator[Batch]:
+    """The fixed validation set: the first `num_batches` batches in order, the same every time.
+
+    Args:
+        dataset: As for `BatchLoader`.
+        batch_size: Samples per batch; the last batch of the dataset may be smaller and is kept.
+        num_batches: `None` reads the whole dataset once.
+        vocab_size: As for `BatchLoader`.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"the validation batch size is {batch_size}, but must be at least 1")
+    reader = BatchReader(dataset, vocab_size)
+    num_samples = len(dataset)
+    if num_batches is not None:
+        num_samples = min(num_samples, num_batches * batch_size)
+    for begin in range(0, num_samples, batch_size):
+        yield reader.read(np.arange(begin, min(begin + batch_size, num_samples), dtype=np.int64))
+
+
+def _check_sizes(global_batch_size: int, local_batch_size: int, dp_rank: int, dp_size: int) -> None:
+    if local_batch_size < 1 or dp_size < 1:
+        raise ConfigError(f"local_batch_size is {local_batch_size} and dp_size {dp_size}, but both must be at least 1")
+    if not 0 <= dp_rank < dp_size:
+        raise ConfigError(f"dp_rank is {dp_rank}, but must be in 0 to {dp_size - 1}")
+    together = local_batch_size * dp_size
+    if global_batch_size < 1 or global_batch_size % together:
+        below = global_batch_size // together * together
+        working = f"{below} or {below + together}" if below > 0 else f"{together}"
+        raise ConfigError(
+            f"step_scheduler.global_batch_size is {global_batch_size}, but it must be a multiple of "
+            f"local_batch_size x data-parallel ranks = {local_batch_size} x {dp_size} = {together}",
+            help=f"{working} would work",
+        )
+
+
+def _check_workers(num_workers: int, prefetch_factor: int) -> None:
+    if num_workers < 0:
+        raise ConfigError(f"dataloader.num_workers is {num_workers}, but must be at least 0")
+    if num_workers > 0 and prefetch_factor < 1:
+        raise ConfigError(f"dataloader.prefetch_factor is {prefetch_factor}, but must be at least 1")

@@ -1,0 +1,79 @@
+"""What a user's own class must offer to take part: one Protocol per role.
+
+Nothing needs to inherit from these; a class with the right methods is enough. The optional
+abilities are separate Protocols, so that a plain dataset stays plain.
+
+Shapes: B batch, T sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Int64Array: TypeAlias = npt.NDArray[np.int64]
+    Batch: TypeAlias = dict[str, npt.NDArray[Any]]
+
+
+class Order(Protocol):
+    """Maps positions in the endless stream of a run to sample ids; keeps no state."""
+
+    num_samples: int
+
+    def order(self, k: Int64Array) -> Int64Array:
+        """Sample ids for the global positions `k`, same shape."""
+        ...
+
+
+@runtime_checkable
+class MapDataset(Protocol):
+    """The least that a dataset must offer: a length and samples by number."""
+
+    def __len__(self) -> int:
+        """Samples in one epoch."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]:
+        """Sample `index`: at least `input_ids` (T,) and `labels` (T,), integers; label -100 is not trained on.
+
+        `labels[t]` is the token that follows `input_ids[t]`: labels are shifted already.
+        """
+        ...
+
+
+@runtime_checkable
+class GatherDataset(MapDataset, Protocol):
+    """A dataset that makes a whole batch at once, faster than sample by sample."""
+
+    def gather(self, sample_ids: Int64Array, /) -> Batch:
+        """The samples `sample_ids` (B,) as arrays of shape (B, T), equal to stacking `__getitem__`."""
+        ...
+
+
+@runtime_checkable
+class LocatesSamples(Protocol):
+    """A dataset that can say where a sample lies, for error messages."""
+
+    def locate(self, sample_id: int, /) -> tuple[str, int]:
+        """File that holds the sample, and the token offset in it of the sample's first input."""
+        ...
+
+
+@runtime_checkable
+class BoundsTokens(Protocol):
+    """A dataset that may know its largest token id without reading all of it."""
+
+    max_token_id: int | None
+
+
+@runtime_checkable
+class OrdersSamples(Protocol):
+    """A dataset that chooses the order in which a run reads it."""
+
+    def sample_order(self, seed: int, /) -> Order:
+        """The order of a run with this seed."""
+        ...

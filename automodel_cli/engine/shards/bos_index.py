@@ -1,0 +1,66 @@
+"""Where documents begin in a shard: `train_000000.bos.idx` beside `train_000000.bin`.
+
+The file is a plain array of little-endian int32 TOKEN offsets, ascending. An index is not
+trusted: some writers store byte offsets, and an index may belong to an earlier shard of the
+same name. So every entry is compared with the token that it points to; if one differs, the
+shard is scanned instead. What is returned therefore always points at BOS tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from automodel_cli.engine.shards.format import ShardInfo, TokenArray
+
+# Bounds the memory of a scan: comparing one block allocates this many bytes.
+_SCAN_TOKENS = 1 << 24
+
+
+def bos_index_path(shard_path: Path) -> Path:
+    """The index beside a shard.
+
+    >>> bos_index_path(Path("data/train_000000.bin")).name
+    'train_000000.bos.idx'
+    """
+    return shard_path.with_suffix(".bos.idx")
+
+
+def load_bos_offsets(info: ShardInfo, tokens: TokenArray, bos_id: int) -> npt.NDArray[np.int64]:
+    """Offsets of the BOS tokens of a shard, in tokens, ascending.
+
+    Args:
+        info: The shard, beside which an index is looked for.
+        tokens: Its tokens, shape (num_tokens,).
+        bos_id: The id that begins a document.
+    """
+    indexed = _read_index(bos_index_path(info.path))
+    if indexed is not None and _points_at_bos(indexed, tokens, bos_id):
+        return indexed
+    return scan_bos_offsets(tokens, bos_id)
+
+
+def scan_bos_offsets(tokens: TokenArray, bos_id: int) -> npt.NDArray[np.int64]:
+    """Find every BOS token by reading all tokens, block by block."""
+    found = [
+        np.flatnonzero(tokens[start : start + _SCAN_TOKENS] == bos_id) + start
+        for start in range(0, len(tokens), _SCAN_TOKENS)
+    ]
+    return np.concatenate(found).astype(np.int64) if found else np.empty(0, dtype=np.int64)
+
+
+def _read_index(path: Path) -> npt.NDArray[np.int64] | None:
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    if not raw or len(raw) % 4:
+        return None
+    return np.frombuffer(raw, dtype="<i4").astype(np.int64)
+
+
+def _points_at_bos(offsets: npt.NDArray[np.int64], tokens: TokenArray, bos_id: int) -> bool:
+    in_range = offsets[0] >= 0 and offsets[-1] < len(tokens) and bool(np.all(np.diff(offsets) > 0))
+    return bool(in_range and np.all(tokens[offsets] == bos_id))

@@ -1,0 +1,182 @@
+"""`manifest.json`: what a directory of shards holds, and how it was made.
+
+It is written last, so its presence means that preparation finished. It names no time and no
+path of the machine that wrote it: the same source and settings give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from automodel_cli.engine.shards.durable import write_durably
+from automodel_cli.engine.shards.format import ShardInfo
+from automodel_cli.errors import DataError
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = "amcli-token-shards"
+FORMAT_VERSION = 1
+
+_AGAIN = "run `amcli prep` again with --overwrite"
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """Where the text came from.
+
+    Attributes:
+        name: Preset or pattern of files.
+        revision: Version of a source that changes under one name, when it has one.
+        sha256: Hash of the text, when the source is at hand as a whole.
+    """
+
+    name: str
+    revision: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """What made the tokens; equal hashes mean equal token ids for any text."""
+
+    name: str
+    vocab_size: int
+    bos_id: int | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard: its file name, length, hash of the whole file, and largest token id."""
+
+    name: str
+    num_tokens: int
+    num_bytes: int
+    sha256: str
+    max_token_id: int
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """One split (`train` or `val`).
+
+    Attributes:
+        num_documents: Documents, the last of which may be cut.
+        num_tokens: Tokens in all shards, BOS included.
+        text_bytes: UTF-8 bytes of the documents before tokenization.
+        max_token_id: The largest id that occurs.
+        longest_document_tokens: Length of the longest document, BOS included.
+        unigram_entropy_nats: Cross-entropy, in nats per token, of the best model that ignores
+            all context; a trained model must fall well below it.
+        shards: In reading order.
+    """
+
+    num_documents: int
+    num_tokens: int
+    text_bytes: int
+    max_token_id: int
+    longest_document_tokens: int
+    unigram_entropy_nats: float
+    shards: tuple[ShardRecord, ...]
+
+
+@dataclass(frozen=True)
+class DataManifest:
+    """All of `manifest.json`."""
+
+    source: SourceRecord
+    tokenizer: TokenizerRecord
+    settings: dict[str, Any]
+    splits: dict[str, SplitRecord]
+    amcli_version: str
+    format: str = field(default=FORMAT)
+    format_version: int = field(default=FORMAT_VERSION)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all splits."""
+        return sum(split.num_tokens for split in self.splits.values())
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in all splits."""
+        return sum(split.num_documents for split in self.splits.values())
+
+    @property
+    def max_token_id(self) -> int:
+        """The largest id in any split."""
+        return max(split.max_token_id for split in self.splits.values())
+
+    def shard(self, name: str) -> ShardRecord | None:
+        """The record of the shard with this file name, in whichever split it is."""
+        return next((shard for split in self.splits.values() for shard in split.shards if shard.name == name), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as plain JSON values."""
+        return asdict(self)
+
+
+def write_manifest(directory: Path, manifest: DataManifest) -> None:
+    """Write `manifest.json` durably; call it after every shard is in place."""
+    text = json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    write_durably(directory / MANIFEST_NAME, text.encode())
+
+
+def load_manifest(directory: Path) -> DataManifest | None:
+    """Read the manifest of a directory; `None` when there is none.
+
+    Raises:
+        DataError: There is a `manifest.json` that is broken, of another format or of another version.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"the manifest cannot be read: {error.strerror}", where=str(path)) from error
+    except ValueError as error:
+        raise DataError(f"the manifest is not valid JSON: {error}", where=str(path), help=_AGAIN) from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise DataError(f"this is no manifest of token shards (its `format` is not {FORMAT!r})", where=str(path))
+    if raw.get("format_version") != FORMAT_VERSION:
+        raise DataError(
+            f"the manifest has format version {raw.get('format_version')!r}, but this amcli reads {FORMAT_VERSION}",
+            where=str(path),
+            help=_AGAIN,
+        )
+    try:
+        return _from_dict(raw)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"the manifest is damaged: {error}", where=str(path), help=_AGAIN) from error
+
+
+def _from_dict(raw: dict[str, Any]) -> DataManifest:
+    splits = {
+        name: SplitRecord(**{**split, "shards": tuple(ShardRecord(**shard) for shard in split["shards"])})
+        for name, split in raw["splits"].items()
+    }
+    fields = {**raw, "source": SourceRecord(**raw["source"]), "tokenizer": TokenizerRecord(**raw["tokenizer"])}
+    return DataManifest(**{**fields, "splits": splits})
+
+
+def manifest_for(shards: Sequence[ShardInfo]) -> DataManifest | None:
+    """The manifest that describes all of `shards`, or `None` when none does.
+
+    It must lie in the one directory that holds them all and name each with the number of
+    tokens that its header has; a manifest that fits only some shards describes other data.
+    """
+    directories = {info.path.parent for info in shards}
+    if len(directories) != 1:
+        return None
+    manifest = load_manifest(directories.pop())
+    if manifest is None:
+        return None
+    for info in shards:
+        record = manifest.shard(info.path.name)
+        if record is None or record.num_tokens != info.num_tokens:
+            return None
+    return manifest
