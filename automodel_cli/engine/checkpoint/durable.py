@@ -1,0 +1,58 @@
+"""Writes that survive a power cut: each function returns once the disk has what it wrote.
+
+A rename is atomic but not durable until its directory is synchronised, and a file's bytes are
+not on disk until the file is; forgetting either leaves an empty file after a crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a new file and synchronises it. Readers may see it half-written: rename for that."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_file(path: Path) -> None:
+    """Synchronises a file that somebody else wrote."""
+    # fsync on a read-only descriptor fails on some systems, so this opens for update.
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Synchronises the names in a directory: what was created, renamed or removed there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directories(root: Path) -> None:
+    """Synchronises every directory below `root`, children first, and `root` itself."""
+    for directory, _, _ in os.walk(root, topdown=False):
+        sync_directory(Path(directory))
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Points `link` at `target`, replacing what was there in one atomic step.
+
+    Where links are impossible (some network and removable file systems) a text file that
+    holds `target` takes the place of the link.
+    """
+    fresh = link.with_name(f"{link.name}.tmp-{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        fresh.unlink()
+    try:
+        fresh.symlink_to(target)
+    except OSError:
+        write_bytes(fresh, f"{target}\n".encode())
+    fresh.replace(link)
+    sync_directory(link.parent)

@@ -1,0 +1,238 @@
+"""`manifest.json`: what a checkpoint consists of, byte for byte.
+
+It is written last, so a directory without one is not a checkpoint. It holds the size and the
+SHA-256 of every other file and a SHA-256 of its own text, so that no flipped bit anywhere in a
+checkpoint goes unnoticed. Reading one executes nothing, follows no link and stays inside the
+directory, whatever the file says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from automodel_cli.engine.checkpoint.durable import write_bytes
+from automodel_cli.errors import CheckpointError
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 64 * 2**20
+_BLANK_DIGEST = "0" * 64
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and SHA-256 (lower-case hexadecimal) of one file."""
+
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of `manifest.json`.
+
+    Args:
+        amcli_version: Version that wrote the checkpoint.
+        step: Optimisation steps done.
+        saved_at: UTC time of the save, ISO 8601.
+        files: Every other file, by its path relative to the checkpoint, with `/`.
+        facts: What the writer wants to be shown without opening other files.
+    """
+
+    amcli_version: str
+    step: int
+    saved_at: str
+    files: dict[str, FileRecord]
+    facts: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Findings:
+    """How a directory differs from its manifest; each entry is one readable line.
+
+    Args:
+        missing: Files that the manifest lists and the directory lacks.
+        damaged: Files that are there with another size, other bytes or as a link.
+        extra: Files that the manifest does not list. Nothing reads them, so they break nothing.
+    """
+
+    missing: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """What makes the checkpoint unusable."""
+        return self.missing + self.damaged
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Writes and synchronises `manifest.json`; every file that it lists must be on disk already."""
+    fields = {
+        "format_version": manifest.format_version,
+        "amcli_version": manifest.amcli_version,
+        "step": manifest.step,
+        "saved_at": manifest.saved_at,
+        "facts": manifest.facts,
+        "files": {
+            name: {"bytes": record.num_bytes, "sha256": record.sha256}
+            for name, record in sorted(manifest.files.items())
+        },
+        "manifest_sha256": _BLANK_DIGEST,
+    }
+    text = json.dumps(fields, indent=2, allow_nan=False) + "\n"
+    # The digest covers the text as it stands, with zeros in its own place: a checksum over the
+    # parsed values would miss flips that keep the meaning, such as 1e-05 to 1E-05.
+    head, _, tail = text.rpartition(_BLANK_DIGEST)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    write_bytes(directory / MANIFEST_NAME, f"{head}{digest}{tail}".encode())
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads and checks `manifest.json`.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or another format version wrote it.
+        OSError: The file is there and cannot be read.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(
+            f"there is no {MANIFEST_NAME}, which a save writes last, so this is not a complete checkpoint",
+            where=str(directory),
+            help="use an earlier checkpoint; `amcli inspect-ckpt` on the directory above lists them",
+        ) from None
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_MANIFEST_BYTES:
+        raise _damaged(path, f"it must be a regular file of at most {MAX_MANIFEST_BYTES:,} bytes")
+    raw = path.read_bytes()
+    try:
+        fields = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"it is not JSON ({error})") from None
+    return _parsed(path, raw, fields)
+
+
+def _parsed(path: Path, raw: bytes, fields: Any) -> Manifest:
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"the checkpoint has format version {version}, and this amcli reads up to {FORMAT_VERSION}",
+            where=str(path),
+            help="use the amcli that wrote it, or a newer one",
+        )
+    try:
+        digest = fields["manifest_sha256"]
+        head, found, tail = raw.decode().rpartition(str(digest))
+        if not found or hashlib.sha256(f"{head}{_BLANK_DIGEST}{tail}".encode()).hexdigest() != digest:
+            raise _damaged(path, "its text does not match its own SHA-256")
+        return Manifest(
+            format_version=int(fields["format_version"]),
+            amcli_version=str(fields["amcli_version"]),
+            step=int(fields["step"]),
+            saved_at=str(fields["saved_at"]),
+            files={
+                _contained(path, name): FileRecord(int(record["bytes"]), str(record["sha256"]))
+                for name, record in fields["files"].items()
+            },
+            facts=dict(fields["facts"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, f"a field is missing or of the wrong kind ({type(error).__name__}: {error})") from None
+
+
+def _contained(path: Path, name: str) -> str:
+    """`name`, if it can only mean a file inside the checkpoint."""
+    parts = name.split("/")
+    if any(part in ("", ".", "..", MANIFEST_NAME) for part in parts) or "\\" in name or "\0" in name:
+        raise _damaged(path, f"it lists {name!r}, which is not a plain path inside the checkpoint")
+    return name
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"the manifest is damaged: {reason}", where=str(path), help="use another checkpoint")
+
+
+def record_files(directory: Path) -> dict[str, FileRecord]:
+    """Sizes and SHA-256 of all files below `directory`, the manifest left out."""
+    return {
+        name: FileRecord(path.stat().st_size, sha256_of(path))
+        for name, path in sorted(_files_below(directory))
+        if name != MANIFEST_NAME
+    }
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in constant memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def compare(directory: Path, manifest: Manifest, hashes: bool = True) -> Findings:
+    """Compares a directory with its manifest.
+
+    Args:
+        directory: The checkpoint.
+        manifest: What it should be.
+        hashes: Also read every byte; without it only names and sizes are compared.
+
+    Raises:
+        OSError: A file cannot be read (permissions, a failing disk): nothing is known about it.
+    """
+    missing, damaged = [], []
+    for name, record in manifest.files.items():
+        path = directory / name
+        link = _link_on_the_way(directory, name)
+        if link is not None:
+            damaged.append(f"{name}: {link} is a link, and links are not followed")
+        elif not os.path.lexists(path):
+            missing.append(f"{name}: missing")
+        elif not stat.S_ISREG(path.lstat().st_mode):
+            damaged.append(f"{name}: not a regular file")
+        elif path.stat().st_size != record.num_bytes:
+            damaged.append(f"{name}: {path.stat().st_size:,} bytes, but the manifest says {record.num_bytes:,}")
+        elif hashes and (found := sha256_of(path)) != record.sha256:
+            damaged.append(f"{name}: SHA-256 is {found[:12]}..., but the manifest says {record.sha256[:12]}...")
+    listed = {*manifest.files, MANIFEST_NAME}
+    extra = sorted(f"{name}: not in the manifest" for name, _ in _files_below(directory) if name not in listed)
+    return Findings(tuple(missing), tuple(damaged), tuple(extra))
+
+
+def verify(directory: Path, hashes: bool = True) -> list[str]:
+    """Everything that is wrong with a checkpoint, one line each; empty if it is as it was saved.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    try:
+        findings = compare(directory, read_manifest(directory), hashes)
+    except CheckpointError as error:
+        return [error.message]
+    return [*findings.broken, *findings.extra]
+
+
+def _files_below(directory: Path) -> Iterator[tuple[str, Path]]:
+    """Everything below `directory` that is not a plain directory: (relative path with `/`, path)."""
+    for parent, directories, files in os.walk(directory, followlinks=False):
+        links = [name for name in directories if (Path(parent) / name).is_symlink()]
+        for name in (*files, *links):
+            path = Path(parent) / name
+            yield path.relative_to(directory).as_posix(), path
+
+
+def _link_on_the_way(directory: Path, name: str) -> str | None:
+    """The first component of `name` that is a symbolic link."""
+    relative = PurePosixPath(name)
+    for part in (*reversed(relative.parents[:-1]), relative):
+        if (directory / part).is_symlink():
+            return str(part)
+    return None

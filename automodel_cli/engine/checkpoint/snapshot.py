@@ -1,0 +1,32 @@
+"""What a checkpoint holds, in memory. Training builds one to save, and gets one back to resume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Snapshot:
+    """The state of a run between two optimisation steps.
+
+    Args:
+        step: Optimisation steps done.
+        config_yaml: The resolved configuration as text, `${VAR}` unresolved.
+        model_tensors: Weights under Hugging Face names; contiguous, no two sharing storage.
+        model_config: Contents of the model's `config.json`; None if it has none.
+        optim_tensors: Optimizer state, keyed `<parameter name>.<state name>`.
+        train_state: Step, tokens, data cursor and the like; values that JSON can hold.
+        rng_tensors: States of the random number generators of this rank.
+    """
+
+    step: int
+    config_yaml: str
+    model_tensors: dict[str, Tensor]
+    model_config: dict[str, Any] | None
+    optim_tensors: dict[str, Tensor]
+    train_state: dict[str, Any]
+    rng_tensors: dict[str, Tensor]

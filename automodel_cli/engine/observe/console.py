@@ -1,0 +1,152 @@
+"""The run as a person watches it: a line per step, and on a terminal a progress bar below them.
+
+Where the output is not a terminal (a file, a pipe, a job's log) it is plain lines without a
+single control code, each flushed, so that `tee` and `grep` see them at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from automodel_cli.engine.observe.metrics import StepStats, ValStats
+
+
+class ConsoleSink:
+    """Prints reports for people.
+
+    Args:
+        max_steps: The last step of the run.
+        start_step: Steps done before this process began.
+        stream: Where to print; the standard output if None.
+    """
+
+    def __init__(self, max_steps: int, start_step: int = 0, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self._lines = LineFormat(max_steps)
+        self._bar = _Bar(self._stream, max_steps, start_step) if _is_live_terminal(self._stream) else None
+
+    def on_start(self, facts: dict[str, Any]) -> None:
+        """Prints the facts that fit on a line each."""
+        shown = {name: value for name, value in facts.items() if isinstance(value, str | int | float)}
+        width = max(map(len, shown), default=0)
+        for name, value in shown.items():
+            self._print(f"{name:<{width}}  {_readable(value)}")
+
+    def on_step(self, stats: StepStats) -> None:
+        """Prints the step's line and moves the bar."""
+        self._print(self._lines.step(stats))
+        if self._bar is not None:
+            self._bar.move(stats)
+
+    def on_validation(self, stats: ValStats) -> None:
+        """Prints the validation's line."""
+        self._print(self._lines.validation(stats))
+
+    def on_message(self, text: str) -> None:
+        """Prints the text."""
+        self._print(text)
+
+    def close(self) -> None:
+        """Takes the bar away; what was printed stays."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _print(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.print_above(line)
+        else:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+
+class LineFormat:
+    """Lays out step lines so that their columns stay under each other.
+
+    Each column is as wide as its widest value so far: a run whose loss starts below 10 spends
+    no blank on it, and one that starts above settles at its first line.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        self._step_width = len(str(max_steps)) + 1
+        self._max_steps = max_steps
+        self._widths: dict[int, int] = {}
+
+    def step(self, stats: StepStats) -> str:
+        """`step  120/400 | loss 2.1234 | grad_norm 0.53 | lr 9.12e-04 | tps 45,123 | mem 0.51 GB | 182 ms`."""
+        fields = [
+            f"loss {stats.loss:.4f}",
+            f"grad_norm {stats.grad_norm:.2f}",
+            f"lr {stats.lr:.2e}",
+            f"tps {stats.tokens_per_second:,.0f}",
+            f"mem {stats.memory_bytes / 1e9:.2f} GB",
+        ]
+        return " | ".join([self._counter(stats.step), *map(self._aligned, range(len(fields)), fields), _time(stats)])
+
+    def validation(self, stats: ValStats) -> str:
+        """`step  120/400 | val_loss 2.0312 | perplexity 7.62`."""
+        return f"{self._counter(stats.step)} | val_loss {stats.val_loss:.4f} | perplexity {stats.val_perplexity:,.2f}"
+
+    def _counter(self, step: int) -> str:
+        return f"step {step:>{self._step_width}}/{self._max_steps}"
+
+    def _aligned(self, column: int, text: str) -> str:
+        width = self._widths[column] = max(len(text), self._widths.get(column, 0))
+        return text.ljust(width)
+
+
+class _Bar:
+    """A progress bar on the last line of a terminal, with lines scrolling above it."""
+
+    def __init__(self, stream: TextIO, max_steps: int, start_step: int) -> None:
+        self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
+        self._progress = Progress(
+            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tok/s"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=self._console,
+            transient=True,
+        )
+        self._max_steps = max_steps
+        self._start_step = start_step
+        self._task: TaskID | None = None
+
+    def move(self, stats: StepStats) -> None:
+        if self._task is None:
+            # The bar starts with the first step: what happens before has nothing to show.
+            self._task = self._progress.add_task(
+                "", total=self._max_steps, completed=self._start_step, loss="-", speed="-"
+            )
+            self._progress.start()
+        self._progress.update(
+            self._task, completed=stats.step, loss=f"{stats.loss:.4f}", speed=f"{stats.tokens_per_second:,.0f}"
+        )
+
+    def print_above(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True)
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._progress.stop()
+
+
+def _time(stats: StepStats) -> str:
+    milliseconds = stats.step_seconds * 1000
+    return f"{milliseconds:.1f} ms" if milliseconds < 10 else f"{milliseconds:,.0f} ms"
+
+
+def _readable(value: str | int | float) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _is_live_terminal(stream: TextIO) -> bool:
+    # rich would also follow FORCE_COLOR, which continuous integration sets on logs.
+    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")

@@ -1,0 +1,74 @@
+"""What a run reports about itself, and what a sink of such reports must offer.
+
+Who sends is told nothing about who listens; a sink decides alone what it shows or keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One optimisation step.
+
+    Args:
+        step: Steps done, this one included.
+        max_steps: The last step of the run.
+        loss: Training loss in nats per token, before this step's update.
+        grad_norm: Norm of the whole gradient before clipping.
+        lr: Learning rate that this step used.
+        tokens_per_second: Label tokens over `step_seconds`, all ranks together.
+        step_seconds: Time of the step, waiting for data included; validation and saving are not.
+        memory_bytes: Peak memory of the device, or of the process on a CPU.
+        tokens_seen: Label tokens since the start of training, all ranks together.
+        data_wait_seconds: The part of `step_seconds` in which the loader was waited for.
+    """
+
+    step: int
+    max_steps: int
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens_per_second: float
+    step_seconds: float
+    memory_bytes: int
+    tokens_seen: int
+    data_wait_seconds: float
+
+
+@dataclass(frozen=True)
+class ValStats:
+    """One pass over the validation set.
+
+    Args:
+        step: Steps done before it.
+        val_loss: Loss in nats per token, averaged over tokens.
+        val_perplexity: exp(val_loss).
+        num_tokens: Label tokens that were averaged over.
+    """
+
+    step: int
+    val_loss: float
+    val_perplexity: float
+    num_tokens: int
+
+
+class Sink(Protocol):
+    """A place that reports go to: a terminal, a file, a service."""
+
+    def on_start(self, facts: dict[str, Any]) -> None:
+        """A run begins or continues; `facts` are JSON-able."""
+
+    def on_step(self, stats: StepStats) -> None:
+        """An optimisation step is done."""
+
+    def on_validation(self, stats: ValStats) -> None:
+        """A validation is done."""
+
+    def on_message(self, text: str) -> None:
+        """Something worth one line happened, such as a saved checkpoint."""
+
+    def close(self) -> None:
+        """The run is over; nothing is sent after this."""

@@ -1,0 +1,160 @@
+"""A checkpoint comes back as it was saved, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from automodel_cli.engine.checkpoint import layout
+from automodel_cli.engine.checkpoint.load import load, load_newest_good
+from automodel_cli.engine.checkpoint.manifest import read_manifest, verify
+from automodel_cli.engine.checkpoint.save import save
+from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.errors import CheckpointError
+
+
+def snapshot_at(step: int) -> Snapshot:
+    generator = torch.Generator().manual_seed(step)
+    weights = {
+        "transformer.wte.weight": torch.randn(7, 4, generator=generator),
+        "transformer.h.0.attn.c_attn.bias": torch.randn(12, generator=generator).to(torch.bfloat16),
+    }
+    return Snapshot(
+        step=step,
+        config_yaml=f"seed: {step}\npath: ${{DATA,here}}\n",
+        model_tensors=weights,
+        model_config={"architectures": ["GPT2LMHeadModel"], "n_layer": 1},
+        optim_tensors={"transformer.wte.weight.step": torch.tensor(float(step)), "empty": torch.zeros(0, 3)},
+        train_state={"step": step, "loss": 0.1 + 0.2, "val_loss": None},
+        rng_tensors={"torch_cpu": torch.get_rng_state()},
+    )
+
+
+def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(
+        left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left
+    )
+
+
+def test_a_saved_snapshot_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    """Every field of the snapshot is equal after a round trip, dtypes included."""
+    saved = snapshot_at(3)
+
+    loaded = load(save(tmp_path / "new" / "root", saved, facts={}))
+
+    assert (loaded.step, loaded.config_yaml) == (saved.step, saved.config_yaml)
+    assert (loaded.model_config, loaded.train_state) == (saved.model_config, saved.train_state)
+    assert equal(loaded.model_tensors, saved.model_tensors)
+    assert equal(loaded.optim_tensors, saved.optim_tensors)
+    assert equal(loaded.rng_tensors, saved.rng_tensors)
+
+
+def test_a_model_without_a_config_comes_back_without_one(tmp_path: Path) -> None:
+    """`model_config=None` writes no config.json and loads as None."""
+    saved = snapshot_at(3)
+    saved.model_config = None
+
+    directory = save(tmp_path, saved, facts={})
+
+    assert load(directory).model_config is None
+    assert not (directory / layout.MODEL_CONFIG_FILE).exists()
+
+
+def test_the_manifest_lists_every_file_and_keeps_the_facts(tmp_path: Path) -> None:
+    """The manifest names exactly the other files, and carries facts and versions."""
+    directory = save(tmp_path, snapshot_at(3), facts={"val_loss": 1.5})
+
+    manifest = read_manifest(directory)
+
+    on_disk = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+    assert set(manifest.files) == on_disk - {"manifest.json"}
+    assert manifest.facts["val_loss"] == 1.5
+    assert manifest.facts["versions"]["torch"] == str(torch.__version__)
+    assert verify(directory) == []
+
+
+def test_latest_and_best_are_relative_links(tmp_path: Path) -> None:
+    """The directory can be moved: LATEST names the last save and BEST the last one that was best."""
+    save(tmp_path / "a", snapshot_at(1), facts={}, is_best=True)
+    save(tmp_path / "a", snapshot_at(2), facts={})
+
+    moved = (tmp_path / "a").rename(tmp_path / "b")
+
+    assert str((moved / "LATEST").readlink()) == "step_000002"
+    assert layout.resolve(moved / "BEST") == moved / "step_000001"
+
+
+def test_saving_a_step_twice_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    """A good checkpoint is never overwritten."""
+    directory = save(tmp_path, snapshot_at(1), facts={})
+    before = (directory / "manifest.json").read_bytes()
+
+    with pytest.raises(CheckpointError, match="already"):
+        save(tmp_path, snapshot_at(1), facts={})
+
+    assert (directory / "manifest.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step_000001"]
+
+
+def test_a_broken_checkpoint_of_the_same_step_is_moved_aside(tmp_path: Path) -> None:
+    """A save over debris succeeds, and the debris is kept under another name."""
+    directory = save(tmp_path, snapshot_at(1), facts={})
+    (directory / "manifest.json").unlink()
+
+    save(tmp_path, snapshot_at(1), facts={})
+
+    assert verify(tmp_path / "step_000001") == []
+    assert (tmp_path / "broken-step_000001").is_dir()
+
+
+def test_a_broken_latest_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    """The damaged one is renamed, the earlier one is loaded, links follow, and a note says so."""
+    for step in (1, 2, 3):
+        save(tmp_path, snapshot_at(step), facts={}, is_best=step == 3)
+    (tmp_path / "step_000003" / layout.MODEL_FILE).write_bytes(b"")
+
+    snapshot, directory, notes = load_newest_good(tmp_path)
+
+    assert (snapshot.step, directory) == (2, tmp_path / "step_000002")
+    assert len(notes) == 1
+    assert "broken-step_000003" in notes[0]
+    assert layout.MODEL_FILE in notes[0]
+    assert layout.resolve(tmp_path) == directory
+    assert layout.read_link(tmp_path, "BEST") is None
+
+
+def test_no_good_checkpoint_is_an_error_that_names_each(tmp_path: Path) -> None:
+    """When all are broken the message lists all of them with their reasons."""
+    for step in (1, 2):
+        (save(tmp_path, snapshot_at(step), facts={}) / layout.CONFIG_FILE).unlink()
+
+    with pytest.raises(CheckpointError, match="no checkpoint that can be loaded") as caught:
+        load_newest_good(tmp_path)
+
+    assert all(name in str(caught.value) for name in ("step_000001", "step_000002", "config.yaml: missing"))
+
+
+def test_what_comes_after_latest_is_left_alone(tmp_path: Path) -> None:
+    """A user who points LATEST back resumes there, and finds the later checkpoints unharmed."""
+    for step in (1, 2, 3):
+        save(tmp_path, snapshot_at(step), facts={})
+    layout.point_link(tmp_path, "LATEST", tmp_path / "step_000002")
+
+    _, directory, notes = load_newest_good(tmp_path)
+
+    assert (directory.name, notes) == ("step_000002", [])
+    assert layout.later_steps(tmp_path, 2) == [tmp_path / "step_000003"]
+
+
+def test_a_state_file_that_is_no_json_is_refused_by_name(tmp_path: Path) -> None:
+    """A manifest may vouch for bytes that mean nothing; loading then ends in one clear error."""
+    saved = snapshot_at(1)
+    directory = save(tmp_path, saved, facts={})
+    state = directory / layout.TRAIN_STATE_FILE
+    state.write_text(json.dumps(["not", "an", "object"]))
+
+    with pytest.raises(CheckpointError, match="train_state"):
+        load(directory)
