@@ -100,7 +100,7 @@ class NanogptDataset:
         if sample_ids.size and not (sample_ids.min() >= 0 and sample_ids.max() < self._num_samples):
             raise IndexError(f"sample ids go from 0 to {self._num_samples - 1}")
         windows = self._windows.read(*self._layout.locate(sample_ids))
-        return {"input_ids": np.ascontiguousarray(windows[:, :-1]), "labels": np.ascontiguousarray(windows[:, 1:])}
+        return {"input_ids": windows[:, :-1].astype(np.int64), "labels": windows[:, 1:].astype(np.int64)}
 
     def locate(self, sample_id: int) -> tuple[str, int]:
         """The shard of a sample and the token offset of its first input."""

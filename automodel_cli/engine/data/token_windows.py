@@ -33,16 +33,21 @@ class TokenWindows:
         self._window_tokens = window_tokens
         self._open: OrderedDict[int, TokenArray] = OrderedDict()
         self._lock = threading.Lock()
+        self._dtype = max((info.dtype for info in self._shards), key=lambda dtype: dtype.itemsize)
 
     def __reduce__(self) -> tuple[type[TokenWindows], tuple[list[ShardInfo], int]]:
         return TokenWindows, (self._shards, self._window_tokens)
 
-    def read(self, shard_numbers: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The windows that begin at `offsets` (B,) of `shard_numbers` (B,), as int64 (B, window_tokens)."""
-        windows = np.empty((len(offsets), self._window_tokens), dtype=np.int64)
+    def read(self, shard_numbers: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> TokenArray:
+        """The windows that begin at `offsets` (B,) of `shard_numbers` (B,), shape (B, window_tokens).
+
+        They keep the type of the shards (the widest of them): widening 2 bytes to 8 is the
+        larger half of the work, and the caller does it once, into the array that it returns.
+        """
+        windows = np.empty((len(offsets), self._window_tokens), dtype=self._dtype)
         for shard in np.unique(shard_numbers):
             rows = np.flatnonzero(shard_numbers == shard)
-            # One gather per shard: whole rows are copied, then widened while they are stored.
+            # One gather per shard, which copies whole rows.
             windows[rows] = self._views(int(shard))[offsets[rows]]
         return windows
 
