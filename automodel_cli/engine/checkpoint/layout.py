@@ -23,6 +23,7 @@ from automodel_cli.errors import CheckpointError
 LATEST = "LATEST"
 BEST = "BEST"
 LINKS = (LATEST, BEST)
+BROKEN_PREFIX = "broken-"
 
 CONFIG_FILE = "config.yaml"
 MODEL_DIRECTORY = "model"
@@ -75,6 +76,12 @@ def rng_file(rank: int) -> str:
 def is_complete(directory: Path) -> bool:
     """Whether a save finished here: the manifest exists. Says nothing about damage since."""
     return (directory / MANIFEST_NAME).is_file()
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether this directory is one checkpoint, in whatever state, rather than a directory of them."""
+    name = directory.resolve().name.removeprefix(BROKEN_PREFIX)
+    return is_complete(directory) or re.match(_STEP_NAME, name) is not None
 
 
 def list_steps(root: Path) -> list[tuple[int, Path]]:
@@ -174,7 +181,7 @@ def resolve(path: Path | None = None, default_root: Path = Path("checkpoints")) 
             where=str(place),
             help=_what_exists(place, default_root),
         )
-    if step_of(place.name) is not None or is_complete(place):
+    if is_checkpoint(place):
         return place
     return _newest(place)
 

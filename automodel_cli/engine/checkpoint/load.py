@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from automodel_cli.engine.checkpoint import layout
-from automodel_cli.engine.checkpoint.manifest import Manifest, compare, read_manifest
+from automodel_cli.engine.checkpoint.manifest import Manifest, NewerFormatError, compare, read_manifest
 from automodel_cli.engine.checkpoint.save import quarantine
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.errors import CheckpointError
@@ -49,12 +49,15 @@ def load_newest_good(root: Path, map_location: str | torch.device = "cpu") -> tu
         The snapshot, its directory, and one line for each checkpoint that was passed over.
 
     Raises:
+        NewerFormatError: A newer amcli wrote the next one in line; older ones are not taken in its place.
         CheckpointError: None can be loaded; the message says why, one by one.
     """
     notes: list[str] = []
     for directory in _candidates(root):
         try:
             manifest = _verified(directory)
+        except NewerFormatError:
+            raise
         except CheckpointError as error:
             notes.append(_set_aside(directory, error.message))
             continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 64 * 2**20
 _BLANK_DIGEST = "0" * 64
+
+
+class NewerFormatError(CheckpointError):
+    """A newer amcli wrote the checkpoint: nothing is wrong with it, and nothing can be said about it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class Manifest:
         step: Optimisation steps done.
         saved_at: UTC time of the save, ISO 8601.
         files: Every other file, by its path relative to the checkpoint, with `/`.
-        facts: What the writer wants to be shown without opening other files.
+        facts: What the writer wants to be shown without opening other files; numbers that are not
+            finite are written as null, since other readers of JSON refuse them.
     """
 
     amcli_version: str
@@ -81,7 +87,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
         "amcli_version": manifest.amcli_version,
         "step": manifest.step,
         "saved_at": manifest.saved_at,
-        "facts": manifest.facts,
+        "facts": finite(manifest.facts),
         "files": {
             name: {"bytes": record.num_bytes, "sha256": record.sha256}
             for name, record in sorted(manifest.files.items())
@@ -96,11 +102,21 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     write_bytes(directory / MANIFEST_NAME, f"{head}{digest}{tail}".encode())
 
 
+def finite(value: Any) -> Any:
+    """The same value with null for every number that JSON cannot write."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def read_manifest(directory: Path) -> Manifest:
     """Reads and checks `manifest.json`.
 
     Raises:
-        CheckpointError: There is none, it is damaged, or another format version wrote it.
+        NewerFormatError: A newer amcli wrote it.
+        CheckpointError: There is none, or it is damaged.
         OSError: The file is there and cannot be read.
     """
     path = directory / MANIFEST_NAME
@@ -125,7 +141,7 @@ def read_manifest(directory: Path) -> Manifest:
 def _parsed(path: Path, raw: bytes, fields: Any) -> Manifest:
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise CheckpointError(
+        raise NewerFormatError(
             f"the checkpoint has format version {version}, and this amcli reads up to {FORMAT_VERSION}",
             where=str(path),
             help="use the amcli that wrote it, or a newer one",
@@ -211,10 +227,13 @@ def verify(directory: Path, hashes: bool = True) -> list[str]:
     """Everything that is wrong with a checkpoint, one line each; empty if it is as it was saved.
 
     Raises:
+        NewerFormatError: A newer amcli wrote it.
         OSError: A file cannot be read.
     """
     try:
         findings = compare(directory, read_manifest(directory), hashes)
+    except NewerFormatError:
+        raise
     except CheckpointError as error:
         return [error.message]
     return [*findings.broken, *findings.extra]

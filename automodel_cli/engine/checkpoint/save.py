@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import platform
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -65,8 +64,7 @@ def save(
     Args:
         root: Directory of the run's checkpoints; made if need be.
         snapshot: What to save.
-        facts: JSON-able values for the manifest, shown by `inspect-ckpt`; the versions of
-            Python and torch are added under `versions`.
+        facts: JSON-able values for the manifest, shown by `inspect-ckpt`.
         is_best: Also move `BEST`.
         max_recent: Keep this many of the highest steps, and whatever `LATEST` and `BEST` name;
             None keeps all.
@@ -164,7 +162,7 @@ def _make_way(final: Path) -> None:
 def quarantine(directory: Path) -> Path:
     """Renames a broken checkpoint to `broken-<name>`, so that nothing takes it for a good one."""
     for number in range(1, 1000):
-        aside = directory.with_name(f"broken-{directory.name}" + (f"-{number}" if number > 1 else ""))
+        aside = directory.with_name(f"{layout.BROKEN_PREFIX}{directory.name}" + (f"-{number}" if number > 1 else ""))
         if not os.path.lexists(aside):
             directory.rename(aside)
             durable.sync_directory(directory.parent)
@@ -203,13 +201,12 @@ def _sync_files(partial: Path) -> None:
 
 
 def _manifest(partial: Path, step: int, facts: dict[str, Any]) -> Manifest:
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     return Manifest(
         amcli_version=__version__,
         step=step,
         saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
         files=record_files(partial),
-        facts={"versions": versions, **facts},
+        facts=facts,
     )
 
 

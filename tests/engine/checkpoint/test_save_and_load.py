@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,14 @@ import torch
 
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.load import load, load_newest_good
-from automodel_cli.engine.checkpoint.manifest import read_manifest, verify
+from automodel_cli.engine.checkpoint.manifest import (
+    FORMAT_VERSION,
+    NewerFormatError,
+    read_manifest,
+    record_files,
+    verify,
+    write_manifest,
+)
 from automodel_cli.engine.checkpoint.save import save
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.errors import CheckpointError
@@ -64,15 +72,14 @@ def test_a_model_without_a_config_comes_back_without_one(tmp_path: Path) -> None
 
 
 def test_the_manifest_lists_every_file_and_keeps_the_facts(tmp_path: Path) -> None:
-    """The manifest names exactly the other files, and carries facts and versions."""
-    directory = save(tmp_path, snapshot_at(3), facts={"val_loss": 1.5})
+    """The manifest names exactly the other files, and carries the facts as JSON that all can read."""
+    directory = save(tmp_path, snapshot_at(3), facts={"val_loss": 1.5, "best": [float("nan"), math.inf]})
 
     manifest = read_manifest(directory)
 
     on_disk = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
     assert set(manifest.files) == on_disk - {"manifest.json"}
-    assert manifest.facts["val_loss"] == 1.5
-    assert manifest.facts["versions"]["torch"] == str(torch.__version__)
+    assert manifest.facts == {"val_loss": 1.5, "best": [None, None]}
     assert verify(directory) == []
 
 
@@ -149,12 +156,45 @@ def test_what_comes_after_latest_is_left_alone(tmp_path: Path) -> None:
     assert layout.later_steps(tmp_path, 2) == [tmp_path / "step_000003"]
 
 
-def test_a_state_file_that_is_no_json_is_refused_by_name(tmp_path: Path) -> None:
-    """A manifest may vouch for bytes that mean nothing; loading then ends in one clear error."""
-    saved = snapshot_at(1)
-    directory = save(tmp_path, saved, facts={})
-    state = directory / layout.TRAIN_STATE_FILE
-    state.write_text(json.dumps(["not", "an", "object"]))
+def sealed_again(directory: Path) -> None:
+    """Makes the manifest vouch for the files as they are now."""
+    manifest = read_manifest(directory)
+    write_manifest(directory, replace(manifest, files=record_files(directory)))
 
-    with pytest.raises(CheckpointError, match="train_state"):
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])
+def test_a_state_file_that_is_no_json_object_ends_in_one_clear_error(tmp_path: Path, content: bytes) -> None:
+    """A manifest may vouch for bytes that mean nothing; loading names the checkpoint, and does not crash."""
+    directory = save(tmp_path, snapshot_at(1), facts={})
+    (directory / layout.TRAIN_STATE_FILE).write_bytes(content)
+    sealed_again(directory)
+
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
         load(directory)
+
+    assert caught.value.where == str(directory)
+
+
+def test_tensors_that_are_no_safetensors_end_in_one_clear_error(tmp_path: Path) -> None:
+    """The same for a weights file that its manifest vouches for."""
+    directory = save(tmp_path, snapshot_at(1), facts={})
+    (directory / layout.MODEL_FILE).write_bytes(b"\xff" * 64)
+    sealed_again(directory)
+
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load(directory)
+
+
+def test_a_checkpoint_of_a_newer_format_is_never_set_aside(tmp_path: Path) -> None:
+    """It is good, only not for us: loading says so and renames nothing, and so does saving over it."""
+    for step in (1, 2):
+        save(tmp_path, snapshot_at(step), facts={})
+    newest = tmp_path / "step_000002"
+    write_manifest(newest, replace(read_manifest(newest), format_version=FORMAT_VERSION + 1))
+
+    with pytest.raises(NewerFormatError, match="format version 2"):
+        load_newest_good(tmp_path)
+    with pytest.raises(NewerFormatError, match="format version 2"):
+        save(tmp_path, snapshot_at(2), facts={})
+
+    assert newest.is_dir()

@@ -1,0 +1,280 @@
+"""Says what a checkpoint is and whether it is whole, without torch and without running anything in it.
+
+Reads the manifest, the JSON and YAML files and the headers of the tensor files; the tensors
+themselves only if asked to verify them. Links are refused, sizes are bounded before reading, and
+whatever cannot be read becomes a line of the report. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from automodel_cli.engine.checkpoint import layout
+from automodel_cli.engine.checkpoint.manifest import (
+    MANIFEST_NAME,
+    Findings,
+    Manifest,
+    NewerFormatError,
+    compare,
+    finite,
+    read_manifest,
+)
+from automodel_cli.engine.checkpoint.parameters import ParameterCount, count_parameters
+from automodel_cli.engine.checkpoint.tensor_header import read_tensor_header
+from automodel_cli.engine.config.yaml_reader import read_yaml
+from automodel_cli.errors import CheckpointError, ConfigError
+
+Verdict = Literal["complete", "incomplete", "corrupt"]
+
+_MAX_JSON_BYTES = 16 * 2**20
+_REQUIRED_FILES = (
+    layout.CONFIG_FILE,
+    layout.MODEL_FILE,
+    layout.OPTIMIZER_FILE,
+    layout.TRAIN_STATE_FILE,
+    layout.rng_file(rank=0),
+)
+_PROGRESS_KEYS = ("tokens_seen", "samples_consumed", "loss", "val_loss", "best_val_loss", "lr", "train_seconds")
+_CONFIG_KEYS = (
+    "seed",
+    "dataset.file_pattern",
+    "dataset.seq_len",
+    "optimizer._target_",
+    "optimizer.lr",
+    "step_scheduler.max_steps",
+    "step_scheduler.global_batch_size",
+)
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """What there is to know about one checkpoint.
+
+    Args:
+        path: The directory.
+        verdict: `complete`, `incomplete` (something is missing) or `corrupt` (something is wrong).
+        verified: Every byte was compared with the manifest's SHA-256; otherwise sizes and headers were.
+        problems: Why the verdict is not `complete`, one line each.
+        notes: What is odd and does no harm, one line each.
+        marks: Which of `LATEST` and `BEST` point here.
+        step: Optimisation steps done; from the manifest, or else from the directory's name.
+        saved_at: UTC time of the save.
+        progress: `tokens_seen`, `loss`, `val_loss` and so on, those that were saved.
+        parameters: Of the model; None if its header cannot be read.
+        optimizer_dtypes: Elements of the optimizer state by their type.
+        files: Size in bytes of each file that is there.
+        config: The values of the configuration that tell most, by dotted key.
+        facts: Everything else that the manifest carries.
+        amcli_version: The version that wrote it.
+    """
+
+    path: str
+    verdict: Verdict
+    verified: bool
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    marks: tuple[str, ...]
+    step: int | None
+    saved_at: str | None
+    progress: dict[str, Any]
+    parameters: ParameterCount | None
+    optimizer_dtypes: dict[str, int]
+    files: dict[str, int]
+    config: dict[str, Any]
+    facts: dict[str, Any]
+    amcli_version: str | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the checkpoint can be used, as far as it was looked at."""
+        return self.verdict == "complete"
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(self.files.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as values that JSON can hold."""
+        return dict(finite({**asdict(self), "total_bytes": self.total_bytes}))
+
+
+def inspect(directory: Path, verify: bool = False) -> CheckpointReport:
+    """Reports on one checkpoint, whatever state it is in.
+
+    Args:
+        directory: The checkpoint, as `layout.resolve` returns it.
+        verify: Also read every byte and compare it with the manifest.
+
+    Raises:
+        NewerFormatError: A newer amcli wrote it.
+        CheckpointError: A file is there and cannot be read.
+    """
+    try:
+        return _Inspection(directory).report(verify)
+    except OSError as error:
+        raise CheckpointError(
+            f"it cannot be read: {error}", where=str(directory), help="check its permissions, and the disk"
+        ) from error
+
+
+@dataclass
+class _Inspection:
+    """Collects what is found while the files are read one after another."""
+
+    directory: Path
+    missing: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def report(self, verify: bool) -> CheckpointReport:
+        manifest = self._manifest()
+        if manifest is not None:
+            self._compare(manifest, verify)
+        else:
+            self._look_for_required_files()
+        model_config = self._json(layout.MODEL_CONFIG_FILE)
+        state = self._json(layout.TRAIN_STATE_FILE) or {}
+        facts = dict(manifest.facts) if manifest else {}
+        parameters = self._parameters(model_config)
+        optimizer_dtypes = self._optimizer_dtypes()
+        config = self._config()
+        problems = tuple(dict.fromkeys([*self.missing, *self.damaged]))
+        return CheckpointReport(
+            path=str(self.directory),
+            verdict="corrupt" if self.damaged else "incomplete" if self.missing else "complete",
+            verified=verify and manifest is not None,
+            problems=problems,
+            notes=tuple(self.notes),
+            marks=_marks(self.directory),
+            step=manifest.step if manifest else layout.step_of(self.directory.name),
+            saved_at=manifest.saved_at if manifest else None,
+            progress={key: value for key in _PROGRESS_KEYS if (value := facts.pop(key, state.get(key))) is not None},
+            parameters=parameters,
+            optimizer_dtypes=optimizer_dtypes,
+            files=_file_sizes(self.directory),
+            config=config,
+            facts=facts,
+            amcli_version=manifest.amcli_version if manifest else None,
+        )
+
+    def _manifest(self) -> Manifest | None:
+        try:
+            return read_manifest(self.directory)
+        except NewerFormatError:
+            raise
+        except CheckpointError as error:
+            exists = (self.directory / MANIFEST_NAME).exists()
+            (self.damaged if exists else self.missing).append(f"{MANIFEST_NAME}: {error.message}")
+            return None
+
+    def _compare(self, manifest: Manifest, verify: bool) -> None:
+        findings: Findings = compare(self.directory, manifest, hashes=verify)
+        self.missing += findings.missing
+        self.damaged += findings.damaged
+        self.notes += findings.extra
+        self.missing += [f"{name}: not in the manifest" for name in _REQUIRED_FILES if name not in manifest.files]
+        named = layout.step_of(self.directory.name)
+        if named is not None and named != manifest.step:
+            self.damaged.append(f"it holds step {manifest.step}, not the step of its name")
+
+    def _look_for_required_files(self) -> None:
+        self.missing += [f"{name}: missing" for name in _REQUIRED_FILES if not (self.directory / name).exists()]
+
+    def _readable(self, name: str, max_bytes: int | None = None) -> Path | None:
+        """The file, if it is a regular one of bounded size that no link leads to."""
+        path = self.directory / name
+        if any(problem.startswith(f"{name}: ") for problem in self.damaged):
+            return None  # what is known to be damaged has nothing to say
+        if path.parent.is_symlink() or path.is_symlink() or not path.exists():
+            return None  # a problem already, unless it is optional
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        if max_bytes is not None and status.st_size > max_bytes:
+            self.damaged.append(f"{name}: {status.st_size:,} bytes, and at most {max_bytes:,} are read")
+            return None
+        return path
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        path = self._readable(name, _MAX_JSON_BYTES)
+        if path is None:
+            return None
+        try:
+            value = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            self.damaged.append(f"{name}: not JSON ({error})")
+            return None
+        if not isinstance(value, dict):
+            self.damaged.append(f"{name}: not a JSON object")
+            return None
+        return value
+
+    def _parameters(self, model_config: Mapping[str, Any] | None) -> ParameterCount | None:
+        path = self._readable(layout.MODEL_FILE)
+        if path is None:
+            return None
+        try:
+            return count_parameters(read_tensor_header(path), model_config)
+        except CheckpointError as error:
+            self.damaged.append(f"{layout.MODEL_FILE}: {error.message}")
+            return None
+
+    def _optimizer_dtypes(self) -> dict[str, int]:
+        path = self._readable(layout.OPTIMIZER_FILE)
+        if path is None:
+            return {}
+        try:
+            return count_parameters(read_tensor_header(path), None).by_dtype
+        except CheckpointError as error:
+            self.damaged.append(f"{layout.OPTIMIZER_FILE}: {error.message}")
+            return {}
+
+    def _config(self) -> dict[str, Any]:
+        path = self._readable(layout.CONFIG_FILE)
+        if path is None:
+            return {}
+        try:
+            values = read_yaml(path, kind="checkpoint").value
+        except ConfigError as error:
+            self.damaged.append(f"{layout.CONFIG_FILE}: {error.message}")
+            return {}
+        return _telling_values(values) if isinstance(values, Mapping) else {}
+
+
+def _telling_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The scalars of `model`, then the other keys that say what kind of run this was."""
+    model = values.get("model")
+    shown = {f"model.{key}": value for key, value in model.items()} if isinstance(model, Mapping) else {}
+    for dotted in _CONFIG_KEYS:
+        section, _, key = dotted.rpartition(".")
+        holder = values.get(section) if section else values
+        if isinstance(holder, Mapping) and key in holder:
+            shown[dotted] = holder[key]
+    return {key: value for key, value in shown.items() if isinstance(value, str | int | float | bool)}
+
+
+def _file_sizes(directory: Path) -> dict[str, int]:
+    return {
+        path.relative_to(directory).as_posix(): path.lstat().st_size
+        for path in sorted(directory.rglob("*"))
+        if stat.S_ISREG(path.lstat().st_mode)
+    }
+
+
+def _marks(directory: Path) -> tuple[str, ...]:
+    real = directory.resolve()
+    return tuple(name for name in layout.LINKS if _points_at(real.parent, name, real))
+
+
+def _points_at(root: Path, name: str, directory: Path) -> bool:
+    try:
+        target = layout.read_link(root, name)
+    except CheckpointError:
+        return False  # a link that leads elsewhere; whoever follows it gets the error
+    return target is not None and target.name == directory.name
