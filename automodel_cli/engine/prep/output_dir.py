@@ -81,14 +81,13 @@ def check_reusable(directory: Path, found: DataManifest, wanted: dict[str, Any])
         DataError: A setting differs, or a shard is missing or has another size.
     """
     existing = identity(found)
-    differing = [
-        f"{name} is {existing.get(name)!r} there and {value!r} here"
-        for name, value in wanted.items()
-        if existing.get(name) != value
-    ]
-    if differing:
+    differing = [name for name, value in wanted.items() if existing.get(name) != value]
+    # "source sha256" says nothing new where "source" differs already.
+    telling = [name for name in differing if name.split()[0] == name or name.split()[0] not in differing]
+    if telling:
         raise DataError(
-            f"the directory holds data made with other settings: {'; '.join(differing)}",
+            "the directory holds data made with other settings: "
+            + "; ".join(f"{name} is {existing.get(name)!r} there and {wanted[name]!r} here" for name in telling),
             where=str(directory),
             help=_REMAKE,
         )
@@ -108,8 +107,8 @@ def identity(manifest: DataManifest) -> dict[str, Any]:
     """Everything that decides what the data are, by name of the setting."""
     return {
         "source": manifest.source.name,
-        "the text's hash": manifest.source.sha256,
+        "source sha256": manifest.source.sha256,
         "tokenizer": manifest.tokenizer.name,
-        "the tokenizer's hash": manifest.tokenizer.sha256,
+        "tokenizer sha256": manifest.tokenizer.sha256,
         **manifest.settings,
     }

@@ -34,6 +34,9 @@ from automodel_cli.engine.shards.manifest import (
 )
 from automodel_cli.errors import DataError, UsageError
 
+# The options stand in a file without numpy, which the command line reads; callers find all here.
+__all__ = ["PrepOptions", "PrepProgress", "PrepResult", "default_output_dir", "ignore_progress", "prepare"]
+
 # Documents are tokenized in batches: large enough to keep the tokenizer's threads busy,
 # small enough that a batch of them is nothing beside the memory of the process.
 _BATCH_CHARS = 1 << 22

@@ -110,6 +110,11 @@ class DataManifest:
         """The largest id in any split."""
         return max(split.max_token_id for split in self.splits.values())
 
+    @property
+    def unigram_entropy_nats(self) -> dict[str, float]:
+        """The unigram entropy of each split, in nats per token."""
+        return {name: split.unigram_entropy_nats for name, split in self.splits.items()}
+
     def shard(self, name: str) -> ShardRecord | None:
         """The record of the shard with this file name, in whichever split it is."""
         return next((shard for split in self.splits.values() for shard in split.shards if shard.name == name), None)
