@@ -15,9 +15,6 @@ import numpy.typing as npt
 
 from automodel_cli.engine.shards.format import ShardInfo, TokenArray
 
-# Bounds the memory of a scan: comparing one block allocates this many bytes.
-_SCAN_TOKENS = 1 << 24
-
 
 def bos_index_path(shard_path: Path) -> Path:
     """The index beside a shard.
@@ -42,11 +39,17 @@ def load_bos_offsets(info: ShardInfo, tokens: TokenArray, bos_id: int) -> npt.ND
     return scan_bos_offsets(tokens, bos_id)
 
 
-def scan_bos_offsets(tokens: TokenArray, bos_id: int) -> npt.NDArray[np.int64]:
-    """Find every BOS token by reading all tokens, block by block."""
+def scan_bos_offsets(tokens: TokenArray, bos_id: int, block_tokens: int = 1 << 24) -> npt.NDArray[np.int64]:
+    """Find every BOS token by reading all tokens.
+
+    Args:
+        tokens: Shape (num_tokens,).
+        bos_id: The id to find.
+        block_tokens: Bounds the memory: comparing one block allocates this many bytes.
+    """
     found = [
-        np.flatnonzero(tokens[start : start + _SCAN_TOKENS] == bos_id) + start
-        for start in range(0, len(tokens), _SCAN_TOKENS)
+        np.flatnonzero(tokens[start : start + block_tokens] == bos_id) + start
+        for start in range(0, len(tokens), block_tokens)
     ]
     return np.concatenate(found).astype(np.int64) if found else np.empty(0, dtype=np.int64)
 

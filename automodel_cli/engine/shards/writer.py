@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -99,7 +100,9 @@ class ShardWriter:
     def discard(self) -> None:
         """Remove the unfinished shard, if there is one; finished shards stay."""
         if self._file is not None:
-            self._file.close()
+            # Closing flushes once more, which fails again when the disk is full.
+            with suppress(OSError):
+                self._file.close()
             self._file = None
             temporary_path(self._path).unlink(missing_ok=True)
 
