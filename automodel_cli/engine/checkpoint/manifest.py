@@ -223,19 +223,29 @@ def compare(directory: Path, manifest: Manifest, hashes: bool = True) -> Finding
     return Findings(tuple(missing), tuple(damaged), tuple(extra))
 
 
-def verify(directory: Path, hashes: bool = True) -> list[str]:
-    """Everything that is wrong with a checkpoint, one line each; empty if it is as it was saved.
+def examine(directory: Path, hashes: bool = True) -> Findings:
+    """`compare` with the directory's own manifest, whose absence or damage is a finding as well.
 
     Raises:
         NewerFormatError: A newer amcli wrote it.
         OSError: A file cannot be read.
     """
     try:
-        findings = compare(directory, read_manifest(directory), hashes)
+        return compare(directory, read_manifest(directory), hashes)
     except NewerFormatError:
         raise
     except CheckpointError as error:
-        return [error.message]
+        return Findings(damaged=(error.message,))
+
+
+def verify(directory: Path, hashes: bool = True) -> list[str]:
+    """Everything that differs from what was saved, one line each; extra files too, which break nothing.
+
+    Raises:
+        NewerFormatError: A newer amcli wrote it.
+        OSError: A file cannot be read.
+    """
+    findings = examine(directory, hashes)
     return [*findings.broken, *findings.extra]
 
 

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from automodel_cli import __version__
 from automodel_cli.engine.checkpoint import durable, layout
-from automodel_cli.engine.checkpoint.manifest import Manifest, record_files, verify, write_manifest
+from automodel_cli.engine.checkpoint.manifest import Manifest, examine, record_files, write_manifest
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.errors import CheckpointError
 
@@ -149,7 +149,13 @@ def _make_way(final: Path) -> None:
     """Moves a broken checkpoint of this step aside; a good one is never overwritten."""
     if not os.path.lexists(final):
         return
-    if final.is_symlink() or not final.is_dir() or not verify(final):
+    if final.is_symlink() or not final.is_dir():
+        raise CheckpointError(
+            "this name is taken, and not by a checkpoint directory",
+            where=str(final),
+            help="move it away, or set checkpoint.checkpoint_dir to another directory",
+        )
+    if not examine(final).broken:
         raise CheckpointError(
             "there is a checkpoint of this step already",
             where=str(final),

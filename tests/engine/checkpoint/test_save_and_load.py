@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,22 +24,7 @@ from automodel_cli.engine.checkpoint.save import save
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.errors import CheckpointError
 
-
-def snapshot_at(step: int) -> Snapshot:
-    generator = torch.Generator().manual_seed(step)
-    weights = {
-        "transformer.wte.weight": torch.randn(7, 4, generator=generator),
-        "transformer.h.0.attn.c_attn.bias": torch.randn(12, generator=generator).to(torch.bfloat16),
-    }
-    return Snapshot(
-        step=step,
-        config_yaml=f"seed: {step}\npath: ${{DATA,here}}\n",
-        model_tensors=weights,
-        model_config={"architectures": ["GPT2LMHeadModel"], "n_layer": 1},
-        optim_tensors={"transformer.wte.weight.step": torch.tensor(float(step)), "empty": torch.zeros(0, 3)},
-        train_state={"step": step, "loss": 0.1 + 0.2, "val_loss": None},
-        rng_tensors={"torch_cpu": torch.get_rng_state()},
-    )
+MakeSnapshot = Callable[[int], Snapshot]
 
 
 def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -47,9 +33,9 @@ def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool
     )
 
 
-def test_a_saved_snapshot_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_a_saved_snapshot_comes_back_bit_for_bit(tmp_path: Path, snapshots: MakeSnapshot) -> None:
     """Every field of the snapshot is equal after a round trip, dtypes included."""
-    saved = snapshot_at(3)
+    saved = snapshots(3)
 
     loaded = load(save(tmp_path / "new" / "root", saved, facts={}))
 
@@ -60,9 +46,9 @@ def test_a_saved_snapshot_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert equal(loaded.rng_tensors, saved.rng_tensors)
 
 
-def test_a_model_without_a_config_comes_back_without_one(tmp_path: Path) -> None:
+def test_a_model_without_a_config_comes_back_without_one(tmp_path: Path, snapshots: MakeSnapshot) -> None:
     """`model_config=None` writes no config.json and loads as None."""
-    saved = snapshot_at(3)
+    saved = snapshots(3)
     saved.model_config = None
 
     directory = save(tmp_path, saved, facts={})
@@ -71,9 +57,9 @@ def test_a_model_without_a_config_comes_back_without_one(tmp_path: Path) -> None
     assert not (directory / layout.MODEL_CONFIG_FILE).exists()
 
 
-def test_the_manifest_lists_every_file_and_keeps_the_facts(tmp_path: Path) -> None:
+def test_the_manifest_lists_every_file_and_keeps_the_facts(tmp_path: Path, snapshots: MakeSnapshot) -> None:
     """The manifest names exactly the other files, and carries the facts as JSON that all can read."""
-    directory = save(tmp_path, snapshot_at(3), facts={"val_loss": 1.5, "best": [float("nan"), math.inf]})
+    directory = save(tmp_path, snapshots(3), facts={"val_loss": 1.5, "best": [float("nan"), math.inf]})
 
     manifest = read_manifest(directory)
 
@@ -83,10 +69,10 @@ def test_the_manifest_lists_every_file_and_keeps_the_facts(tmp_path: Path) -> No
     assert verify(directory) == []
 
 
-def test_latest_and_best_are_relative_links(tmp_path: Path) -> None:
+def test_latest_and_best_are_relative_links(tmp_path: Path, snapshots: MakeSnapshot) -> None:
     """The directory can be moved: LATEST names the last save and BEST the last one that was best."""
-    save(tmp_path / "a", snapshot_at(1), facts={}, is_best=True)
-    save(tmp_path / "a", snapshot_at(2), facts={})
+    save(tmp_path / "a", snapshots(1), facts={}, is_best=True)
+    save(tmp_path / "a", snapshots(2), facts={})
 
     moved = (tmp_path / "a").rename(tmp_path / "b")
 
@@ -94,33 +80,34 @@ def test_latest_and_best_are_relative_links(tmp_path: Path) -> None:
     assert layout.resolve(moved / "BEST") == moved / "step_000001"
 
 
-def test_saving_a_step_twice_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+def test_saving_a_step_twice_is_refused_and_changes_nothing(tmp_path: Path, snapshots: MakeSnapshot) -> None:
     """A good checkpoint is never overwritten."""
-    directory = save(tmp_path, snapshot_at(1), facts={})
+    directory = save(tmp_path, snapshots(1), facts={})
     before = (directory / "manifest.json").read_bytes()
+    (directory / "notes.txt").write_text("a user's own file does not make it a bad one")
 
     with pytest.raises(CheckpointError, match="already"):
-        save(tmp_path, snapshot_at(1), facts={})
+        save(tmp_path, snapshots(1), facts={})
 
     assert (directory / "manifest.json").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step_000001"]
 
 
-def test_a_broken_checkpoint_of_the_same_step_is_moved_aside(tmp_path: Path) -> None:
+def test_a_broken_checkpoint_of_the_same_step_is_moved_aside(tmp_path: Path, snapshots: MakeSnapshot) -> None:
     """A save over debris succeeds, and the debris is kept under another name."""
-    directory = save(tmp_path, snapshot_at(1), facts={})
+    directory = save(tmp_path, snapshots(1), facts={})
     (directory / "manifest.json").unlink()
 
-    save(tmp_path, snapshot_at(1), facts={})
+    save(tmp_path, snapshots(1), facts={})
 
     assert verify(tmp_path / "step_000001") == []
     assert (tmp_path / "broken-step_000001").is_dir()
 
 
-def test_a_broken_latest_falls_back_to_the_one_before(tmp_path: Path) -> None:
+def test_a_broken_latest_falls_back_to_the_one_before(tmp_path: Path, snapshots: MakeSnapshot) -> None:
     """The damaged one is renamed, the earlier one is loaded, links follow, and a note says so."""
     for step in (1, 2, 3):
-        save(tmp_path, snapshot_at(step), facts={}, is_best=step == 3)
+        save(tmp_path, snapshots(step), facts={}, is_best=step == 3)
     (tmp_path / "step_000003" / layout.MODEL_FILE).write_bytes(b"")
 
     snapshot, directory, notes = load_newest_good(tmp_path)
@@ -133,10 +120,10 @@ def test_a_broken_latest_falls_back_to_the_one_before(tmp_path: Path) -> None:
     assert layout.read_link(tmp_path, "BEST") is None
 
 
-def test_no_good_checkpoint_is_an_error_that_names_each(tmp_path: Path) -> None:
+def test_no_good_checkpoint_is_an_error_that_names_each(tmp_path: Path, snapshots: MakeSnapshot) -> None:
     """When all are broken the message lists all of them with their reasons."""
     for step in (1, 2):
-        (save(tmp_path, snapshot_at(step), facts={}) / layout.CONFIG_FILE).unlink()
+        (save(tmp_path, snapshots(step), facts={}) / layout.CONFIG_FILE).unlink()
 
     with pytest.raises(CheckpointError, match="no checkpoint that can be loaded") as caught:
         load_newest_good(tmp_path)
@@ -144,10 +131,10 @@ def test_no_good_checkpoint_is_an_error_that_names_each(tmp_path: Path) -> None:
     assert all(name in str(caught.value) for name in ("step_000001", "step_000002", "config.yaml: missing"))
 
 
-def test_what_comes_after_latest_is_left_alone(tmp_path: Path) -> None:
+def test_what_comes_after_latest_is_left_alone(tmp_path: Path, snapshots: MakeSnapshot) -> None:
     """A user who points LATEST back resumes there, and finds the later checkpoints unharmed."""
     for step in (1, 2, 3):
-        save(tmp_path, snapshot_at(step), facts={})
+        save(tmp_path, snapshots(step), facts={})
     layout.point_link(tmp_path, "LATEST", tmp_path / "step_000002")
 
     _, directory, notes = load_newest_good(tmp_path)
@@ -163,9 +150,11 @@ def sealed_again(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])
-def test_a_state_file_that_is_no_json_object_ends_in_one_clear_error(tmp_path: Path, content: bytes) -> None:
+def test_a_state_file_that_is_no_json_object_ends_in_one_clear_error(
+    tmp_path: Path, snapshots: MakeSnapshot, content: bytes
+) -> None:
     """A manifest may vouch for bytes that mean nothing; loading names the checkpoint, and does not crash."""
-    directory = save(tmp_path, snapshot_at(1), facts={})
+    directory = save(tmp_path, snapshots(1), facts={})
     (directory / layout.TRAIN_STATE_FILE).write_bytes(content)
     sealed_again(directory)
 
@@ -175,9 +164,9 @@ def test_a_state_file_that_is_no_json_object_ends_in_one_clear_error(tmp_path: P
     assert caught.value.where == str(directory)
 
 
-def test_tensors_that_are_no_safetensors_end_in_one_clear_error(tmp_path: Path) -> None:
+def test_tensors_that_are_no_safetensors_end_in_one_clear_error(tmp_path: Path, snapshots: MakeSnapshot) -> None:
     """The same for a weights file that its manifest vouches for."""
-    directory = save(tmp_path, snapshot_at(1), facts={})
+    directory = save(tmp_path, snapshots(1), facts={})
     (directory / layout.MODEL_FILE).write_bytes(b"\xff" * 64)
     sealed_again(directory)
 
@@ -185,16 +174,16 @@ def test_tensors_that_are_no_safetensors_end_in_one_clear_error(tmp_path: Path) 
         load(directory)
 
 
-def test_a_checkpoint_of_a_newer_format_is_never_set_aside(tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_newer_format_is_never_set_aside(tmp_path: Path, snapshots: MakeSnapshot) -> None:
     """It is good, only not for us: loading says so and renames nothing, and so does saving over it."""
     for step in (1, 2):
-        save(tmp_path, snapshot_at(step), facts={})
+        save(tmp_path, snapshots(step), facts={})
     newest = tmp_path / "step_000002"
     write_manifest(newest, replace(read_manifest(newest), format_version=FORMAT_VERSION + 1))
 
     with pytest.raises(NewerFormatError, match="format version 2"):
         load_newest_good(tmp_path)
     with pytest.raises(NewerFormatError, match="format version 2"):
-        save(tmp_path, snapshot_at(2), facts={})
+        save(tmp_path, snapshots(2), facts={})
 
     assert newest.is_dir()
