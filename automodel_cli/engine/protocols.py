@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import torch
 
     Int64Array: TypeAlias = npt.NDArray[np.int64]
     Batch: TypeAlias = dict[str, npt.NDArray[Any]]
@@ -76,4 +77,18 @@ class OrdersSamples(Protocol):
 
     def sample_order(self, seed: int, /) -> Order:
         """The order of a run with this seed."""
+        ...
+
+
+class LossFunction(Protocol):
+    """Maps logits and labels to a scalar that can be differentiated."""
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor, /, *, num_label_tokens: int) -> torch.Tensor:
+        """The SUM of the losses of all tokens whose label is not -100, over `num_label_tokens`.
+
+        Args:
+            logits: (B, T, V).
+            labels: (B, T), int64.
+            num_label_tokens: Label tokens of the whole optimisation step, over all micro-batches.
+        """
         ...

@@ -1,0 +1,133 @@
+"""The Typer app, the root options, and the one place where an exception becomes a message.
+
+Nothing here or in `commands/` imports torch before a command needs it: `--help`, completion and
+`config show` stay fast because of that.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import typer
+from typer.exceptions import TyperException
+
+from automodel_cli import __version__
+from automodel_cli.commands.config import config_app
+from automodel_cli.commands.inspect_ckpt import inspect_ckpt
+from automodel_cli.commands.prep import prep
+from automodel_cli.commands.pretrain import pretrain
+from automodel_cli.commands.resume import resume
+from automodel_cli.commands.sample import sample
+from automodel_cli.errors import AmcliError, ExitCode
+
+TRACEBACK_OPTION = "--traceback"
+TRACEBACK_VARIABLE = "AMCLI_TRACEBACK"
+
+# Rich help and pretty exceptions cost 0.15 s at every start (benchmarks/startup.py), more than all the rest.
+app = typer.Typer(name="amcli", rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+
+# Unknown options reach these two, since `--model.n_layer 24` is one: commands/options.py sorts them.
+_DOTTED = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app.command("prep")(prep)
+app.command("pretrain", context_settings=_DOTTED)(pretrain)
+app.command("resume", context_settings=_DOTTED)(resume)
+app.command("inspect-ckpt")(inspect_ckpt)
+app.command("sample")(sample)
+app.add_typer(config_app, name="config")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"amcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+    show_traceback: bool = typer.Option(
+        False, TRACEBACK_OPTION, help=f"Show the traceback of an error; so does {TRACEBACK_VARIABLE}=1."
+    ),
+) -> None:
+    """Pre-train language models, from raw text to a checkpoint that every Hugging Face tool can load.
+
+    \b
+    Start here:
+      amcli prep shakespeare     prepare the embedded text
+      amcli pretrain             train a small GPT-2 on it
+      amcli sample               let it write
+
+    \b
+    Exit codes:
+      0 done   1 defect or error in your own code   2 usage or configuration   3 data
+      4 checkpoint   5 training diverged   6 stopped by a signal, checkpoint saved
+    """
+
+
+def run(argv: list[str]) -> int:
+    """Runs one command line and returns its exit code; never raises for an error of the user."""
+    # The option is honoured wherever it stands: people append it to the command that failed.
+    wants_traceback = TRACEBACK_OPTION in argv or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
+    argv = [argument for argument in argv if argument != TRACEBACK_OPTION]
+    try:
+        status = app(args=argv, prog_name="amcli", standalone_mode=False)
+        return status if isinstance(status, int) else ExitCode.OK
+    except AmcliError as error:
+        _report(str(error), error if wants_traceback else None)
+        return error.exit_code
+    except TyperException as error:
+        return _report_usage(error)
+    except typer.Abort:
+        return _report("aborted", None, 130)
+    except KeyboardInterrupt:
+        return _report("interrupted", None, 130)
+    except BrokenPipeError:
+        # The reader (`| head`) has left. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except Exception as error:
+        _report(_describe(error), error if wants_traceback else None)
+        return ExitCode.INTERNAL
+
+
+def main() -> None:
+    """The console script."""
+    raise SystemExit(run(sys.argv[1:]))
+
+
+def _report(message: str, error: BaseException | None, status: int = ExitCode.INTERNAL) -> int:
+    if error is not None:
+        sys.stderr.write("".join(traceback.format_exception(error)))
+    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    label = "\x1b[1;31merror:\x1b[0m" if colour else "error:"
+    sys.stderr.write(f"{label} {message}\n")
+    return status
+
+
+def _report_usage(error: TyperException) -> int:
+    # Typer publishes only the base class; its usage errors carry the context of the command.
+    context = getattr(error, "ctx", None)
+    message = error.format_message()
+    if message.startswith("Usage: "):  # a bare `amcli`: the help page itself
+        sys.stderr.write(f"{message}\n")
+        return ExitCode.USAGE
+    if context is not None:
+        sys.stderr.write(f"{context.get_usage()}\n")
+        message += f"\n  help: `{context.command_path} --help` shows what there is"
+    return _report(message, None, ExitCode.USAGE)
+
+
+def _describe(error: Exception) -> str:
+    """An unexpected exception in a few lines: what, where, and how to see all of it."""
+    lines = [f"{type(error).__name__}: {error}"]
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames:
+        lines.append(f"  at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}")
+    lines += [f"  {note}" for note in getattr(error, "__notes__", [])]
+    lines.append(f"  help: run it again with {TRACEBACK_OPTION} to see every frame")
+    return "\n".join(lines)

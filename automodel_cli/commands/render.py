@@ -1,0 +1,62 @@
+"""What the training commands say: plain notes, and the summary at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import typer
+
+from automodel_cli.engine.config.diff import Change
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.train.recipe import RunSummary
+
+Say = Callable[[str], None]
+
+
+def speaker(as_json: bool) -> Say:
+    """Where notes go: standard output, or standard error where standard output is kept for JSON."""
+    return lambda text: typer.echo(text, err=as_json)
+
+
+def changes(found: list[Change], say: Say) -> None:
+    """Says every key that is not as it was in the checkpoint."""
+    for change in found:
+        say(f"changed  {change}")
+
+
+def run_summary(summary: RunSummary, *, as_json: bool) -> None:
+    """The end of a run: losses beside the unigram entropy, throughput, and what to do next."""
+    values = {
+        "step": summary.step,
+        "loss": summary.loss,
+        "val_loss": summary.val_loss,
+        "unigram_entropy_nats": summary.unigram_entropy_nats,
+        "tokens_seen": summary.tokens_seen,
+        "tokens_per_second": round(summary.tokens_per_second, 1),
+        "seconds": round(summary.seconds, 3),
+        "checkpoint": None if summary.checkpoint is None else str(summary.checkpoint),
+    }
+    if as_json:
+        typer.echo(json.dumps(values))
+        return
+    rows = [("steps", f"{summary.step:,}"), ("tokens", f"{summary.tokens_seen:,}")]
+    if summary.loss is not None:
+        rows.append(("loss", f"{summary.loss:.4f} nats per token"))
+    if summary.val_loss is not None:
+        perplexity = math.exp(min(summary.val_loss, 700.0))
+        rows.append(("val_loss", f"{summary.val_loss:.4f} nats per token, perplexity {perplexity:.2f}"))
+    if summary.unigram_entropy_nats is not None:
+        entropy = f"{summary.unigram_entropy_nats:.4f} nats per token: what knowing only the frequency of tokens gives"
+        rows.append(("unigram entropy", entropy))
+    rows.append(("speed", f"{summary.tokens_per_second:,.0f} tokens/s, {summary.seconds:.1f} s in all"))
+    if summary.checkpoint is not None:
+        root = summary.checkpoint.parent
+        place = "" if str(root) == "checkpoints" else f" {root}"
+        rows.append(("checkpoint", str(summary.checkpoint)))
+        rows.append(("next", f"amcli sample{place}   amcli inspect-ckpt{place}"))
+    width = max(len(name) for name, _ in rows)
+    typer.echo("\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows))

@@ -1,0 +1,54 @@
+"""`amcli resume`: continue a run from its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from automodel_cli.commands import render
+from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption, overrides
+
+
+def resume(
+    context: typer.Context,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(help="A checkpoint or a run's directory; without it, checkpoints/LATEST.", show_default=False),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Continue a run from its checkpoint, bit for bit.
+
+    The configuration is the checkpoint's own, or the files given with -c; --set changes
+    single values, and every change is said. A broken checkpoint is set aside, and the one
+    before it is used.
+
+    \b
+    Examples:
+      amcli resume
+      amcli resume --set step_scheduler.max_steps=600
+      amcli resume runs/wide/step_000200 -c wide.yaml
+    """
+    from automodel_cli.engine.train.continuation import plan_resume
+
+    plan = plan_resume(checkpoint, config, overrides(set_, context))
+    say = render.speaker(json_)
+    render.changes(plan.changes, say)
+
+    from automodel_cli.engine.train import recipe
+
+    resumed = recipe.open_checkpoint(plan, say)
+    if resumed.is_finished:
+        say(f"step {resumed.snapshot.step} of {plan.settings.step_scheduler.max_steps} is done: nothing to train")
+        say(f"to train on: amcli resume --set step_scheduler.max_steps={2 * resumed.snapshot.step}")
+        return
+
+    from automodel_cli.engine.observe.build import run_sink
+
+    open_sink = run_sink(plan.settings, plan.root, start_step=resumed.snapshot.step, quiet=json_)
+    summary = recipe.resume(plan.config, plan.settings, plan.root, open_sink, resumed.snapshot)
+    render.run_summary(summary, as_json=json_)

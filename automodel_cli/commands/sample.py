@@ -1,0 +1,46 @@
+"""`amcli sample`: text from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def sample(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(help="A checkpoint or a run's directory; without it, checkpoints/LATEST.", show_default=False),
+    ] = None,
+    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")] = "",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to write.")] = 400,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Among the k likeliest tokens; 0 among all.")] = 50,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Equal seeds write equal text.")] = 0,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="Instead of the recorded one.", show_default=False)
+    ] = None,
+) -> None:
+    """Let a trained checkpoint write.
+
+    \b
+    Examples:
+      amcli sample
+      amcli sample --prompt "HAMLET:" --max-new-tokens 200 --temperature 0.7
+      amcli sample runs/wide/BEST --seed 3
+    """
+    from automodel_cli.engine.checkpoint.layout import resolve
+
+    directory = resolve(checkpoint)
+
+    from automodel_cli.engine.sample.writer import load_writer
+
+    writer = load_writer(directory, tokenizer)
+    typer.echo(prompt, nl=False)
+    pieces = writer.write(
+        prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k or None, seed=seed
+    )
+    for piece in pieces:
+        typer.echo(piece, nl=False)
+    typer.echo()

@@ -1,0 +1,207 @@
+"""GPT-2 as published (Radford et al. 2019): pre-LN blocks, tanh GELU, learned positions, tied embeddings.
+
+Lean on purpose: a forward pass for training, no key-value cache. Names of modules and the
+meaning of every parameter are those of Hugging Face's GPT-2, and `export.py` converts the layout,
+so that a checkpoint loads there with equal logits. Dropout acts in training only; an unknown
+argument is an error.
+
+Shapes: B batch, T sequence, C channels (`n_embd`), H heads, D head size (C / H), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from automodel_cli.engine.models.outputs import CausalLMOutput
+from automodel_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """Sizes of a GPT-2; the names are those of `transformers.GPT2Config`.
+
+    Args:
+        vocab_size: Entries of the vocabulary, V.
+        n_positions: Longest sequence.
+        n_embd: Channels, C; a multiple of `n_head`.
+        n_layer: Transformer blocks.
+        n_head: Attention heads, H.
+        dropout: Probability of dropping an embedding, an attention weight or a residual branch's output.
+        layer_norm_epsilon: Added to the variance in layer norms.
+        initializer_range: Standard deviation of the initial weights.
+        bias: Whether linear layers and layer norms have biases.
+    Raises:
+        ConfigError: A size is not positive, or `n_embd` is not a multiple of `n_head`.
+    """
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    dropout: float = 0.0
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but it must be at least 1")
+        if self.n_embd % self.n_head:
+            raise ConfigError(f"n_embd is {self.n_embd}, but it must be a multiple of n_head = {self.n_head}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}, but it must be at least 0 and below 1")
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head self-attention in which a position sees itself and what is before it."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        B, T, C = x_BTC.shape
+        heads = (part.view(B, T, self.n_head, C // self.n_head) for part in self.c_attn(x_BTC).split(C, dim=2))
+        q_BHTD, k_BHTD, v_BHTD = (part.transpose(1, 2) for part in heads)
+        # `dropout_p` acts whatever the module's mode is, so it is zero outside training.
+        dropout_p = self.dropout if self.training else 0.0
+        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True, dropout_p=dropout_p)
+        y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
+        return self.resid_dropout(self.c_proj(y_BTC))
+
+
+class MLP(nn.Module):
+    """Feed-forward layer of four times the width with GELU in its tanh form."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x_BTC), approximate="tanh")))
+
+
+class TransformerBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, bias=config.bias)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC))
+        return x_BTC + self.mlp(self.ln_2(x_BTC))
+
+
+class GPT2Body(nn.Module):
+    """Embeddings, blocks and the final norm; `transformer` in Hugging Face's naming."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, bias=config.bias)
+
+    def forward(self, input_ids_BT: torch.Tensor, position_ids_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """Token ids (B, T) -> hidden states (B, T, C)."""
+        if position_ids_BT is None:
+            position_ids_BT = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)[None]
+        x_BTC = self.drop(self.wte(input_ids_BT) + self.wpe(position_ids_BT))
+        for block in self.h:
+            x_BTC = block(x_BTC)
+        return self.ln_f(x_BTC)
+
+
+class GPT2LMHeadModel(nn.Module):
+    """GPT-2 with its language-model head, whose weight is the token embedding's."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = GPT2Body(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws initial weights as GPT-2 did, in a fixed order from torch's generator.
+
+        Normal with `initializer_range`; projections that end a residual branch are scaled by
+        1/sqrt(2 * n_layer), so that the variance of the residual stream does not grow with depth.
+        """
+        std = self.config.initializer_range
+        residual_std = std / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                parameter.normal_(std=residual_std)
+            elif parameter.dim() >= 2:
+                parameter.normal_(std=std)
+            elif name.endswith("bias"):
+                parameter.zero_()
+            else:
+                parameter.fill_(1.0)
+
+    def hidden_states(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Token ids (B, T) -> the input of the head (B, T, C): for losses that never hold all logits."""
+        T = input_ids.shape[1]
+        if self.config.n_positions < T:
+            raise ConfigError(f"the sequence has {T} tokens, but the model has {self.config.n_positions} positions")
+        return self.transformer(input_ids, position_ids)
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> CausalLMOutput:
+        """Token ids (B, T) -> logits (B, T, V)."""
+        return CausalLMOutput(self.lm_head(self.hidden_states(input_ids, position_ids)))
+
+
+def build_gpt2_model(
+    vocab_size: int,
+    n_positions: int,
+    n_embd: int,
+    n_layer: int,
+    n_head: int,
+    dropout: float = 0.0,
+    layer_norm_epsilon: float = 1e-5,
+    initializer_range: float = 0.02,
+    bias: bool = True,
+) -> GPT2LMHeadModel:
+    """A GPT-2 with fresh weights; the arguments are those of `GPT2Config`.
+
+    >>> model = build_gpt2_model(vocab_size=11, n_positions=8, n_embd=4, n_layer=1, n_head=2)
+    >>> model(torch.zeros(2, 8, dtype=torch.int64)).logits.shape
+    torch.Size([2, 8, 11])
+    """
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocab_size,
+            n_positions=n_positions,
+            n_embd=n_embd,
+            n_layer=n_layer,
+            n_head=n_head,
+            dropout=dropout,
+            layer_norm_epsilon=layer_norm_epsilon,
+            initializer_range=initializer_range,
+            bias=bias,
+        )
+    )

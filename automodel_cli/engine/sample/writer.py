@@ -1,0 +1,86 @@
+"""A checkpoint as a writer: its model, its tokenizer, and text from them piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.config.config import read_configs
+from automodel_cli.engine.config.instantiate import instantiate
+from automodel_cli.engine.models.export import import_tensors
+from automodel_cli.engine.prep.tokenizer import Tokenizer, load_tokenizer
+from automodel_cli.engine.sample.generate import generate
+from automodel_cli.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A trained model with its tokenizer.
+
+    Args:
+        window: Longest input in tokens: the `seq_len` it was trained with.
+        bos_id: The id that stood before every document, or None.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    window: int
+    bos_id: int | None
+
+    def write(
+        self, prompt: str, *, max_new_tokens: int, temperature: float, top_k: int | None, seed: int
+    ) -> Iterator[str]:
+        """Yields the text after the prompt, in pieces that are whole characters."""
+        prompt_ids = [] if self.bos_id is None else [self.bos_id]
+        if prompt:
+            prompt_ids += self.tokenizer.encode_batch([prompt])[0].tolist()
+        if not prompt_ids:
+            raise CheckpointError("this tokenizer has no BOS token, so an empty prompt has nothing to start from")
+        pending: list[int] = []
+        new_ids = generate(
+            self.model,
+            prompt_ids,
+            max_new_tokens=max_new_tokens,
+            window=self.window,
+            temperature=temperature,
+            top_k=top_k,
+            stop_id=self.bos_id,
+            seed=seed,
+        )
+        for token_id in new_ids:
+            pending.append(token_id)
+            text = self.tokenizer.decode(pending)
+            # A character may span several tokens; it shows as U+FFFD until its last byte is there.
+            if not text.endswith("\N{REPLACEMENT CHARACTER}") or len(pending) > 8:
+                yield text
+                pending = []
+        if pending:
+            yield self.tokenizer.decode(pending)
+
+
+def load_writer(directory: Path, tokenizer_name: str | None = None) -> Writer:
+    """Loads the model of a checkpoint and the tokenizer its data was prepared with.
+
+    Args:
+        directory: The checkpoint.
+        tokenizer_name: Use this tokenizer instead; needed where the data had no manifest.
+    Raises:
+        CheckpointError: The checkpoint is broken, or does not say which tokenizer it belongs to.
+    """
+    snapshot = load(directory)
+    config = read_configs([directory])
+    recorded = snapshot.train_state.get("tokenizer") or {}
+    name = tokenizer_name or recorded.get("name")
+    if name is None:
+        raise CheckpointError("it does not say which tokenizer its data had", where=str(directory), help="--tokenizer gpt2")
+    tokenizer = load_tokenizer(name)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model: nn.Module = instantiate(config, "model", {"device": device}).to(device)
+    import_tensors(model, snapshot.model_tensors)
+    window = config.get("dataset.seq_len") or config.get("model.n_positions") or 1024
+    return Writer(model, tokenizer, int(window), recorded.get("bos_id", tokenizer.bos_id))

@@ -1,0 +1,47 @@
+"""Whether model and data fit each other; asked once, before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.protocols import MapDataset
+from automodel_cli.errors import DataError
+
+
+def check_fit(config: Config, model: nn.Module, *datasets: MapDataset | None) -> int | None:
+    """The model's vocabulary size, after checking that every dataset fits the model.
+
+    A model or dataset that does not state a number (a user's own) is not checked for it.
+
+    Raises:
+        DataError: A dataset holds token ids beyond the vocabulary, or samples beyond the positions.
+    """
+    vocab_size = _stated(model, "vocab_size")
+    positions = _stated(model, "n_positions") or _stated(model, "max_position_embeddings")
+    for name, dataset in zip(("dataset", "validation_dataset"), datasets, strict=False):
+        if dataset is None:
+            continue
+        largest = getattr(dataset, "max_token_id", None)
+        if vocab_size is not None and largest is not None and largest >= vocab_size:
+            raise DataError(
+                f"{name} holds the token id {largest}, but the model's vocabulary is {vocab_size} (ids 0 to {vocab_size - 1})",
+                where=str(config.origin((name,))),
+                help=f"set model.vocab_size to {largest + 1} or more, or prepare the data with the model's tokenizer",
+            )
+        length = getattr(dataset, "seq_len", None)
+        if positions is not None and length is not None and length > positions:
+            raise DataError(
+                f"{name} gives samples of {length} tokens, but the model has {positions} positions",
+                where=str(config.origin((name, "seq_len"))),
+                help=f"a seq_len up to {positions} would work",
+            )
+    return vocab_size
+
+
+def _stated(model: nn.Module, name: str) -> int | None:
+    """A number from the model's `config`, which our GPT-2 and every Hugging Face model carry."""
+    value: Any = getattr(getattr(model, "config", None), name, None)
+    return value if isinstance(value, int) else None

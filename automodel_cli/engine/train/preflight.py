@@ -1,0 +1,56 @@
+"""What is checked or made before torch is imported: torch-free, so that a refusal takes no time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from automodel_cli.engine.checkpoint.layout import LINKS, list_steps
+from automodel_cli.engine.config.builtin import BUILTIN_SOURCE
+from automodel_cli.engine.config.check import Settings
+from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.observe.build import METRICS_FILE
+from automodel_cli.engine.prep.prepare import PrepOptions, prepare
+from automodel_cli.errors import CheckpointError
+
+
+def make_way(settings: Settings, *, overwrite: bool) -> Path:
+    """The directory of a new run's checkpoints, which must not hold another run.
+
+    Args:
+        settings: Names the directory.
+        overwrite: Delete the checkpoints and metrics of the run that is there; other files stay.
+    Raises:
+        CheckpointError: It holds checkpoints and `overwrite` is not given.
+    """
+    root = Path(settings.checkpoint.checkpoint_dir)
+    if not settings.checkpoint.enabled or not root.exists():
+        return root
+    if not root.is_dir():
+        raise CheckpointError("checkpoint.checkpoint_dir is a file, not a directory", where=str(root))
+    steps = list_steps(root)
+    if steps and not overwrite:
+        newest = max(step for step, _ in steps)
+        raise CheckpointError(
+            f"there is a run here already, with {len(steps)} checkpoints up to step {newest}",
+            where=str(root),
+            help="`amcli resume` continues it, --overwrite deletes it,\n"
+            "        --set checkpoint.checkpoint_dir=DIR starts beside it",
+        )
+    for _, directory in steps:
+        shutil.rmtree(directory)
+    for name in (*LINKS, METRICS_FILE):
+        (root / name).unlink(missing_ok=True)
+    return root
+
+
+def ensure_embedded_corpus(config: Config, say: Callable[[str], None]) -> None:
+    """Prepares the embedded text if the built-in configuration is used and its shards are not there yet."""
+    pattern = config.get("dataset.file_pattern")
+    if config.origin(("dataset", "file_pattern")).source != BUILTIN_SOURCE or not isinstance(pattern, str):
+        return
+    directory = Path(pattern).parent
+    if not (directory / "manifest.json").exists():
+        say(f"preparing the embedded Shakespeare in {directory} (as `amcli prep shakespeare` does)")
+        prepare(PrepOptions(source="shakespeare", output_dir=directory))

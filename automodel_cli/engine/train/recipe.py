@@ -1,0 +1,267 @@
+"""The composition root: a checked configuration becomes a run, and the run is trained.
+
+`pretrain` starts at step 0 in an empty directory, `resume` at a checkpoint. Both build the same
+parts in the same order, so that a resumed run draws the same numbers and sees the same samples.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from automodel_cli.engine.checkpoint.layout import later_steps
+from automodel_cli.engine.checkpoint.load import load, load_newest_good
+from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.engine.config.check import Settings
+from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.emit import to_yaml
+from automodel_cli.engine.config.instantiate import bind, instantiate
+from automodel_cli.engine.data.loader import BatchLoader, eval_batches
+from automodel_cli.engine.data.order import order_of
+from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
+from automodel_cli.engine.models.count import count_parameters
+from automodel_cli.engine.models.export import import_tensors
+from automodel_cli.engine.observe.metrics import Sink
+from automodel_cli.engine.optim.build import build_optimizer
+from automodel_cli.engine.optim.lr_schedule import LRSchedule
+from automodel_cli.engine.optim.state import load_optimizer_state
+from automodel_cli.engine.protocols import LossFunction, MapDataset
+from automodel_cli.engine.train.continuation import Continuation
+from automodel_cli.engine.train.device import Placement, place
+from automodel_cli.engine.train.fit import check_fit
+from automodel_cli.engine.train.loop import Run, train
+from automodel_cli.engine.train.saving import save_run
+from automodel_cli.engine.train.signals import StopSignal
+from automodel_cli.engine.train.state import TrainState, restore_rng
+from automodel_cli.engine.train.step_scheduler import StepScheduler
+from automodel_cli.errors import CheckpointError, InterruptedTrainingError
+
+OpenSink = Callable[[], AbstractContextManager[Sink]]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run ended with. Losses in nats per token; None where nothing was measured."""
+
+    step: int
+    loss: float | None
+    val_loss: float | None
+    unigram_entropy_nats: float | None
+    tokens_seen: int
+    tokens_per_second: float
+    seconds: float
+    checkpoint: Path | None
+
+
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """A verified checkpoint, and whether its run is complete under the present configuration."""
+
+    snapshot: Snapshot
+    is_finished: bool
+
+
+def open_checkpoint(plan: Continuation, say: Callable[[str], None]) -> OpenedCheckpoint:
+    """Reads the checkpoint of a plan, or the newest sound one of its run; says what was set aside.
+
+    Raises:
+        CheckpointError: The named checkpoint, or every one, is broken, or the run went on after it.
+    """
+    if plan.named:
+        snapshot, directory = load(plan.directory), plan.directory
+    else:
+        snapshot, directory, notes = load_newest_good(plan.directory.parent)
+        for note in notes:
+            say(note)
+    later = later_steps(plan.root, snapshot.step)
+    if later:
+        raise CheckpointError(
+            f"the run went on after step {snapshot.step}, up to {later[-1].name}, and would be overwritten",
+            where=str(plan.root),
+            help="without a checkpoint, `amcli resume` takes the newest;\n"
+            "        --set checkpoint.checkpoint_dir=DIR continues this one in another directory",
+        )
+    say(f"resuming after step {snapshot.step} from {directory}")
+    return OpenedCheckpoint(snapshot, snapshot.step >= plan.settings.step_scheduler.max_steps)
+
+
+def pretrain(config: Config, settings: Settings, root: Path, open_sink: OpenSink) -> RunSummary:
+    """Trains a new model and returns how it ended.
+
+    Args:
+        config: The final configuration; sections with `_target_` are built from it.
+        settings: The checked sections of the same configuration.
+        root: Directory of the run's checkpoints, empty of checkpoints.
+        open_sink: Opens what the run reports to, once everything is built; a run that is
+            refused writes nothing.
+    Raises:
+        AmcliError: See `errors.py`; `InterruptedTrainingError` after a signal, with the run saved.
+    """
+    return _run(config, settings, root, open_sink, snapshot=None)
+
+
+def resume(config: Config, settings: Settings, root: Path, open_sink: OpenSink, snapshot: Snapshot) -> RunSummary:
+    """Continues the run of `snapshot`, bit for bit where the configuration is the same."""
+    return _run(config, settings, root, open_sink, snapshot)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What is built from the configuration."""
+
+    dataset: MapDataset
+    validation: MapDataset | None
+    model: nn.Module
+    vocab_size: int | None
+    loss_fn: LossFunction
+    optimizer: torch.optim.Optimizer
+
+
+def _run(
+    config: Config, settings: Settings, root: Path, open_sink: OpenSink, snapshot: Snapshot | None
+) -> RunSummary:
+    began = time.perf_counter()
+    state = TrainState() if snapshot is None else TrainState.from_dict(snapshot.train_state)
+    general = settings.general
+    placement = place(general.device, general.precision, general.num_threads or state.num_threads or None)
+    parts = _build(config, settings, placement)
+    state.order_key = _order_key(parts.dataset, general.seed, state)
+    state.num_threads = torch.get_num_threads()
+    manifest = getattr(parts.dataset, "manifest", None)  # of our shards; a user's dataset needs none
+    if snapshot is not None:
+        import_tensors(parts.model, snapshot.model_tensors)
+        load_optimizer_state(parts.optimizer, parts.model, snapshot.optim_tensors)
+        restore_rng(snapshot.rng_tensors)
+    elif manifest is not None:
+        state.tokenizer = {"name": manifest.tokenizer.name, "bos_id": manifest.tokenizer.bos_id}
+
+    with open_sink() as sink, StopSignal() as stop:
+        run = _assemble(parts, config, settings, placement, root, sink)
+        sink.on_start(_facts(run, state, parts.dataset, settings, root))
+        train(run, state, stop)
+    saved = settings.checkpoint.enabled and state.step > 0
+    if stop.received is not None and not run.steps.is_last(state.step):
+        what = f"saved; `amcli resume {root}` continues there" if saved else "nothing is saved"
+        raise InterruptedTrainingError(f"{stop.received.name} received: stopped after step {state.step}, {what}")
+    return RunSummary(
+        step=state.step,
+        loss=state.loss,
+        val_loss=state.val_loss,
+        unigram_entropy_nats=manifest.unigram_entropy_nats.get("train") if manifest else None,
+        tokens_seen=state.tokens_seen,
+        tokens_per_second=state.tokens_seen / state.train_seconds if state.train_seconds else 0.0,
+        seconds=time.perf_counter() - began,
+        checkpoint=root / "LATEST" if saved else None,
+    )
+
+
+def _build(config: Config, settings: Settings, placement: Placement) -> _Parts:
+    """Every part with a `_target_`, checked against the others; cheap parts come first."""
+    seed = settings.general.seed
+    # One seed for every generator that a model, a dataset or a user's code may draw from.
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    dataset: MapDataset = instantiate(config, "dataset", {"seed": seed, "dp_rank": 0, "dp_world_size": 1})
+    validation = instantiate(config, "validation_dataset") if config.get("validation_dataset") else None
+    loss_fn: LossFunction = instantiate(config, "loss_fn") if config.get("loss_fn") else MaskedCrossEntropy()
+    optimizer_factory, optimizer_arguments = bind(config, "optimizer", supplied=("params",))
+    model: nn.Module = instantiate(config, "model", {"device": placement.device})
+    vocab_size = check_fit(config, model, dataset, validation)
+    model.to(placement.device)
+    optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model)
+    return _Parts(dataset, validation, model, vocab_size, loss_fn, optimizer)
+
+
+def _assemble(
+    parts: _Parts, config: Config, settings: Settings, placement: Placement, root: Path, sink: Sink
+) -> Run:
+    """The parts and the schedule as the loop wants them."""
+    section = settings.step_scheduler
+    schedule = LRSchedule(
+        base_lr=float(config.get("optimizer.lr")),
+        min_lr=settings.lr_scheduler.min_lr,
+        style=settings.lr_scheduler.lr_decay_style,
+        warmup_steps=settings.lr_scheduler.lr_warmup_steps,
+        decay_steps=settings.lr_scheduler.lr_decay_steps or section.max_steps,
+    )
+    loader = BatchLoader(
+        parts.dataset,
+        order_of(parts.dataset, settings.general.seed),
+        global_batch_size=section.global_batch_size,
+        local_batch_size=section.local_batch_size,
+        num_workers=settings.dataloader.num_workers,
+        prefetch_factor=settings.dataloader.prefetch_factor,
+        vocab_size=parts.vocab_size,
+    )
+    validation = parts.validation
+    config_yaml = to_yaml(config, absolute_targets=True)
+
+    def validation_batches() -> Iterable[dict[str, Any]]:
+        return [] if validation is None else eval_batches(validation, section.local_batch_size, section.val_batches)
+
+    def save(state: TrainState, is_best: bool) -> None:
+        if not settings.checkpoint.enabled:
+            return
+        directory = save_run(
+            root,
+            state,
+            parts.model,
+            parts.optimizer,
+            config_yaml=config_yaml,
+            lr=schedule.lr(state.step - 1),
+            placement=placement,
+            is_best=is_best,
+            max_recent=settings.checkpoint.max_recent_checkpoints,
+        )
+        sink.on_message(f"saved {directory}" + (", the best so far" if is_best else ""))
+
+    return Run(
+        model=parts.model,
+        loss_fn=parts.loss_fn,
+        optimizer=parts.optimizer,
+        schedule=schedule,
+        loader=loader,
+        validation_batches=None if validation is None else validation_batches,
+        steps=StepScheduler(section.max_steps, section.val_every_steps, section.ckpt_every_steps),
+        max_norm=settings.clip_grad_norm.max_norm,
+        placement=placement,
+        sink=sink,
+        save=save,
+    )
+
+
+def _order_key(dataset: MapDataset, seed: int, state: TrainState) -> str:
+    """The identity of the sample order; a resumed run must have the identity it was saved with."""
+    # A user's dataset need not have a fingerprint; its length then stands for it.
+    fingerprint = getattr(dataset, "fingerprint", f"{type(dataset).__qualname__} of {len(dataset)}")
+    order_key = f"seed {seed}, data {fingerprint}"
+    if state.order_key and state.order_key != order_key:
+        raise CheckpointError(
+            "the run was saved with another seed or other data, so its samples cannot be continued\n"
+            f"  saved: {state.order_key}\n  now:   {order_key}",
+            help="resume with the seed, the shards and the seq_len of that run, or start a new one",
+        )
+    return order_key
+
+
+def _facts(run: Run, state: TrainState, dataset: MapDataset, settings: Settings, root: Path) -> dict[str, Any]:
+    """What is said before the first step."""
+    steps, placement = settings.step_scheduler, run.placement
+    return {
+        "model": f"{type(run.model).__name__}, {count_parameters(run.model)['total']:,} parameters",
+        "data": f"{len(dataset):,} samples, {steps.global_batch_size} per step "
+        f"({steps.global_batch_size // steps.local_batch_size} x {steps.local_batch_size})",
+        "device": f"{placement.name}, {placement.precision}",
+        "steps": f"{state.step} -> {steps.max_steps}",
+        "checkpoints": str(root) if settings.checkpoint.enabled else "off",
+    }

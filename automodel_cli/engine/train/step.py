@@ -1,0 +1,144 @@
+"""One optimisation step, and one pass over a validation set.
+
+The loss of a step is the SUM over the label tokens of all its micro-batches, divided by their
+number, so how a step is cut into micro-batches changes nothing but rounding. A loss or gradient
+that is not finite never reaches the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.protocols import LossFunction
+from automodel_cli.errors import DataError, TrainingDivergedError
+
+IGNORED_LABEL = -100
+
+
+class StepResult(NamedTuple):
+    """Loss in nats per token, the gradient's norm before clipping, and label tokens of the step."""
+
+    loss: float
+    grad_norm: float
+    num_tokens: int
+
+
+class EvalResult(NamedTuple):
+    """Loss in nats per token, and the label tokens it is the mean over."""
+
+    loss: float
+    num_tokens: int
+
+
+def train_step(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[dict[str, Any]],
+    *,
+    device: torch.device,
+    lr: float,
+    max_norm: float | None,
+    autocast_dtype: torch.dtype | None,
+) -> StepResult:
+    """Accumulates the gradient of all micro-batches and updates the weights once.
+
+    Args:
+        model: Maps `input_ids` (B, T) to logits (B, T, V) or to an object with `.logits`.
+        loss_fn: Sum over tokens divided by the number it is given.
+        optimizer: Its groups get `lr`, times their own `lr_mult` if they have one.
+        micro_batches: `input_ids` and `labels`, int64 (B, T), as arrays or tensors.
+        device: Where the model is.
+        lr: Learning rate of this update.
+        max_norm: Clip the gradient's global norm to this; None only measures it.
+        autocast_dtype: Type of matrix products; None computes in the type of the weights.
+    Raises:
+        TrainingDivergedError: The loss or the norm is not finite; weights and optimizer are unchanged.
+        DataError: The step has no label token.
+    """
+    num_tokens = sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in micro_batches)
+    if num_tokens == 0:
+        raise DataError("every label of this step is masked, so there is nothing to learn from")
+    model.train()
+    total = torch.zeros((), device=device)
+    for batch in micro_batches:
+        input_ids_BT, labels_BT = (_to_device(batch[name], device) for name in ("input_ids", "labels"))
+        with _autocast(device, autocast_dtype):
+            loss = loss_fn(logits_of(model(input_ids_BT)), labels_BT, num_label_tokens=num_tokens)
+        loss.backward()
+        total += loss.detach()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
+    # The one synchronisation of a step: both numbers travel together.
+    loss_value, norm_value = torch.stack([total, norm.to(total.dtype)]).tolist()
+    if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+        optimizer.zero_grad(set_to_none=True)
+        raise TrainingDivergedError(
+            f"the loss is {loss_value} and the norm of the gradient {norm_value}; both must be finite",
+            help="a lower optimizer.lr, a longer warm-up or a smaller clip_grad_norm.max_norm often helps",
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_mult", 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(loss_value, norm_value, num_tokens)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Iterable[dict[str, Any]],
+    *,
+    device: torch.device,
+    autocast_dtype: torch.dtype | None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EvalResult:
+    """The mean loss over all label tokens of `batches`, with dropout off; the model's mode is put back.
+
+    Args:
+        model: As in `train_step`.
+        loss_fn: As in `train_step`.
+        batches: As the micro-batches of `train_step`; the last may be smaller.
+        device: Where the model is.
+        autocast_dtype: As in `train_step`.
+        should_stop: Asked before every batch; if it says yes, the rest is left out.
+    Raises:
+        DataError: No batch has a label token.
+    """
+    was_training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    num_tokens = 0
+    try:
+        for batch in batches:
+            if should_stop():
+                break
+            input_ids_BT, labels_BT = (_to_device(batch[name], device) for name in ("input_ids", "labels"))
+            with _autocast(device, autocast_dtype):
+                total += loss_fn(logits_of(model(input_ids_BT)), labels_BT, num_label_tokens=1).double().cpu()
+            num_tokens += int((batch["labels"] != IGNORED_LABEL).sum())
+    finally:
+        model.train(was_training)
+    if num_tokens == 0 and not should_stop():
+        raise DataError("the validation set has no label token")
+    return EvalResult(float(total) / max(1, num_tokens), num_tokens)
+
+
+def _to_device(values: Any, device: torch.device) -> torch.Tensor:
+    tensor = torch.as_tensor(values)
+    if device.type == "cuda":
+        # Pinned memory lets the copy overlap with the computation of the micro-batch before.
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -1,0 +1,38 @@
+"""What all tests share: a tiny run that trains in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from automodel_cli.engine.prep.prepare import PrepOptions, prepare
+
+TINY = """
+seed: 7
+model: {_target_: automodel_cli.engine.models.gpt2.build_gpt2_model, vocab_size: 257, n_positions: 16, n_embd: 16, n_layer: 2, n_head: 2, dropout: 0.1}
+dataset: {_target_: automodel_cli.engine.data.nanogpt_dataset.NanogptDataset, file_pattern: "DATA/train_*.bin", seq_len: 16}
+validation_dataset: {_target_: automodel_cli.engine.data.nanogpt_dataset.NanogptDataset, file_pattern: "DATA/val_*.bin", seq_len: 16}
+optimizer: {_target_: torch.optim.AdamW, lr: 1e-2}
+lr_scheduler: {lr_decay_style: cosine, lr_warmup_steps: 2}
+step_scheduler: {max_steps: 6, global_batch_size: 8, local_batch_size: 4, val_every_steps: 3, val_batches: 2, ckpt_every_steps: 2}
+num_threads: 1
+checkpoint: {checkpoint_dir: checkpoints}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """Shards of a part of the embedded text, made once."""
+    directory = tmp_path_factory.mktemp("data")
+    prepare(PrepOptions(source="shakespeare", output_dir=directory, max_tokens=50_000, val_tokens=5_000))
+    return directory
+
+
+@pytest.fixture
+def tiny_run(tiny_data, tmp_path, monkeypatch) -> Path:
+    """A configuration of a tiny run; the working directory is the test's own."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.replace("DATA", str(tiny_data)))
+    return path
