@@ -101,9 +101,8 @@ def save(
         layout.settle_links(root)
         on_stage(SaveStage.LINKED)
     except (OSError, SafetensorError) as error:
-        free_bytes = shutil.disk_usage(root).free if root.is_dir() else None
         shutil.rmtree(partial, ignore_errors=True)
-        raise _write_error(final, error, free_bytes) from error
+        raise _write_error(root, final, error, _needed_bytes(snapshot)) from error
     if max_recent is not None:
         prune(root, max_recent)
     on_stage(SaveStage.PRUNED)
@@ -115,9 +114,7 @@ def _prepare(root: Path, final: Path, snapshot: Snapshot) -> None:
     layout.settle_links(root)
     clear_debris(root)
     _make_way(final)
-    needed_bytes = _OVERHEAD_BYTES + sum(
-        tensor.numel() * tensor.element_size() for _, tensors in _tensor_files(snapshot) for tensor in tensors.values()
-    )
+    needed_bytes = _needed_bytes(snapshot)
     free_bytes = shutil.disk_usage(root).free
     if free_bytes < needed_bytes:
         raise CheckpointError(
@@ -125,6 +122,12 @@ def _prepare(root: Path, final: Path, snapshot: Snapshot) -> None:
             where=str(final),
             help="free some space, or keep fewer with checkpoint.max_recent_checkpoints",
         )
+
+
+def _needed_bytes(snapshot: Snapshot) -> int:
+    return _OVERHEAD_BYTES + sum(
+        tensor.numel() * tensor.element_size() for _, tensors in _tensor_files(snapshot) for tensor in tensors.values()
+    )
 
 
 def clear_debris(root: Path) -> None:
@@ -216,12 +219,14 @@ def _manifest(partial: Path, step: int, facts: dict[str, Any]) -> Manifest:
     )
 
 
-def _write_error(final: Path, error: OSError | SafetensorError, free_bytes: int | None) -> CheckpointError:
+def _write_error(root: Path, final: Path, error: OSError | SafetensorError, needed_bytes: int) -> CheckpointError:
     # safetensors reports a full disk as text only; its wording carries the number of the error.
     is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)
-    free = "" if free_bytes is None else f"; the disk has {free_bytes:,} bytes free"
+    space = f"; it needs {needed_bytes:,} bytes"
+    if root.is_dir():
+        space += f", and without it the disk has {shutil.disk_usage(root).free:,} free"
     return CheckpointError(
-        f"the checkpoint could not be written: {error}{free}",
+        f"the checkpoint could not be written: {error}{space}",
         where=str(final),
         help="free some space, or keep fewer with checkpoint.max_recent_checkpoints"
         if is_full

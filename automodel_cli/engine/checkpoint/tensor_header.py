@@ -102,9 +102,10 @@ def _span(name: str, entry: Any) -> tuple[int, TensorInfo]:
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"{name!r} has data_offsets that are not two positions")
     begin, end = offsets
-    num_bits = math.prod(shape) * _BITS[dtype]
-    if num_bits != 8 * (end - begin):
-        raise ValueError(f"{name!r} of {dtype} {shape} takes {num_bits} bits, but its offsets {offsets} do not fit")
+    if math.prod(shape) * _BITS[dtype] != 8 * (end - begin):
+        raise ValueError(
+            f"{name!r} of {dtype} {_short(str(shape))} does not take the {end - begin} bytes of its offsets"
+        )
     return begin, TensorInfo(dtype, tuple(shape), end - begin)
 
 
