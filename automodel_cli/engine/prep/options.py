@@ -11,7 +11,7 @@ from automodel_cli.errors import UsageError
 
 DEFAULT_SHARD_TOKENS = 100_000_000
 
-_COUNT = re.compile(r"(?P<number>\d+(_\d+)*(\.\d+)?(e\+?\d+)?)(?P<unit>[kmbt]?)", re.IGNORECASE)
+_COUNT = re.compile(r"(?P<number>\d+(_\d+)*(\.\d+)?(e\+?\d+)?)(?P<unit>[kmbt]?)", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 

@@ -207,7 +207,7 @@ def join_rows(rows: Iterable[str], title_pattern: str) -> Iterator[str]:
 def cut_at_blank_lines(text: str, min_chars: int = 8192) -> Iterator[str]:
     r"""Cut a text after blank lines into pieces of at least `min_chars` characters, but the last.
 
-    >>> list(cut_at_blank_lines("ab\n\nc\n\nd", min_chars=3))
+    >>> list(cut_at_blank_lines("ab\n\nc\n\nd", min_chars=4))
     ['ab\n\n', 'c\n\nd']
     """
     begin = 0

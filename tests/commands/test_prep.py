@@ -1,0 +1,129 @@
+"""`amcli prep` on the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from automodel_cli.commands.prep import prep
+from automodel_cli.errors import UsageError
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app.command("prep")(prep)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs `amcli prep` with these arguments in an empty working directory; an error is raised as it is."""
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    return lambda *arguments: runner.invoke(app, arguments, catch_exceptions=False)
+
+
+def test_the_summary_says_what_was_made_and_what_comes_next(run):
+    """Documents, tokens, shards, unigram entropy, and the next command."""
+    result = run("shakespeare")
+
+    assert result.exit_code == 0
+    assert "data/shakespeare is ready" in result.stdout
+    assert "139 documents, 1 shard, unigram entropy 3.346 nats" in result.stdout
+    assert result.stdout.rstrip().endswith("next: amcli pretrain")
+
+
+def test_a_second_run_says_that_it_did_nothing(run):
+    """And exits as well as the first."""
+    run("shakespeare")
+
+    result = run("shakespeare")
+
+    assert result.exit_code == 0
+    assert "is there already, made with the same settings" in result.stdout
+
+
+def test_every_option_reaches_preparation(run, tmp_path):
+    """Seen in the manifest, which --json prints as one JSON document."""
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps({"body": f"text {n} " * 9}) + "\n" for n in range(50)))
+
+    result = run(
+        *["mine.jsonl", "--max-tokens", "1.2k", "--val-tokens", "1_00", "--tokenizer", "bytes", "--output-dir", "out"],
+        *["--shard-tokens", "500", "--text-column", "body", "--json"],
+    )
+
+    printed = json.loads(result.stdout)
+    splits = printed["manifest"]["splits"]
+    assert printed["directory"] == "out"
+    assert splits["train"]["num_tokens"] == 1200
+    assert [shard["num_tokens"] for shard in splits["train"]["shards"]] == [500, 500, 200]
+    assert splits["val"]["num_tokens"] >= 100
+    assert printed["manifest"]["settings"]["text_column"] == "body"
+
+
+def test_the_next_command_fits_data_of_ones_own(run, tmp_path):
+    """Patterns and vocabulary are spelled out, so the line can be pasted."""
+    (tmp_path / "mine.jsonl").write_text('{"text": "one"}\n')
+
+    result = run("mine.jsonl", "--val-tokens", "0", "--tokenizer", "gpt2")
+
+    assert result.stdout.rstrip().endswith(
+        "next: amcli pretrain --set dataset.file_pattern='data/mine/train_*.bin' "
+        "--set validation_dataset=null --set model.vocab_size=50257"
+    )
+
+
+def test_overwriting_is_possible(run):
+    """The refusal's own advice works."""
+    run("shakespeare")
+
+    result = run("shakespeare", "--max-tokens", "1000", "--overwrite")
+
+    assert "1,000 tokens" in result.stdout
+
+
+def test_the_list_of_presets_needs_no_source(run):
+    """Names with one line each, or JSON."""
+    assert run("--list").stdout.startswith("shakespeare ")
+    assert {"fineweb", "c4"} <= {preset["name"] for preset in json.loads(run("--list", "--json").stdout)}
+
+
+def test_a_missing_source_names_one_that_works(run):
+    """A newcomer's first try."""
+    with pytest.raises(UsageError, match="amcli prep shakespeare"):
+        run()
+
+
+def test_the_help_ends_with_examples(run):
+    """Set as lines, not flowed into a paragraph."""
+    lines = [line.strip() for line in run("--help").stdout.splitlines()]
+
+    assert "amcli prep fineweb --max-tokens 500M --val-tokens 1M" in lines
+
+
+def test_preparing_the_embedded_text_imports_neither_torch_nor_transformers(tmp_path):
+    """It takes a fraction of a second because of that."""
+    script = (
+        "import sys; from automodel_cli.commands.prep import prep; prep('shakespeare'); "
+        "print({'torch', 'transformers', 'tokenizers', 'datasets'} & set(sys.modules))"
+    )
+
+    printed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout
+
+    assert printed.splitlines()[-1] == "set()"
+
+
+def test_progress_on_a_pipe_is_plain_lines(run, tmp_path):
+    """No control codes, at most one line for every tenth, and on the error stream: stdout stays the summary."""
+    (tmp_path / "big.jsonl").write_text("".join(json.dumps({"text": f"{n} {'word ' * 9}"}) + "\n" for n in range(5000)))
+
+    result = run("big.jsonl", "--tokenizer", "bytes")
+
+    lines = result.stderr.splitlines()
+    assert 1 <= len(lines) <= 9
+    assert all(line.startswith("preparing big.jsonl: ") for line in lines)
+    assert "\x1b" not in result.output
