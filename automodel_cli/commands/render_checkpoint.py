@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from typing import Any
+from typing import Any, TypeGuard
 
 import typer
 from rich.console import Console
@@ -97,16 +97,16 @@ def _moment(iso: str) -> str:
 
 
 def _nats(value: Any) -> Any:
-    return f"{value:.4f} nats per token" if isinstance(value, int | float) else value
+    return f"{value:.4f} nats per token" if _is_number(value) else value
 
 
 def _validation(progress: dict[str, Any]) -> Any:
     loss, best = progress.get("val_loss"), progress.get("best_val_loss")
-    if not isinstance(loss, int | float):
+    if not _is_number(loss):
         return loss
     # exp overflows a float at 709.
     perplexity = f"perplexity {math.exp(loss):,.2f}" if loss < 700 else "perplexity beyond 1e304"
-    return f"{_nats(loss)}, {perplexity}" + (f"; best {best:.4f}" if isinstance(best, int | float) else "")
+    return f"{_nats(loss)}, {perplexity}" + (f"; best {best:.4f}" if _is_number(best) else "")
 
 
 def _types(dtypes: dict[str, int]) -> str:
@@ -162,7 +162,12 @@ def _run(found: RunReport, console: Console) -> None:
 
 
 def _number(value: Any, form: str) -> str:
-    return format(value, form) if isinstance(value, int | float) else "-"
+    return format(value, form) if _is_number(value) else "-"
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    # JSON has integers without end, and formatting one beyond a float's range raises.
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _grid(rows: list[tuple[str, Any]], title: str | None = None) -> Table:

@@ -1,0 +1,153 @@
+"""What a person sees: aligned lines everywhere, a bar on a terminal, no control codes elsewhere."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from automodel_cli.engine.observe.console import ConsoleSink, LineFormat
+from automodel_cli.engine.observe.metrics import StepStats, ValStats
+
+STATS = StepStats(
+    step=120,
+    max_steps=400,
+    loss=2.12339,
+    grad_norm=0.531,
+    lr=9.12e-4,
+    tokens_per_second=45123.4,
+    step_seconds=0.1824,
+    memory_bytes=510_000_000,
+    tokens_seen=10**6,
+    data_wait_seconds=0.001,
+)
+
+
+def whole_run(sink: ConsoleSink) -> None:
+    sink.on_start({"model": "GPT-2", "parameters": 1_852_608, "nested": {"left": "out"}})
+    for step in range(1, 4):
+        sink.on_step(replace(STATS, step=step))
+    sink.on_validation(ValStats(3, 2.0312, 7.6233, 640))
+    sink.on_message("saved [bold]step_000003[/bold]")
+    sink.close()
+
+
+def test_a_step_line_looks_as_documented() -> None:
+    """The line of the documentation, character by character."""
+    line = LineFormat(400).step(STATS)
+
+    assert line == "step  120/400 | loss 2.1234 | grad_norm 0.53 | lr 9.12e-04 | tps 45,123 | mem 0.51 GB | 182 ms"
+
+
+def test_a_validation_line_looks_as_documented() -> None:
+    """Its counter stands under that of the steps."""
+    line = LineFormat(400).validation(ValStats(120, 2.0312, 7.6233, 640))
+
+    assert line == "step  120/400 | val_loss 2.0312 | perplexity 7.62"
+
+
+def test_columns_stay_under_each_other_once_they_have_been_wide() -> None:
+    """A loss that falls below ten and a speed that loses a digit do not move what is right of them."""
+    lines = LineFormat(1000)
+    wide = lines.step(replace(STATS, step=1000, loss=10.8612, tokens_per_second=145_000))
+
+    narrow = lines.step(replace(STATS, step=7, loss=9.1, tokens_per_second=999))
+
+    def bars(line: str) -> list[int]:
+        return [match.start() for match in re.finditer(r"\|", line)]
+
+    assert bars(narrow) == bars(wide)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.00432, "4.3 ms"), (0.1824, "182 ms"), (12.3456, "12,346 ms")])
+def test_times_carry_the_digits_that_matter(seconds: float, shown: str) -> None:
+    """Short steps keep a decimal."""
+    assert LineFormat(9).step(replace(STATS, step_seconds=seconds)).endswith(f"| {shown}")
+
+
+def test_a_pipe_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No control code, nothing wrapped, nothing taken for markup, whatever the environment asks for."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "20")
+    stream = io.StringIO()
+
+    whole_run(ConsoleSink(max_steps=3, stream=stream))
+
+    text = stream.getvalue()
+    assert [char for char in text if not (char.isprintable() or char == "\n")] == []
+    assert len(text.splitlines()) == 2 + 3 + 1 + 1
+    assert "saved [bold]step_000003[/bold]" in text
+    assert "1,852,608" in text
+
+
+def test_each_line_reaches_a_pipe_at_once() -> None:
+    """The stream is flushed line by line: `tee` and a job's log show the run while it runs."""
+    flushed: list[str] = []
+
+    class Log(io.StringIO):
+        def flush(self) -> None:
+            flushed.append(self.getvalue())
+
+    sink = ConsoleSink(max_steps=3, stream=Log())
+    sink.on_message("one")
+    sink.on_step(replace(STATS, step=1))
+
+    assert flushed[0] == "one\n"
+    assert flushed[-1].count("\n") == 2
+
+
+def on_a_terminal(work: Callable[[ConsoleSink], None]) -> str:
+    """What a terminal of 80 columns receives."""
+    master, slave = pty.openpty()
+    received: list[bytes] = []
+
+    def read() -> None:
+        # Linux reports the end of a terminal as an error, other systems as no bytes.
+        try:
+            while chunk := os.read(master, 65536):
+                received.append(chunk)
+        except OSError:
+            return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(slave, "w") as stream:
+        work(ConsoleSink(max_steps=3, stream=stream))
+    reader.join()
+    os.close(master)
+    return b"".join(received).decode()
+
+
+def test_a_terminal_gets_the_lines_and_a_bar_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line is there once and unbroken, the bar is drawn, and the cursor is given back at the end."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+    text = on_a_terminal(whole_run)
+
+    for step in (1, 2, 3):
+        assert text.count(LineFormat(3).step(replace(STATS, step=step))) == 1
+    assert "saved [bold]step_000003[/bold]" in text
+    assert "tok/s" in text
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could not move a cursor."""
+    monkeypatch.setenv("TERM", "dumb")
+
+    assert "\x1b" not in on_a_terminal(whole_run)
+
+
+def test_closing_twice_or_before_the_first_step_is_harmless() -> None:
+    """A run that fails early is closed like any other."""
+    sink = ConsoleSink(max_steps=3, stream=io.StringIO())
+
+    sink.close()
+    sink.close()
