@@ -47,7 +47,7 @@ def replace_link(link: Path, target: str) -> None:
     Where links are impossible (some network and removable file systems) a text file that
     holds `target` takes the place of the link.
     """
-    fresh = link.with_name(f"{link.name}.tmp-{os.getpid()}")
+    fresh = link.with_name(f".{link.name.removeprefix('.')}.tmp-{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
         fresh.unlink()
     try:

@@ -33,7 +33,7 @@ OPTIMIZER_FILE = "optim/optimizer.safetensors"
 TRAIN_STATE_FILE = "state/train_state.json"
 
 _STEP_NAME = re.compile(r"step_([0-9]{6,18})")
-_PARTIAL_NAME = re.compile(r"\.step_[0-9]{6,18}\.tmp-([0-9]{1,10})")
+_PARTIAL_NAME = re.compile(r"\.(?:step_[0-9]{6,18}|(?:LATEST|BEST)(?:\.next)?)\.tmp-([0-9]{1,10})")
 _MAX_LINK_BYTES = 4096
 
 
@@ -63,7 +63,7 @@ def partial_directory_name(step: int, pid: int) -> str:
 
 
 def partial_owner(name: str) -> int | None:
-    """The process that a hidden, unfinished directory belongs to; None for any other name."""
+    """The process that a hidden, unfinished directory or link belongs to; None for any other name."""
     match = _PARTIAL_NAME.fullmatch(name)
     return int(match[1]) if match else None
 

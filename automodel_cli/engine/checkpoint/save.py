@@ -9,6 +9,7 @@ are refused where their steps meet, not before.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -101,7 +102,7 @@ def save(
         layout.settle_links(root)
         on_stage(SaveStage.LINKED)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove_tree(partial)
         raise _write_error(root, final, error, _needed_bytes(snapshot)) from error
     if max_recent is not None:
         prune(root, max_recent)
@@ -131,11 +132,21 @@ def _needed_bytes(snapshot: Snapshot) -> int:
 
 
 def clear_debris(root: Path) -> None:
-    """Removes hidden directories that killed saves have left; those of living processes stay."""
+    """Removes what killed saves have left under hidden names; that of living processes stays."""
     for path in root.iterdir():
         owner = layout.partial_owner(path.name)
-        if owner is not None and not path.is_symlink() and (owner == os.getpid() or not _is_alive(owner)):
-            shutil.rmtree(path)
+        if owner is None or (owner != os.getpid() and _is_alive(owner)):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            _remove_tree(path)
+        else:
+            path.unlink()
+
+
+def _remove_tree(path: Path) -> None:
+    # A file that somebody reads over a network cannot always be removed. That must not stop a
+    # training; the name is hidden by now, and the next save tries again.
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_alive(pid: int) -> bool:
@@ -242,5 +253,6 @@ def prune(root: Path, max_recent: int) -> None:
         if path not in kept:
             # Under its hidden name first: a kill in the middle must not leave half a checkpoint.
             doomed = root / f".{path.name}.tmp-{os.getpid()}"
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+            with contextlib.suppress(OSError):
+                path.rename(doomed)
+            _remove_tree(doomed)

@@ -128,15 +128,18 @@ def test_stages_are_told_in_the_order_of_the_protocol(tmp_path: Path, snapshots:
 
 
 def test_debris_of_a_living_process_and_of_others_stays(tmp_path: Path, snapshots: MakeSnapshot) -> None:
-    """Only hidden directories of our naming whose process is dead are removed."""
+    """Only what has our hidden names and a dead process is removed; a link goes, what it names stays."""
     mine, living = f".step_000001.tmp-{os.getpid()}", f".step_000001.tmp-{os.getppid()}"
     dead, foreign = ".step_000001.tmp-4194999", ".step_000001.tmp-abc"
     for name in (mine, living, dead, foreign, "notes"):
         (tmp_path / name / "inside").mkdir(parents=True)
+    for name in (".LATEST.next.tmp-4194999", ".BEST.tmp-4194999", ".step_000002.tmp-4194999"):
+        (tmp_path / name).symlink_to("notes")
 
     save(tmp_path, snapshots(1), facts={})
 
     assert names_in(tmp_path) == {living, foreign, "notes", "step_000001", "LATEST"}
+    assert names_in(tmp_path / "notes") == {"inside"}
 
 
 @pytest.mark.parametrize("max_recent", [1, 2, 3])

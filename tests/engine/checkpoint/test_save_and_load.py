@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from automodel_cli.engine.checkpoint import layout
+from automodel_cli.engine.checkpoint import manifest as manifest_module
 from automodel_cli.engine.checkpoint.load import load, load_newest_good
 from automodel_cli.engine.checkpoint.manifest import (
     FORMAT_VERSION,
     NewerFormatError,
     read_manifest,
     record_files,
+    sha256_of,
     verify,
     write_manifest,
 )
@@ -129,6 +131,27 @@ def test_no_good_checkpoint_is_an_error_that_names_each(tmp_path: Path, snapshot
         load_newest_good(tmp_path)
 
     assert all(name in str(caught.value) for name in ("step_000001", "step_000002", "config.yaml: missing"))
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_skipped_and_kept(
+    tmp_path: Path, snapshots: MakeSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failing disk or a missing permission says nothing about the bytes, so nothing is renamed."""
+    for step in (1, 2):
+        save(tmp_path, snapshots(step), facts={})
+
+    def failing(path: Path) -> str:
+        if "step_000002" in path.parts:
+            raise OSError(5, "Input/output error")
+        return sha256_of(path)
+
+    monkeypatch.setattr(manifest_module, "sha256_of", failing)
+    snapshot, directory, notes = load_newest_good(tmp_path)
+
+    assert (snapshot.step, directory.name) == (1, "step_000001")
+    assert len(notes) == 1
+    assert "cannot be read" in notes[0]
+    assert (tmp_path / "step_000002").is_dir()
 
 
 def test_what_comes_after_latest_is_left_alone(tmp_path: Path, snapshots: MakeSnapshot) -> None:
