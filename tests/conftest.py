@@ -10,12 +10,28 @@ from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 
 TINY = """
 seed: 7
-model: {_target_: automodel_cli.engine.models.gpt2.build_gpt2_model, vocab_size: 257, n_positions: 16, n_embd: 16, n_layer: 2, n_head: 2, dropout: 0.1}
-dataset: {_target_: automodel_cli.engine.data.nanogpt_dataset.NanogptDataset, file_pattern: "DATA/train_*.bin", seq_len: 16}
-validation_dataset: {_target_: automodel_cli.engine.data.nanogpt_dataset.NanogptDataset, file_pattern: "DATA/val_*.bin", seq_len: 16}
+model:
+  _target_: automodel_cli.engine.models.gpt2.build_gpt2_model
+  vocab_size: 257
+  n_positions: 16
+  n_embd: 16
+  n_layer: 2
+  n_head: 2
+  dropout: 0.1
+dataset: &data
+  _target_: automodel_cli.engine.data.nanogpt_dataset.NanogptDataset
+  file_pattern: DATA/train_*.bin
+  seq_len: 16
+validation_dataset: {<<: *data, file_pattern: "DATA/val_*.bin"}
 optimizer: {_target_: torch.optim.AdamW, lr: 1e-2}
 lr_scheduler: {lr_decay_style: cosine, lr_warmup_steps: 2}
-step_scheduler: {max_steps: 6, global_batch_size: 8, local_batch_size: 4, val_every_steps: 3, val_batches: 2, ckpt_every_steps: 2}
+step_scheduler:
+  max_steps: 6
+  global_batch_size: 8
+  local_batch_size: 4
+  val_every_steps: 3
+  val_batches: 2
+  ckpt_every_steps: 2
 num_threads: 1
 checkpoint: {checkpoint_dir: checkpoints}
 """

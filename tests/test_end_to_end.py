@@ -78,7 +78,10 @@ def test_killed_and_resumed_ends_in_the_same_weights(tiny_run, disturbed):
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after step 10" in resumed.stdout
     assert weights(Path("checkpoints"), 20) == weights(Path("straight"), 20)
-    curves = [[(m["step"], m["loss"], m["grad_norm"], m["lr"]) for m in metrics(Path(d))] for d in ("straight", "checkpoints")]
+    curves = [
+        [(m["step"], m["loss"], m["grad_norm"], m["lr"]) for m in metrics(Path(root))]
+        for root in ("straight", "checkpoints")
+    ]
     assert curves[0] == curves[1]
     assert [step for step, *_ in curves[1]] == list(range(1, 21))
 
@@ -104,7 +107,7 @@ def test_a_run_that_diverges_stops_with_5_and_keeps_its_last_checkpoint(disturbe
 
     assert diverged.returncode == 5
     assert "step 4" in diverged.stderr
-    assert os.readlink("checkpoints/LATEST") == "step_000002"
+    assert Path("checkpoints/LATEST").readlink() == Path("step_000002")
 
 
 def test_transformers_loads_the_checkpoint_with_equal_logits(tiny_run):

@@ -68,7 +68,8 @@ def checked(config: Config) -> Settings:
 
 def with_defaults(config: Config) -> Config:
     """The configuration with every key of our own sections present; the origin of the added is `default`."""
-    for section in (General, *SECTIONS):
+    sections: tuple[type[Any], ...] = (General, *SECTIONS)
+    for section in sections:
         prefix: KeyPath = (section.name,) if section.name else ()
         for name, item in section_fields(section).items():
             path = (*prefix, name)
@@ -87,7 +88,9 @@ def _check_top_level(config: Config, problems: list[ConfigError]) -> None:
     for name in config.values:
         if name not in allowed:
             where = str(config.key_origin((name,)))
-            problems.append(ConfigError(f"unknown section `{name}`", where=where, help=hint(name, allowed, noun="sections")))
+            problems.append(
+                ConfigError(f"unknown section `{name}`", where=where, help=hint(name, allowed, noun="sections"))
+            )
     for name, required in TARGET_SECTIONS.items():
         value = config.get(name)
         if value is None:
@@ -144,8 +147,8 @@ def _checked_value(config: Config, path: KeyPath, raw: Any, item: Field[Any], an
             raise ConfigError(f"{shown}, but it must be one of {names}", where=str(origin), help=help_)
         return value
     if type(value) not in allowed:
-        names = " or ".join("null" if kind is type(None) else _TYPE_NAMES[kind] for kind in allowed)
-        raise ConfigError(f"{shown}, but it must be {names}", where=str(origin), help=rule["meaning"])
+        kinds = " or ".join("null" if kind is type(None) else _TYPE_NAMES[kind] for kind in allowed)
+        raise ConfigError(f"{shown}, but it must be {kinds}", where=str(origin), help=rule["meaning"])
     if value is not None and rule["minimum"] is not None and not value >= rule["minimum"]:
         raise ConfigError(f"{shown}, but it must be at least {rule['minimum']}", where=str(origin))
     if value is not None and rule["above"] is not None and not value > rule["above"]:

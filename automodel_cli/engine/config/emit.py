@@ -15,6 +15,9 @@ from automodel_cli.engine.config.origin import KeyPath, Origin
 from automodel_cli.engine.config.yaml_reader import parse_value
 from automodel_cli.errors import ConfigError
 
+# Text of a line, and the origin to note beside it.
+_Line = tuple[str, str | None]
+
 _PLAIN = re.compile(r"[A-Za-z0-9_./*~$-][A-Za-z0-9_ ./*:@%+=,(){}$~-]*")
 
 
@@ -47,14 +50,16 @@ def flat(config: Config) -> Iterator[tuple[str, Any, Origin]]:
     yield from walk(config.values, ())
 
 
-def _mapping(config: Config, node: Mapping[str, Any], path: KeyPath, absolute: bool) -> Iterator[tuple[str, str | None]]:
+def _mapping(
+    config: Config, node: Mapping[str, Any], path: KeyPath, absolute: bool
+) -> Iterator[tuple[str, str | None]]:
     indent = "  " * len(path)
     for key, value in node.items():
         here = (*path, key)
         yield from _entry(f"{indent}{_scalar(key)}:", value, config, here, absolute)
 
 
-def _entry(head: str, value: Any, config: Config, path: KeyPath, absolute: bool) -> Iterator[tuple[str, str | None]]:
+def _entry(head: str, value: Any, config: Config, path: KeyPath, absolute: bool) -> Iterator[_Line]:
     if isinstance(value, Mapping) and value:
         yield head, None
         yield from _mapping(config, value, path, absolute)

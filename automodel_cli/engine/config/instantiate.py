@@ -22,6 +22,7 @@ def instantiate(config: Config, path: str, runtime: Mapping[str, Any] | None = N
         path: Dotted path of the section.
         runtime: Values that only the engine knows (`device`, `dp_rank`, ...); each is passed
             if the callable's signature names it and the section does not.
+
     Raises:
         ConfigError: The target cannot be found or does not take these keywords.
         Exception: What the callable itself raises, unchanged, with a note of key, file and line.

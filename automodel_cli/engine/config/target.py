@@ -30,6 +30,7 @@ def resolve_target(target: str, origin: Origin, key: str) -> Callable[..., Any]:
         target: `package.module.object`, or `path/file.py:object` relative to the file that names it.
         origin: Where the text stands; reported in errors, and the start of relative paths.
         key: The configuration key, such as `model._target_`.
+
     Raises:
         ConfigError: See the module's header.
     """

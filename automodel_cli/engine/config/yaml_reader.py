@@ -110,7 +110,7 @@ def _check_bounds(text: str, source: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                where = f"{source}:{event.start_mark.line + 1}"
+                where = f"{source}:{event.start_mark.line + 1}" if event.start_mark else source
                 raise ConfigError(f"sections may be nested {MAX_DEPTH} deep; this one is deeper", where=where)
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
@@ -135,7 +135,9 @@ class _Builder:
     def build(self, node: yaml.Node, path: KeyPath) -> Any:
         self._num_nodes += 1
         if self._num_nodes > MAX_NODES:
-            raise self.error(node, f"a configuration holds at most {MAX_NODES:,} values, aliases expanded; this has more")
+            raise self.error(
+                node, f"a configuration holds at most {MAX_NODES:,} values, aliases expanded; this has more"
+            )
         self.origins[path] = self.origin(node)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
@@ -146,6 +148,8 @@ class _Builder:
             if isinstance(node, yaml.SequenceNode):
                 self._expect_tag(node, "seq")
                 return [self.build(child, (*path, index)) for index, child in enumerate(node.value)]
+            if not isinstance(node, yaml.MappingNode):
+                raise self.error(node, "a value must be a scalar, a list or a mapping")
             self._expect_tag(node, "map")
             return self._mapping(node, path)
         finally:

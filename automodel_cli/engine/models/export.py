@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -23,9 +23,11 @@ _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "m
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """Args:
-    tensors: Contiguous tensors by name, no two of them sharing memory.
-    config: The contents of `config.json`, or None for a model that Hugging Face does not know.
+    """A model as a checkpoint holds it.
+
+    Args:
+        tensors: Contiguous tensors by name, no two of them sharing memory.
+        config: The contents of `config.json`, or None for a model that Hugging Face does not know.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -38,14 +40,13 @@ def export_model(model: nn.Module) -> ExportedModel:
     Our GPT-2 takes the layout of `transformers.GPT2LMHeadModel`; a Hugging Face model has its own
     names and configuration already; any other module keeps the names of its state dict.
     """
-    tensors = _without_duplicates(model)
-    if isinstance(model, GPT2LMHeadModel):
-        converted = {name: _converted(name, tensor) for name, tensor in tensors.items()}
-        if not model.config.bias:
-            # Hugging Face's GPT-2 always has biases; zeros are the same function.
-            converted.update(_zero_biases(model.config, model.transformer.wte.weight.dtype))
-        return ExportedModel(converted, _gpt2_config(model.config))
-    return ExportedModel({name: tensor.contiguous() for name, tensor in tensors.items()}, _hugging_face_config(model))
+    tensors = {name: _turned(model, name, tensor).contiguous() for name, tensor in _without_duplicates(model).items()}
+    if not isinstance(model, GPT2LMHeadModel):
+        return ExportedModel(tensors, _hugging_face_config(model))
+    if not model.config.bias:
+        # Hugging Face's GPT-2 always has biases; zeros are the same function.
+        tensors.update(_zero_biases(model.config, model.transformer.wte.weight.dtype))
+    return ExportedModel(tensors, _gpt2_config(model.config))
 
 
 @torch.no_grad()
@@ -55,26 +56,37 @@ def import_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
     Raises:
         CheckpointError: Names or shapes differ; all of them are told, and the model is unchanged.
     """
-    is_gpt2 = isinstance(model, GPT2LMHeadModel)
     own = _without_duplicates(model)
-    extra = set(_zero_biases(model.config, torch.float32)) if isinstance(model, GPT2LMHeadModel) and not model.config.bias else set()
-    problems = [f"{name} is missing" for name in own if name not in tensors]
-    for name, tensor in tensors.items():
-        if name in own:
-            given = tensor.T if is_gpt2 and name.endswith(_TRANSPOSED) else tensor
-            if given.shape != own[name].shape:
-                problems.append(f"{name} is {tuple(given.shape)}, but the model has {tuple(own[name].shape)}")
-        elif name not in extra:
-            problems.append(f"{name} is not in the model ({hint(name, own, noun='tensors')})")
+    given = {name: _turned(model, name, tensor) for name, tensor in tensors.items()}
+    ignored = _zero_biases(model.config, torch.float32) if _is_gpt2_without_bias(model) else {}
+    problems = [
+        f"{name} is {tuple(given[name].shape)}, but the model has {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    problems += [f"{name} is missing" for name in own if name not in given]
+    problems += [
+        f"{name} is not in the model ({hint(name, own, noun='tensors')})"
+        for name in given
+        if name not in own and name not in ignored
+    ]
     if problems:
         shown = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise CheckpointError(
             f"the checkpoint is of another architecture:\n  {shown}",
             help="resume with the model section that the run was trained with",
         )
-    for name, target in own.items():
-        given = tensors[name].T if is_gpt2 and name.endswith(_TRANSPOSED) else tensors[name]
-        target.copy_(given)
+    for name, tensor in own.items():
+        tensor.copy_(given[name])
+
+
+def _turned(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """From the checkpoint's layout to the model's or back: the transpose is its own inverse."""
+    return tensor.T if isinstance(model, GPT2LMHeadModel) and name.endswith(_TRANSPOSED) else tensor
+
+
+def _is_gpt2_without_bias(model: nn.Module) -> TypeGuard[GPT2LMHeadModel]:
+    return isinstance(model, GPT2LMHeadModel) and not model.config.bias
 
 
 def _without_duplicates(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -88,10 +100,6 @@ def _without_duplicates(model: nn.Module) -> dict[str, torch.Tensor]:
         seen.add(identity)
         tensors[name] = tensor
     return tensors
-
-
-def _converted(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    return (tensor.T if name.endswith(_TRANSPOSED) else tensor).contiguous()
 
 
 def _zero_biases(config: GPT2Config, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -129,7 +137,8 @@ def _gpt2_config(config: GPT2Config) -> dict[str, Any]:
     }
 
 
-def _hugging_face_config(model: nn.Module) -> dict[str, Any] | None:
+def _hugging_face_config(model: Any) -> dict[str, Any] | None:
     # Asked by name: importing transformers only to learn that a model is not one of its own is slow.
-    is_pretrained = any(base.__name__ == "PreTrainedModel" for base in type(model).__mro__)
-    return dict(model.config.to_diff_dict(), architectures=[type(model).__name__]) if is_pretrained else None
+    if not any(base.__name__ == "PreTrainedModel" for base in type(model).__mro__):
+        return None
+    return {**model.config.to_diff_dict(), "architectures": [type(model).__name__]}

@@ -35,6 +35,7 @@ class GPT2Config:
         layer_norm_epsilon: Added to the variance in layer norms.
         initializer_range: Standard deviation of the initial weights.
         bias: Whether linear layers and layer norms have biases.
+
     Raises:
         ConfigError: A size is not positive, or `n_embd` is not a multiple of `n_head`.
     """

@@ -10,8 +10,10 @@ import torch
 
 @dataclass
 class CausalLMOutput:
-    """Args:
-    logits: (B, T, V), before any softmax.
+    """The output of a forward pass.
+
+    Args:
+        logits: (B, T, V), before any softmax.
     """
 
     logits: torch.Tensor

@@ -29,6 +29,7 @@ class LRSchedule:
         style: `cosine` (Loshchilov and Hutter 2016), `linear` or `constant`.
         warmup_steps: Steps of warm-up; the first of them has base_lr / warmup_steps, not zero.
         decay_steps: Step at which the decay ends, counted from the start of the run.
+
     Raises:
         ConfigError: An unknown style, or rates that are negative or in the wrong order.
     """

@@ -17,7 +17,7 @@ def optimizer_state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) 
     Raises:
         CheckpointError: A parameter's state holds something that is neither tensor nor number.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors: dict[str, torch.Tensor] = {}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():

@@ -69,6 +69,7 @@ def load_writer(directory: Path, tokenizer_name: str | None = None) -> Writer:
     Args:
         directory: The checkpoint.
         tokenizer_name: Use this tokenizer instead; needed where the data had no manifest.
+
     Raises:
         CheckpointError: The checkpoint is broken, or does not say which tokenizer it belongs to.
     """
@@ -77,7 +78,9 @@ def load_writer(directory: Path, tokenizer_name: str | None = None) -> Writer:
     recorded = snapshot.train_state.get("tokenizer") or {}
     name = tokenizer_name or recorded.get("name")
     if name is None:
-        raise CheckpointError("it does not say which tokenizer its data had", where=str(directory), help="--tokenizer gpt2")
+        raise CheckpointError(
+            "it does not say which tokenizer its data had", where=str(directory), help="--tokenizer gpt2"
+        )
     tokenizer = load_tokenizer(name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: nn.Module = instantiate(config, "model", {"device": device}).to(device)

@@ -38,6 +38,7 @@ def plan_resume(path: Path | None, config_paths: Sequence[Path] | None, override
         path: A checkpoint, a run's directory, or None for `checkpoints/LATEST`.
         config_paths: The run's own YAML files; without them the checkpoint's configuration is used.
         overrides: `key=value` assignments over either.
+
     Raises:
         CheckpointError: There is no checkpoint.
         ConfigError: The configuration is not sound.

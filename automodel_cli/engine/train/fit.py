@@ -27,7 +27,8 @@ def check_fit(config: Config, model: nn.Module, *datasets: MapDataset | None) ->
         largest = getattr(dataset, "max_token_id", None)
         if vocab_size is not None and largest is not None and largest >= vocab_size:
             raise DataError(
-                f"{name} holds the token id {largest}, but the model's vocabulary is {vocab_size} (ids 0 to {vocab_size - 1})",
+                f"{name} holds the token id {largest}, but the model's vocabulary is {vocab_size} "
+                f"(ids 0 to {vocab_size - 1})",
                 where=str(config.origin((name,))),
                 help=f"set model.vocab_size to {largest + 1} or more, or prepare the data with the model's tokenizer",
             )

@@ -21,6 +21,7 @@ def make_way(settings: Settings, *, overwrite: bool) -> Path:
     Args:
         settings: Names the directory.
         overwrite: Delete the checkpoints and metrics of the run that is there; other files stay.
+
     Raises:
         CheckpointError: It holds checkpoints and `overwrite` is not given.
     """

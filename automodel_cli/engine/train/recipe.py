@@ -28,7 +28,6 @@ from automodel_cli.engine.config.instantiate import bind, instantiate
 from automodel_cli.engine.data.loader import BatchLoader, eval_batches
 from automodel_cli.engine.data.order import order_of
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
-from automodel_cli.engine.models.count import count_parameters
 from automodel_cli.engine.models.export import import_tensors
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.optim.build import build_optimizer
@@ -103,6 +102,7 @@ def pretrain(config: Config, settings: Settings, root: Path, open_sink: OpenSink
         root: Directory of the run's checkpoints, empty of checkpoints.
         open_sink: Opens what the run reports to, once everything is built; a run that is
             refused writes nothing.
+
     Raises:
         AmcliError: See `errors.py`; `InterruptedTrainingError` after a signal, with the run saved.
     """
@@ -126,9 +126,7 @@ class _Parts:
     optimizer: torch.optim.Optimizer
 
 
-def _run(
-    config: Config, settings: Settings, root: Path, open_sink: OpenSink, snapshot: Snapshot | None
-) -> RunSummary:
+def _run(config: Config, settings: Settings, root: Path, open_sink: OpenSink, snapshot: Snapshot | None) -> RunSummary:
     began = time.perf_counter()
     state = TrainState() if snapshot is None else TrainState.from_dict(snapshot.train_state)
     general = settings.general
@@ -182,9 +180,7 @@ def _build(config: Config, settings: Settings, placement: Placement) -> _Parts:
     return _Parts(dataset, validation, model, vocab_size, loss_fn, optimizer)
 
 
-def _assemble(
-    parts: _Parts, config: Config, settings: Settings, placement: Placement, root: Path, sink: Sink
-) -> Run:
+def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Placement, root: Path, sink: Sink) -> Run:
     """The parts and the schedule as the loop wants them."""
     section = settings.step_scheduler
     schedule = LRSchedule(
@@ -257,8 +253,9 @@ def _order_key(dataset: MapDataset, seed: int, state: TrainState) -> str:
 def _facts(run: Run, state: TrainState, dataset: MapDataset, settings: Settings, root: Path) -> dict[str, Any]:
     """What is said before the first step."""
     steps, placement = settings.step_scheduler, run.placement
+    num_parameters = sum(parameter.numel() for parameter in run.model.parameters())  # a tied one counts once
     return {
-        "model": f"{type(run.model).__name__}, {count_parameters(run.model)['total']:,} parameters",
+        "model": f"{type(run.model).__name__}, {num_parameters:,} parameters",
         "data": f"{len(dataset):,} samples, {steps.global_batch_size} per step "
         f"({steps.global_batch_size // steps.local_batch_size} x {steps.local_batch_size})",
         "device": f"{placement.name}, {placement.precision}",

@@ -70,13 +70,16 @@ def rng_tensors() -> dict[str, torch.Tensor]:
     if gauss is not None:
         # Only half a Gaussian pair would be lost; amcli draws none from this generator.
         random.setstate((version, words, None))
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    numpy_state = np.random.get_state(legacy=False)
+    if not isinstance(numpy_state, dict):
+        raise TypeError("numpy's global generator is not the one that numpy documents")
+    mersenne = numpy_state["state"]
     tensors = {
         "torch_cpu": torch.get_rng_state(),
         "python": torch.tensor(words, dtype=torch.int64),
-        "numpy_keys": torch.from_numpy(keys.astype(np.int64)),
-        "numpy_position": torch.tensor([position, has_gauss], dtype=torch.int64),
-        "numpy_cached": torch.tensor([cached], dtype=torch.float64),
+        "numpy_keys": torch.from_numpy(mersenne["key"].astype(np.int64)),
+        "numpy_position": torch.tensor([mersenne["pos"], numpy_state["has_gauss"]], dtype=torch.int64),
+        "numpy_cached": torch.tensor([numpy_state["gauss"]], dtype=torch.float64),
     }
     if torch.cuda.is_available():
         tensors["torch_cuda"] = torch.cuda.get_rng_state()

@@ -59,6 +59,7 @@ def train_step(
         lr: Learning rate of this update.
         max_norm: Clip the gradient's global norm to this; None only measures it.
         autocast_dtype: Type of matrix products; None computes in the type of the weights.
+
     Raises:
         TrainingDivergedError: The loss or the norm is not finite; weights and optimizer are unchanged.
         DataError: The step has no label token.
@@ -110,6 +111,7 @@ def evaluate(
         device: Where the model is.
         autocast_dtype: As in `train_step`.
         should_stop: Asked before every batch; if it says yes, the rest is left out.
+
     Raises:
         DataError: No batch has a label token.
     """
