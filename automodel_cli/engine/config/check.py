@@ -126,8 +126,9 @@ def _build(section: type[Any], config: Config, prefix: KeyPath, problems: list[C
             except ConfigError as error:
                 problems.append(error)
         elif is_required(item):
-            where = str(config.origin(prefix)) if prefix in config.origins else None
-            problems.append(ConfigError(f"`{dotted(path)}` is missing: {item.metadata['meaning']}", where=where))
+            section_origin = str(config.origin(prefix)) if prefix in config.origins else None
+            message = f"`{dotted(path)}` is missing: {item.metadata['meaning']}"
+            problems.append(ConfigError(message, where=section_origin))
     return section(**arguments) if not problems else None
 
 
