@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from contextlib import closing
 
 import numpy as np
@@ -161,8 +162,11 @@ def test_reading_ahead_is_bounded(workers, factor):
     with closing(loader.iter_steps()) as steps:
         for _ in range(5):
             next(steps)
+        # Idle workers take a step too many at once, if there is one; closing would cancel it.
+        time.sleep(0.05)
 
-    assert max(read) < 5 + workers * factor
+    # When step 4 is handed out it is itself the first of the steps in work.
+    assert max(read) < 4 + workers * factor
 
 
 @pytest.mark.parametrize("workers", [0, 2])
