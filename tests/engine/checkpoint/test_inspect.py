@@ -116,18 +116,21 @@ def test_contents_that_mean_nothing_make_it_corrupt_even_if_sealed(checkpoint: P
     assert [problem.partition(":")[0] for problem in report.problems] == [name]
 
 
-def test_links_and_pipes_are_named_and_never_opened(checkpoint: Path, tmp_path: Path) -> None:
-    """A link to the outside is not read, and a pipe does not block."""
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_links_and_pipes_are_never_opened(checkpoint: Path, tmp_path: Path, has_manifest: bool) -> None:
+    """A link to the outside is not read, and a pipe does not block, whether or not a manifest tells of them."""
     secret = tmp_path / "secret"
     secret.write_text("seed: 42\n")
     (checkpoint / layout.CONFIG_FILE).unlink()
     (checkpoint / layout.CONFIG_FILE).symlink_to(secret)
     (checkpoint / layout.TRAIN_STATE_FILE).unlink()
     os.mkfifo(checkpoint / layout.TRAIN_STATE_FILE)
+    if not has_manifest:
+        (checkpoint / "manifest.json").unlink()
 
     report = inspect(checkpoint, verify=True)
 
-    assert report.verdict == "corrupt"
+    assert report.verdict == ("corrupt" if has_manifest else "incomplete")
     assert report.config == {}
     assert layout.CONFIG_FILE not in report.files
 

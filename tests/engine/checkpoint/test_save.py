@@ -114,6 +114,31 @@ def test_the_next_save_clears_what_a_killed_one_left(killed: Path, snapshots: Ma
     assert verify(layout.resolve(root)) == []
 
 
+class KilledError(Exception):
+    """Ends a save like a kill: nothing in the save handles it."""
+
+
+def killed_at(wanted: SaveStage) -> Callable[[SaveStage], None]:
+    def stop(stage: SaveStage) -> None:
+        if stage is wanted:
+            raise KilledError
+
+    return stop
+
+
+def test_two_kills_in_a_row_lose_no_checkpoint(tmp_path: Path, snapshots: MakeSnapshot) -> None:
+    """The first was killed before LATEST moved, the second before its rename: the first one's counts."""
+    save(tmp_path, snapshots(1), facts={}, is_best=True)
+    with pytest.raises(KilledError):
+        save(tmp_path, snapshots(2), facts={}, is_best=True, on_stage=killed_at(SaveStage.RENAMED))
+
+    with pytest.raises(KilledError):
+        save(tmp_path, snapshots(3), facts={}, is_best=True, on_stage=killed_at(SaveStage.ANNOUNCED))
+
+    assert layout.resolve(tmp_path).name == "step_000002"
+    assert layout.resolve(tmp_path / "BEST").name == "step_000002"
+
+
 def test_stages_are_told_in_the_order_of_the_protocol(tmp_path: Path, snapshots: MakeSnapshot) -> None:
     """Each once; the manifest does not exist before everything else is on disk."""
     told: list[tuple[SaveStage, bool]] = []
