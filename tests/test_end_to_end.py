@@ -180,6 +180,27 @@ def test_resume_with_another_seed_or_other_data_is_refused(tiny_run, capsys):
     assert "seed 7" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "model/model.safetensors", "optim/optimizer.safetensors", "manifest.json"]
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(tiny_run, capsys, name):
+    """One flipped bit anywhere in the newest: resume names it, falls back two steps, and ends in the same weights."""
+    assert app.run(["pretrain", "-c", str(tiny_run)]) == 0
+    expected = weights(Path("checkpoints"), 6)
+    damaged = Path("checkpoints/step_000006") / name
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    capsys.readouterr()
+
+    assert app.run(["resume"]) == 0
+
+    said = capsys.readouterr().out
+    assert "step_000006 is now broken-step_000006" in said
+    assert "resuming after step 4" in said
+    assert weights(Path("checkpoints"), 6) == expected
+
+
 def test_resume_without_a_checkpoint_says_where_it_looked(tmp_path, monkeypatch, capsys):
     """Exit code 4 and the path."""
     monkeypatch.chdir(tmp_path)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from automodel_cli.engine.checkpoint.layout import resolve
+from automodel_cli.engine.checkpoint.layout import CONFIG_FILE, list_steps, resolve, step_of
+from automodel_cli.engine.checkpoint.manifest import NewerFormatError, read_manifest, sha256_of
 from automodel_cli.engine.config.check import Settings, checked, with_defaults
 from automodel_cli.engine.config.config import Config, apply_overrides, read_configs
 from automodel_cli.engine.config.diff import Change, differences
+from automodel_cli.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,44 @@ def plan_resume(path: Path | None, config_paths: Sequence[Path] | None, override
         ConfigError: The configuration is not sound.
     """
     directory = resolve(path)
-    saved = with_defaults(read_configs([directory]))
+    named = path is not None and path.resolve() == directory.resolve() and not path.is_symlink()
+    saved = with_defaults(_saved_config(directory, named))
     base = read_configs(config_paths) if config_paths else saved
     config = with_defaults(apply_overrides(base, overrides))
-    named = path is not None and path.resolve() == directory.resolve() and not path.is_symlink()
     settings = checked(config)
     changes = differences(saved, config)
     moved = any(change.key == "checkpoint.checkpoint_dir" for change in changes)
     # The saved checkpoint_dir may be relative to another working directory, so it counts only if changed.
     root = Path(settings.checkpoint.checkpoint_dir) if moved else directory.parent
     return Continuation(directory, root, named, config, settings, changes)
+
+
+def _saved_config(directory: Path, named: bool) -> Config:
+    """The configuration of a checkpoint; of one before it where it is damaged and was not asked for by name.
+
+    The weights are verified, and what is broken set aside, when the checkpoint is opened: later, with torch.
+    """
+    step = step_of(directory.name)
+    earlier = [] if named or step is None else [path for found, path in list_steps(directory.parent) if found < step]
+    for candidate in (directory, *reversed(earlier)):
+        try:
+            return _config_as_saved(candidate)
+        except NewerFormatError:
+            raise
+        except (CheckpointError, OSError):
+            continue
+    # None is sound: the newest says what is wrong with it.
+    return _config_as_saved(directory)
+
+
+def _config_as_saved(directory: Path) -> Config:
+    """The `config.yaml` of a checkpoint, once its bytes are those of the manifest."""
+    record = read_manifest(directory).files.get(CONFIG_FILE)
+    path = directory / CONFIG_FILE
+    if record is None or not path.is_file() or path.is_symlink() or sha256_of(path) != record.sha256:
+        raise CheckpointError(
+            "the configuration in this checkpoint is missing or not as it was saved",
+            where=str(path),
+            help="use an earlier checkpoint; `amcli inspect-ckpt` on the directory above lists them",
+        )
+    return read_configs([directory])

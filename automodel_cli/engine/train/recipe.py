@@ -203,7 +203,11 @@ def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Plac
     config_yaml = to_yaml(config, absolute_targets=True)
 
     def validation_batches() -> Iterable[dict[str, Any]]:
-        return [] if validation is None else eval_batches(validation, section.local_batch_size, section.val_batches)
+        return (
+            []
+            if validation is None
+            else eval_batches(validation, section.local_batch_size, section.val_batches, vocab_size=parts.vocab_size)
+        )
 
     def save(state: TrainState, is_best: bool) -> None:
         if not settings.checkpoint.enabled:
