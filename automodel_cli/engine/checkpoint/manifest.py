@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from automodel_cli.engine.checkpoint.durable import write_bytes
+from automodel_cli.engine.durable import write_bytes
 from automodel_cli.errors import CheckpointError
 
 MANIFEST_NAME = "manifest.json"

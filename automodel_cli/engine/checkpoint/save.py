@@ -25,7 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from automodel_cli import __version__
-from automodel_cli.engine.checkpoint import durable, layout
+from automodel_cli.engine import durable
+from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.manifest import Manifest, examine, record_files, write_manifest
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.errors import CheckpointError

@@ -8,12 +8,12 @@ ends the process; here it is an `OSError`, which becomes a `DataError`.
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from automodel_cli.engine.durable import sync_directory, write_bytes
 from automodel_cli.errors import DataError
 
 
@@ -39,20 +39,8 @@ def write_durably(path: Path, content: bytes) -> None:
         DataError: The file cannot be written.
     """
     with explain_write_errors(path):
-        with temporary_path(path).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_bytes(temporary_path(path), content)
         replace_durably(path)
-
-
-def sync_directory(directory: Path) -> None:
-    """Flush the entries of a directory, so that a rename survives a power failure."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
