@@ -16,8 +16,8 @@ import os
 import re
 from pathlib import Path
 
-from automodel_cli.engine.durable import replace_link, sync_directory
 from automodel_cli.engine.checkpoint.manifest import MANIFEST_NAME
+from automodel_cli.engine.durable import replace_link, sync_directory
 from automodel_cli.errors import CheckpointError
 
 LATEST = "LATEST"
