@@ -1,4 +1,4 @@
-"""Cross-entropy over the tokens that count.
+"""Cross-entropy over the tokens that count: those whose label is not -100.
 
 Shapes: B batch, T sequence, V vocabulary.
 """
@@ -8,16 +8,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+# Fixed: the training step counts its label tokens by the same number, and a loss that masked
+# another one would be divided by a wrong count in silence.
+IGNORED_LABEL = -100
+
 
 class MaskedCrossEntropy:
-    """Next-token cross-entropy in nats, computed in fp32 whatever the type of the logits.
-
-    Args:
-        ignore_index: The label that marks a token as not trained on.
-    """
-
-    def __init__(self, ignore_index: int = -100) -> None:
-        self.ignore_index = ignore_index
+    """Next-token cross-entropy in nats, computed in fp32 whatever the type of the logits."""
 
     def __call__(
         self, logits_BTV: torch.Tensor, labels_BT: torch.Tensor, num_label_tokens: int | None = None
@@ -26,13 +23,13 @@ class MaskedCrossEntropy:
 
         Args:
             logits_BTV: Logits before softmax.
-            labels_BT: The right next token of each position, already shifted.
+            labels_BT: The right next token of each position, already shifted; -100 is not trained on.
             num_label_tokens: The divisor: label tokens of the whole optimisation step, so that losses of
                 micro-batches add up to the step's mean. None takes the labels given here.
         """
         total = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=self.ignore_index, reduction="sum"
+            logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
         )
         if num_label_tokens is None:
-            return total / (labels_BT != self.ignore_index).sum().clamp(min=1)
+            return total / (labels_BT != IGNORED_LABEL).sum().clamp(min=1)
         return total / num_label_tokens

@@ -1,14 +1,16 @@
 """A model's weights to and from the names and layout that Hugging Face tools read.
 
 Both directions move bits and change none: a checkpoint that is written and read again has equal
-weights by hash. Shared tensors are written once, since safetensors refuses them.
+weights by hash. Tied weights are written once, since safetensors refuses shared memory. Refused
+are tensors of another model: other names, other shapes, types that would lose bits, biases that
+the model has no place for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,19 +36,28 @@ class ExportedModel:
     config: dict[str, Any] | None
 
 
-def export_model(model: nn.Module) -> ExportedModel:
+def export_model(model: nn.Module, bos_id: int | None = None) -> ExportedModel:
     """The weights and the configuration of a model, as a checkpoint holds them.
 
     Our GPT-2 takes the layout of `transformers.GPT2LMHeadModel`; a Hugging Face model has its own
     names and configuration already; any other module keeps the names of its state dict.
+
+    Args:
+        model: Its tensors are not copied where their layout fits: write them before the next step.
+        bos_id: Token that begins and ends documents, for the `config.json` of our GPT-2; a model
+            does not know its tokenizer.
+
+    Raises:
+        CheckpointError: The state dict holds something that is not a tensor.
     """
-    tensors = {name: _turned(model, name, tensor).contiguous() for name, tensor in _without_duplicates(model).items()}
+    tensors = _apart({name: _turned(model, name, tensor) for name, tensor in _own_tensors(model).items()})
     if not isinstance(model, GPT2LMHeadModel):
         return ExportedModel(tensors, _hugging_face_config(model))
+    dtype = model.transformer.wte.weight.dtype
     if not model.config.bias:
         # Hugging Face's GPT-2 always has biases; zeros are the same function.
-        tensors.update(_zero_biases(model.config, model.transformer.wte.weight.dtype))
-    return ExportedModel(tensors, _gpt2_config(model.config))
+        tensors.update({name: torch.zeros(size, dtype=dtype) for name, size in _bias_sizes(model.config).items()})
+    return ExportedModel(tensors, _gpt2_config(model.config, dtype, bos_id))
 
 
 @torch.no_grad()
@@ -54,22 +65,15 @@ def import_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
     """Copies tensors as `export_model` wrote them into a model of the same architecture.
 
     Raises:
-        CheckpointError: Names or shapes differ; all of them are told, and the model is unchanged.
+        CheckpointError: Names, shapes or types differ; all of them are told, and the model is unchanged.
     """
-    own = _without_duplicates(model)
+    own = _own_tensors(model)
     given = {name: _turned(model, name, tensor) for name, tensor in tensors.items()}
-    ignored = _zero_biases(model.config, torch.float32) if _is_gpt2_without_bias(model) else {}
     problems = [
-        f"{name} is {tuple(given[name].shape)}, but the model has {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in given and given[name].shape != tensor.shape
+        problem for name, tensor in own.items() if name in given for problem in _differences(name, given[name], tensor)
     ]
     problems += [f"{name} is missing" for name in own if name not in given]
-    problems += [
-        f"{name} is not in the model ({hint(name, own, noun='tensors')})"
-        for name in given
-        if name not in own and name not in ignored
-    ]
+    problems += _surplus(model, own, given)
     if problems:
         shown = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise CheckpointError(
@@ -85,16 +89,15 @@ def _turned(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.T if isinstance(model, GPT2LMHeadModel) and name.endswith(_TRANSPOSED) else tensor
 
 
-def _is_gpt2_without_bias(model: nn.Module) -> TypeGuard[GPT2LMHeadModel]:
-    return isinstance(model, GPT2LMHeadModel) and not model.config.bias
-
-
-def _without_duplicates(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with each storage under its first name only; values share the model's memory."""
-    seen: set[tuple[int, tuple[int, ...]]] = set()
+def _own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict with each tied tensor under its first name only; values share the model's memory."""
+    seen: set[tuple[Any, ...]] = set()
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
-        identity = (tensor.data_ptr(), tuple(tensor.shape))
+        if not isinstance(tensor, torch.Tensor):
+            kind = f"{type(model).__name__} keeps {name} as {type(tensor).__name__}"
+            raise CheckpointError(f"{kind}, which a checkpoint cannot hold: only tensors can be saved")
+        identity = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and identity in seen:
             continue
         seen.add(identity)
@@ -102,18 +105,53 @@ def _without_duplicates(model: nn.Module) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _zero_biases(config: GPT2Config, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same values contiguous, and copied where two names are different views of one memory."""
+    taken: set[int] = set()
+    apart: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        alone = tensor.contiguous()
+        if alone.untyped_storage().data_ptr() in taken:
+            alone = alone.clone()
+        taken.add(alone.untyped_storage().data_ptr())
+        apart[name] = alone
+    return apart
+
+
+def _differences(name: str, given: torch.Tensor, own: torch.Tensor) -> list[str]:
+    """What keeps `given` from being copied into `own` without losing a bit."""
+    if given.shape != own.shape:
+        return [f"{name} is {tuple(given.shape)}, but the model has {tuple(own.shape)}"]
+    if torch.promote_types(given.dtype, own.dtype) != own.dtype:
+        return [f"{name} is {given.dtype}, which does not fit into the model's {own.dtype}"]
+    return []
+
+
+def _surplus(model: nn.Module, own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
+    """Tensors that the model has no place for; zero biases are what export adds to a GPT-2 without."""
+    may_be_zero: dict[str, int] = {}
+    if isinstance(model, GPT2LMHeadModel) and not model.config.bias:
+        may_be_zero = _bias_sizes(model.config)
+    problems = []
+    for name in given:
+        if name in may_be_zero and bool(given[name].any()):
+            problems.append(f"{name} is not zero, but the model has no biases (bias: true has)")
+        elif name not in own and name not in may_be_zero:
+            problems.append(f"{name} is not in the model ({hint(name, own, noun='tensors')})")
+    return problems
+
+
+def _bias_sizes(config: GPT2Config) -> dict[str, int]:
+    """Names and lengths of the biases of a GPT-2."""
     C = config.n_embd
     sizes = {"ln_1": C, "attn.c_attn": 3 * C, "attn.c_proj": C, "ln_2": C, "mlp.c_fc": 4 * C, "mlp.c_proj": C}
-    biases = {
-        f"transformer.h.{layer}.{name}.bias": torch.zeros(size, dtype=dtype)
-        for layer in range(config.n_layer)
-        for name, size in sizes.items()
+    blocks = {
+        f"transformer.h.{layer}.{name}.bias": size for layer in range(config.n_layer) for name, size in sizes.items()
     }
-    return {**biases, "transformer.ln_f.bias": torch.zeros(C, dtype=dtype)}
+    return {**blocks, "transformer.ln_f.bias": C}
 
 
-def _gpt2_config(config: GPT2Config) -> dict[str, Any]:
+def _gpt2_config(config: GPT2Config, dtype: torch.dtype, bos_id: int | None) -> dict[str, Any]:
     """`config.json` of the equal `transformers.GPT2LMHeadModel`."""
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -130,10 +168,10 @@ def _gpt2_config(config: GPT2Config) -> dict[str, Any]:
         "embd_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
         "tie_word_embeddings": True,
-        # In the vocabularies of amcli the last id is the one that begins and ends documents.
-        "bos_token_id": config.vocab_size - 1,
-        "eos_token_id": config.vocab_size - 1,
-        "dtype": "float32",
+        # Stated even if unknown: without them transformers takes 50256, which may be no token here.
+        "bos_token_id": bos_id,
+        "eos_token_id": bos_id,
+        "dtype": str(dtype).removeprefix("torch."),
     }
 
 

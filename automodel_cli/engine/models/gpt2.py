@@ -37,7 +37,8 @@ class GPT2Config:
         bias: Whether linear layers and layer norms have biases.
 
     Raises:
-        ConfigError: A size is not positive, or `n_embd` is not a multiple of `n_head`.
+        ConfigError: A size is not a positive whole number, `n_embd` is not a multiple of `n_head`,
+            or `dropout` is outside [0, 1).
     """
 
     vocab_size: int
@@ -52,8 +53,10 @@ class GPT2Config:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but it must be at least 1")
+            size = getattr(self, name)
+            # YAML may bring text or a fraction, which torch would refuse far from the key that is wrong.
+            if not isinstance(size, int) or size < 1:
+                raise ConfigError(f"{name} is {size!r}, but it must be a whole number of at least 1")
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd is {self.n_embd}, but it must be a multiple of n_head = {self.n_head}")
         if not 0 <= self.dropout < 1:

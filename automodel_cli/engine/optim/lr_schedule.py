@@ -28,10 +28,11 @@ class LRSchedule:
         min_lr: Learning rate at `decay_steps` and after it; `constant` never goes there.
         style: `cosine` (Loshchilov and Hutter 2016), `linear` or `constant`.
         warmup_steps: Steps of warm-up; the first of them has base_lr / warmup_steps, not zero.
-        decay_steps: Step at which the decay ends, counted from the start of the run.
+        decay_steps: Step at which the decay ends, counted from the start of the run. If the warm-up
+            is not shorter, as in a trial run of few steps, the rate falls to `min_lr` right after it.
 
     Raises:
-        ConfigError: An unknown style, or rates that are negative or in the wrong order.
+        ConfigError: An unknown style, negative steps, or rates that are negative or in the wrong order.
     """
 
     base_lr: float
@@ -45,6 +46,10 @@ class LRSchedule:
             raise ConfigError(f"the decay style is `{self.style}`, but it must be one of {', '.join(_SHAPES)}")
         if not 0 <= self.min_lr <= self.base_lr:
             raise ConfigError(f"min_lr is {self.min_lr}, but it must be between 0 and the base rate {self.base_lr}")
+        if self.warmup_steps < 0 or self.decay_steps < 0:
+            raise ConfigError(
+                f"warm-up and decay take {self.warmup_steps} and {self.decay_steps} steps, but neither can be negative"
+            )
 
     def lr(self, step: int) -> float:
         """The rate of the update that follows `step` finished ones.

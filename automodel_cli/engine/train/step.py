@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from automodel_cli.engine.loss.masked_ce import IGNORED_LABEL
 from automodel_cli.engine.models.outputs import logits_of
 from automodel_cli.engine.protocols import LossFunction
 from automodel_cli.errors import DataError, TrainingDivergedError
-
-IGNORED_LABEL = -100
 
 
 class StepResult(NamedTuple):
@@ -64,19 +63,19 @@ def train_step(
         TrainingDivergedError: The loss or the norm is not finite; weights and optimizer are unchanged.
         DataError: The step has no label token.
     """
-    num_tokens = sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in micro_batches)
+    num_tokens = sum(_label_tokens(batch) for batch in micro_batches)
     if num_tokens == 0:
         raise DataError("every label of this step is masked, so there is nothing to learn from")
     model.train()
     total = torch.zeros((), device=device)
     for batch in micro_batches:
-        input_ids_BT, labels_BT = (_to_device(batch[name], device) for name in ("input_ids", "labels"))
-        with _autocast(device, autocast_dtype):
-            loss = loss_fn(logits_of(model(input_ids_BT)), labels_BT, num_label_tokens=num_tokens)
+        loss = _loss(model, loss_fn, batch, num_tokens, device, autocast_dtype)
         loss.backward()
         total += loss.detach()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     # The one synchronisation of a step: both numbers travel together.
     loss_value, norm_value = torch.stack([total, norm.to(total.dtype)]).tolist()
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
@@ -110,28 +109,48 @@ def evaluate(
         batches: As the micro-batches of `train_step`; the last may be smaller.
         device: Where the model is.
         autocast_dtype: As in `train_step`.
-        should_stop: Asked before every batch; if it says yes, the rest is left out.
+        should_stop: Asked before every batch; if it says yes, the rest is left out, and the result
+            is that of the batches before (a loss of NaN if there were none).
 
     Raises:
         DataError: No batch has a label token.
     """
     was_training = model.training
     model.eval()
-    total = torch.zeros((), dtype=torch.float64)
-    num_tokens = 0
+    # Sums of millions of tokens: in fp32 the last digits that are shown would be rounding.
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    num_tokens, stopped = 0, False
     try:
         for batch in batches:
-            if should_stop():
+            stopped = should_stop()
+            if stopped:
                 break
-            input_ids_BT, labels_BT = (_to_device(batch[name], device) for name in ("input_ids", "labels"))
-            with _autocast(device, autocast_dtype):
-                total += loss_fn(logits_of(model(input_ids_BT)), labels_BT, num_label_tokens=1).double().cpu()
-            num_tokens += int((batch["labels"] != IGNORED_LABEL).sum())
+            total += _loss(model, loss_fn, batch, 1, device, autocast_dtype)
+            num_tokens += _label_tokens(batch)
     finally:
         model.train(was_training)
-    if num_tokens == 0 and not should_stop():
+    if num_tokens == 0 and not stopped:
         raise DataError("the validation set has no label token")
-    return EvalResult(float(total) / max(1, num_tokens), num_tokens)
+    return EvalResult(total.item() / num_tokens if num_tokens else math.nan, num_tokens)
+
+
+def _loss(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batch: dict[str, Any],
+    num_tokens: int,
+    device: torch.device,
+    autocast_dtype: torch.dtype | None,
+) -> torch.Tensor:
+    """The loss of one micro-batch, summed over its label tokens and divided by `num_tokens`."""
+    input_ids_BT, labels_BT = (_to_device(batch[name], device) for name in ("input_ids", "labels"))
+    with _autocast(device, autocast_dtype):
+        return loss_fn(logits_of(model(input_ids_BT)), labels_BT, num_label_tokens=num_tokens)
+
+
+def _label_tokens(batch: dict[str, Any]) -> int:
+    """Counted before the copy to the device: asking a GPU would wait for it."""
+    return int((batch["labels"] != IGNORED_LABEL).sum())
 
 
 def _to_device(values: Any, device: torch.device) -> torch.Tensor:

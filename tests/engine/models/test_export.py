@@ -69,6 +69,72 @@ def test_transformers_loads_what_is_exported(name, tmp_path):
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("bos_id", "dtype"), [(30, torch.float32), (None, torch.bfloat16)])
+def test_config_json_states_the_tokens_and_the_type(bos_id, dtype):
+    """Never transformers' defaults, which are those of another vocabulary."""
+    config = export_model(build_gpt2_model(**SIZES).to(dtype), bos_id).config
+
+    assert config["bos_token_id"] == config["eos_token_id"] == bos_id
+    assert f"torch.{config['dtype']}" == str(dtype)
+
+
+class Overlapping(nn.Module):
+    """A user's module whose tensors are different views of one memory."""
+
+    def __init__(self):
+        super().__init__()
+        memory = torch.arange(16.0).reshape(4, 4)
+        self.register_buffer("whole", memory)
+        self.register_buffer("rows", memory[:2])
+        self.register_buffer("turned", memory.T)
+
+
+def test_views_of_one_memory_are_written_each_with_its_own_values(tmp_path):
+    """They are not tied: leaving one out would lose it, and safetensors refuses them as they are."""
+    module = Overlapping()
+
+    tensors = export_model(module).tensors
+    save_file(tensors, tmp_path / "m.safetensors")
+
+    assert set(tensors) == {"whole", "rows", "turned"}
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensors[name], tensor), name
+
+
+class WithExtraState(nn.Linear):
+    """A user's module with a state that is not a tensor."""
+
+    def get_extra_state(self):
+        return {"calls": 3}
+
+
+def test_a_state_that_is_not_a_tensor_is_refused_when_saved():
+    """With its name and its type."""
+    with pytest.raises(CheckpointError, match="WithExtraState keeps _extra_state as dict"):
+        export_model(WithExtraState(2, 2))
+
+
+def test_biases_are_not_dropped_in_silence():
+    """A model without biases takes the zeros that stand for none, and refuses others."""
+    model = build_gpt2_model(**SIZES, bias=False)
+    tensors = export_model(build_gpt2_model(**SIZES)).tensors
+    import_tensors(model, tensors)
+
+    with pytest.raises(CheckpointError, match=r"ln_f\.bias is not zero"):
+        import_tensors(model, {**tensors, "transformer.ln_f.bias": torch.ones(8)})
+
+
+def test_types_that_would_lose_bits_are_refused():
+    """Weights in bf16 fit into fp32; the other way is another model."""
+    wide, narrow = build_gpt2_model(**SIZES), build_gpt2_model(**SIZES).bfloat16()
+
+    import_tensors(wide, export_model(narrow).tensors)
+    assert torch.equal(wide.lm_head.weight, narrow.lm_head.weight.float())
+
+    with pytest.raises(CheckpointError, match=r"wte\.weight is torch\.float32, which does not fit"):
+        import_tensors(narrow, export_model(wide).tensors)
+
+
 def test_another_architecture_is_refused_with_every_difference():
     """Names and shapes are told, and not one weight has changed."""
     torch.manual_seed(0)

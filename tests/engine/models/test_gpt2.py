@@ -133,7 +133,13 @@ def test_the_head_is_the_embedding():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"n_head": 5}, "multiple of n_head = 5"), ({"n_layer": 0}, "n_layer is 0"), ({"dropout": 1.0}, "dropout is 1.0")],
+    [
+        ({"n_head": 5}, "multiple of n_head = 5"),
+        ({"n_layer": 0}, "n_layer is 0"),
+        ({"n_layer": "12"}, "n_layer is '12', but it must be a whole number"),
+        ({"n_embd": 32.0}, "n_embd is 32.0"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+    ],
 )
 def test_impossible_sizes_are_refused_with_numbers(change, words):
     """Before any memory is taken."""

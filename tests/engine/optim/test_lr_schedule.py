@@ -44,7 +44,12 @@ def test_cosine_is_half_way_in_the_middle():
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"style": "cosin"}, "cosine, linear, constant"), ({"min_lr": 2.0}, "is 2.0"), ({"min_lr": -1.0}, "is -1.0")],
+    [
+        ({"style": "cosin"}, "cosine, linear, constant"),
+        ({"min_lr": 2.0}, "is 2.0"),
+        ({"min_lr": -1.0}, "is -1.0"),
+        ({"warmup_steps": -1}, "-1 and 1 steps"),
+    ],
 )
 def test_impossible_schedules_are_refused(arguments, words):
     """With the rule."""

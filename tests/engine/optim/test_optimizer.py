@@ -9,12 +9,41 @@ from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim.build import build_optimizer
 from automodel_cli.engine.optim.param_groups import parameter_groups
 from automodel_cli.engine.optim.state import load_optimizer_state, optimizer_state_tensors
-from automodel_cli.errors import CheckpointError
+from automodel_cli.errors import CheckpointError, ConfigError
 
 
 def model():
     torch.manual_seed(0)
     return build_gpt2_model(vocab_size=19, n_positions=8, n_embd=8, n_layer=2, n_head=2)
+
+
+class CountsInPython(torch.optim.Optimizer):
+    """A user's optimizer whose state holds numbers, and an fp32 average over weights of any type."""
+
+    def __init__(self, params, lr=1e-2):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                average = state.setdefault("average", torch.zeros_like(parameter, dtype=torch.float32))
+                state["count"] = state.get("count", 0) + 1
+                state["decay"] = state.get("decay", 1.0) * 0.9
+                average.lerp_(parameter.grad.float(), 0.1)
+                scale = group["lr"] * state["decay"] / (1 - 0.9 ** state["count"])  # fp32 if the count is a tensor
+                assert isinstance(scale, float)
+                parameter.sub_((average * scale).to(parameter.dtype))
+
+
+class Records(torch.optim.SGD):
+    """A user's optimizer that keeps what no checkpoint can hold."""
+
+    def step(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["history"] = ["a list"]
 
 
 def steps(network, optimizer, count):
@@ -55,22 +84,42 @@ def test_adamw_is_fused_unless_told_otherwise(arguments, fused):
     assert optimizer.param_groups[0]["weight_decay"] == 1e-2  # AdamW's own default
 
 
+def test_a_model_that_is_frozen_whole_is_refused():
+    """Instead of torch's word about an empty list."""
+    network = model().requires_grad_(False)
+
+    with pytest.raises(ConfigError, match="GPT2LMHeadModel has no parameter that is trained"):
+        build_optimizer(torch.optim.AdamW, {}, network)
+
+
 def test_an_optimizer_without_weight_decay_gets_none():
     """Rprop has no such argument, and is built all the same."""
     assert build_optimizer(torch.optim.Rprop, {"lr": 1e-3}, model()).param_groups
 
 
-@pytest.mark.parametrize(
-    ("factory", "arguments"),
-    [(torch.optim.AdamW, {}), (torch.optim.AdamW, {"fused": False}), (torch.optim.SGD, {"momentum": 0.9})],
-)
-def test_a_restored_optimizer_goes_on_bit_for_bit(factory, arguments):
+OPTIMIZERS = {
+    "AdamW": (torch.optim.AdamW, {}),
+    "AdamW, no fused kernel": (torch.optim.AdamW, {"fused": False}),
+    "AdamW, amsgrad": (torch.optim.AdamW, {"amsgrad": True}),
+    "SGD": (torch.optim.SGD, {}),
+    "SGD with momentum": (torch.optim.SGD, {"momentum": 0.9}),
+    "Adafactor, whose averages are rows and columns": (torch.optim.Adafactor, {}),
+    "NAdam": (torch.optim.NAdam, {}),
+    "RMSprop": (torch.optim.RMSprop, {"centered": True}),
+    "Rprop": (torch.optim.Rprop, {}),
+    "a user's with numbers": (CountsInPython, {}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("factory", "arguments"), OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_restored_optimizer_goes_on_bit_for_bit(factory, arguments, dtype):
     """5 steps equal 3 steps, a round trip through named tensors, and 2 more."""
-    straight = model()
+    straight = model().to(dtype)
     optimizer = build_optimizer(factory, {"lr": 1e-2, **arguments}, straight)
     steps(straight, optimizer, 3)
     tensors = {name: tensor.clone() for name, tensor in optimizer_state_tensors(optimizer, straight).items()}
-    resumed = model()
+    resumed = model().to(dtype)
     resumed.load_state_dict(straight.state_dict())
     second = build_optimizer(factory, {"lr": 1e-2, **arguments}, resumed)
     load_optimizer_state(second, resumed, tensors)
@@ -82,20 +131,41 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(factory, arguments):
         assert torch.equal(one, other), name
 
 
-def test_the_state_of_another_model_is_refused():
-    """Unknown names, other shapes and gaps each say so."""
+def test_what_never_had_a_gradient_has_no_state_and_is_restored_without():
+    """A model with an unused layer can be resumed."""
+    network = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 2), "unused": torch.nn.Linear(2, 2)})
+    optimizer = build_optimizer(torch.optim.AdamW, {}, network)
+    network["used"](torch.ones(2)).sum().backward()
+    optimizer.step()
+    tensors = optimizer_state_tensors(optimizer, network)
+    second = build_optimizer(torch.optim.AdamW, {}, network)
+
+    load_optimizer_state(second, network, tensors)
+
+    assert {name.split(".")[0] for name in tensors} == {"used"}
+    assert set(second.state) == set(network["used"].parameters())
+
+
+def test_state_of_a_parameter_that_is_not_trained_is_refused():
+    """A name that the model lacks and one that is frozen now are the same mistake."""
     network = model()
     optimizer = build_optimizer(torch.optim.AdamW, {}, network)
     steps(network, optimizer, 1)
     tensors = optimizer_state_tensors(optimizer, network)
-    name = "transformer.wpe.weight.exp_avg"
+    network.transformer.wpe.weight.requires_grad_(False)
+    frozen = build_optimizer(torch.optim.AdamW, {}, network)
 
-    for change, words in [
-        ({"other.weight.exp_avg": tensors[name]}, "belongs to no parameter"),
-        ({name: torch.zeros(3)}, "has the shape"),
-    ]:
-        with pytest.raises(CheckpointError, match=words):
-            load_optimizer_state(optimizer, network, {**tensors, **change})
-    partial = {key: value for key, value in tensors.items() if not key.startswith("transformer.wpe")}
-    with pytest.raises(CheckpointError, match=r"no optimizer state for transformer\.wpe\.weight"):
-        load_optimizer_state(optimizer, network, partial)
+    with pytest.raises(CheckpointError, match=r"other\.weight\.exp_avg belongs to no parameter"):
+        load_optimizer_state(optimizer, network, {"other.weight.exp_avg": torch.zeros(3)})
+    with pytest.raises(CheckpointError, match=r"wpe\.weight\.\w+ belongs to no parameter that is trained"):
+        load_optimizer_state(frozen, network, tensors)
+
+
+def test_a_state_that_is_neither_tensor_nor_number_is_refused_when_saved():
+    """Not when the run is to be resumed, and what would be lost is gone."""
+    network = model()
+    optimizer = build_optimizer(Records, {"lr": 0.1}, network)
+    steps(network, optimizer, 1)
+
+    with pytest.raises(CheckpointError, match="Records keeps history as list"):
+        optimizer_state_tensors(optimizer, network)

@@ -22,6 +22,13 @@ def network(dtype=torch.float64, dropout=0.0):
     return build_gpt2_model(vocab_size=13, n_positions=6, n_embd=8, n_layer=1, n_head=2, dropout=dropout).to(dtype)
 
 
+class ReturnsPair(nn.Module):
+    """A user's model that returns what the engine cannot read."""
+
+    def forward(self, input_ids):
+        return input_ids, input_ids
+
+
 class Fp64CrossEntropy:
     """The same sum without the contract's fp32, so that only the cutting can make a difference."""
 
@@ -131,16 +138,58 @@ def test_evaluation_is_the_token_weighted_mean_without_dropout():
     assert model.training
 
 
-def test_evaluation_stops_when_asked():
-    """A stop signal does not wait for the whole validation set."""
-    asked = iter([False, True, True])
+@pytest.mark.parametrize("batches_before", [0, 1, 2])
+def test_evaluation_stops_when_asked(batches_before):
+    """A stop signal does not wait for the whole validation set, and no batch at all is no loss of zero."""
+    asked = iter([False] * batches_before + [True])
 
     result = evaluate(
-        network(), Fp64CrossEntropy(), [batch(masked=False)] * 3, device=CPU, autocast_dtype=None,
+        network(),
+        Fp64CrossEntropy(),
+        [batch(masked=False)] * 3,
+        device=CPU,
+        autocast_dtype=None,
         should_stop=lambda: next(asked),
-    )  # fmt: skip
+    )
 
-    assert result.num_tokens == 36
+    assert result.num_tokens == 36 * batches_before
+    assert math.isnan(result.loss) == (batches_before == 0)
+
+
+def test_a_validation_set_without_labels_is_refused():
+    """The mean over no token is not a number that may be compared."""
+    whole = batch()
+    whole["labels"][:] = -100
+
+    with pytest.raises(DataError, match="no label token"):
+        evaluate(network(), Fp64CrossEntropy(), [whole], device=CPU, autocast_dtype=None)
+
+
+def test_arrays_are_batches_too():
+    """What the loader gives, numpy, trains as tensors do."""
+    results = []
+    for make in (lambda tensor: tensor, lambda tensor: tensor.numpy()):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        micro_batch = {name: make(values) for name, values in batch().items()}
+        results.append(train_step(model, Fp64CrossEntropy(), optimizer, [micro_batch], **PLAIN))
+
+    assert results[0] == results[1]
+
+
+def test_bf16_autocast_keeps_the_weights_in_fp32_and_the_loss_close():
+    """Only the matrix products change their type."""
+    results = []
+    for autocast_dtype in (None, torch.bfloat16):
+        model = network(torch.float32)
+        optimizer = torch.optim.AdamW(model.parameters())
+        results.append(
+            train_step(model, MaskedCrossEntropy(), optimizer, [batch()], **{**PLAIN, "autocast_dtype": autocast_dtype})
+        )
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+    assert results[0].loss != results[1].loss
+    assert results[1].loss == pytest.approx(results[0].loss, rel=1e-2)
 
 
 def test_a_model_may_return_its_logits_bare():
@@ -150,5 +199,4 @@ def test_a_model_may_return_its_logits_bare():
 
     assert train_step(model, Fp64CrossEntropy(), optimizer, [batch()], **PLAIN).loss > 0
     with pytest.raises(TypeError, match="must return logits"):
-        evaluate(nn.LSTM(6, 6).double(), Fp64CrossEntropy(), [{**batch(), "input_ids": torch.rand(6, 6).double()}],
-                 device=CPU, autocast_dtype=None)  # fmt: skip
+        evaluate(ReturnsPair(), Fp64CrossEntropy(), [batch()], device=CPU, autocast_dtype=None)
