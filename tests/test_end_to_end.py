@@ -250,3 +250,11 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tiny_run, capsys, ov
 
     assert words in capsys.readouterr().err
     assert not Path("checkpoints").exists()
+
+
+def test_resume_with_another_optimizer_is_refused(tiny_run, capsys):
+    """Momentum is not a second moment: both optimizers are named, before torch is loaded."""
+    assert app.run(["pretrain", "-c", str(tiny_run)]) == 0
+
+    assert app.run(["resume", "--set", "optimizer._target_=torch.optim.SGD"]) == 4
+    assert "torch.optim.AdamW" in capsys.readouterr().err

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     Batch: TypeAlias = dict[str, npt.NDArray[Any]]
 
 
+# The label that marks a token as not trained on: torch's and Hugging Face's convention.
+IGNORED_LABEL = -100
+
+
 class Order(Protocol):
     """Maps positions in the endless stream of a run to sample ids; keeps no state."""
 

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.protocols import BoundsTokens, GatherDataset, LocatesSamples, MapDataset
+from automodel_cli.engine.protocols import IGNORED_LABEL, BoundsTokens, GatherDataset, LocatesSamples, MapDataset
 from automodel_cli.errors import DataError
 
 Batch = dict[str, npt.NDArray[np.int64]]
 
-# A label that the loss skips; torch's own default for `ignore_index`.
-IGNORED_LABEL = -100
 
 _REQUIRED_KEYS = ("input_ids", "labels")
 _VOCAB_HELP = "set model.vocab_size to that of the tokenizer that made the data"

@@ -8,9 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-# Fixed: the training step counts its label tokens by the same number, and a loss that masked
-# another one would be divided by a wrong count in silence.
-IGNORED_LABEL = -100
+from automodel_cli.engine.protocols import IGNORED_LABEL
 
 
 class MaskedCrossEntropy:

@@ -52,10 +52,21 @@ def plan_resume(path: Path | None, config_paths: Sequence[Path] | None, override
     config = with_defaults(apply_overrides(base, overrides))
     settings = checked(config)
     changes = differences(saved, config)
+    _refuse_another_optimizer(changes)
     moved = any(change.key == "checkpoint.checkpoint_dir" for change in changes)
     # The saved checkpoint_dir may be relative to another working directory, so it counts only if changed.
     root = Path(settings.checkpoint.checkpoint_dir) if moved else directory.parent
     return Continuation(directory, root, named, config, settings, changes)
+
+
+def _refuse_another_optimizer(changes: Sequence[Change]) -> None:
+    """The state of one optimizer means nothing to another, which would notice at its first step or never."""
+    for change in changes:
+        if change.key == "optimizer._target_":
+            raise CheckpointError(
+                f"the run was trained with {change.old}, and its state cannot be continued with {change.new}",
+                help="keep the optimizer, or start a new run",
+            )
 
 
 def _saved_config(directory: Path, named: bool) -> Config:

@@ -43,7 +43,7 @@ def save_run(
         is_best: Whether `BEST` moves too.
         max_recent: How many checkpoints to keep; None keeps all.
     """
-    exported = export_model(model)
+    exported = export_model(model, bos_id=state.tokenizer["bos_id"] if state.tokenizer else None)
     snapshot = Snapshot(
         step=state.step,
         config_yaml=config_yaml,

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from automodel_cli.engine.loss.masked_ce import IGNORED_LABEL
 from automodel_cli.engine.models.outputs import logits_of
-from automodel_cli.engine.protocols import LossFunction
+from automodel_cli.engine.protocols import IGNORED_LABEL, LossFunction
 from automodel_cli.errors import DataError, TrainingDivergedError
 
 
