@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     Batch: TypeAlias = dict[str, npt.NDArray[Any]]
 
 
-# The label that marks a token as not trained on: torch's and Hugging Face's convention.
+# The label that marks a token as not trained on. Fixed: the step counts its label tokens by it, and a
+# loss that masked another one would be divided by a wrong count in silence.
 IGNORED_LABEL = -100
 
 
