@@ -213,6 +213,8 @@ def _write_files(partial: Path, snapshot: Snapshot) -> None:
     for name, tensors in _tensor_files(snapshot):
         # `format: pt` is what Hugging Face loaders look for before they read a file.
         save_file(tensors, partial / name, metadata={"format": "pt"})
+        # safetensors makes files that only their owner may read; a checkpoint follows the umask like any other file.
+        shutil.copymode(partial / layout.CONFIG_FILE, partial / name)
 
 
 def _sync_files(partial: Path) -> None:

@@ -258,3 +258,16 @@ def test_whatever_lies_under_the_name_of_the_step_is_not_overwritten(tmp_path: P
             save(tmp_path, snapshots(step), facts={})
 
     assert not any((tmp_path / "elsewhere").iterdir())
+
+
+def test_all_files_of_a_checkpoint_may_be_read_by_whom_the_umask_allows(
+    tmp_path: Path, snapshots: MakeSnapshot
+) -> None:
+    """A group that shares a run can read its weights, not only its configuration."""
+    before = os.umask(0o027)
+    try:
+        directory = save(tmp_path, snapshots(1), facts={})
+    finally:
+        os.umask(before)
+
+    assert {oct(path.stat().st_mode & 0o777) for path in directory.rglob("*") if path.is_file()} == {"0o640"}
