@@ -11,7 +11,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 # Make must not leave a stamp behind for an installation that failed half way.
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install dev test check lint docs bench clean
+.PHONY: help quickstart install dev test check lint docs picture bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,9 +22,11 @@ quickstart: $(INSTALLED)  ## install, prepare a text, train on it, resume, inspe
 test: $(INSTALLED_DEV)  ## run the default test suite (PYTEST_ARGS="-k resume" narrows it)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: lint  ## lint, format, types and the layers of the package
+check: lint  ## lint, format, types, the layers of the package, the documents
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python scripts/gen_cli_docs.py --check
+	$(BIN)/python scripts/check_links.py
 
 lint: $(INSTALLED_DEV)  ## style and formatting
 	$(BIN)/ruff check
@@ -33,6 +35,13 @@ lint: $(INSTALLED_DEV)  ## style and formatting
 docs: $(INSTALLED_DEV)  ## write docs/cli.md anew and check every link in the documents
 	$(BIN)/python scripts/gen_cli_docs.py
 	$(BIN)/python scripts/check_links.py
+
+picture: $(INSTALLED_DEV)  ## run the quickstart in a directory of its own and draw the README's picture (minutes)
+	rm -rf build/picture && mkdir -p build/picture
+	cd build/picture && PATH="$(abspath $(BIN)):$$PATH" python ../../scripts/capture_terminal.py \
+		--output ../../docs/images/quickstart.svg --title "make quickstart" --fold-keep 2 \
+		--fold '^ *step .* loss|^  (model[.]|dataset[.]|optimizer[.]|step_scheduler[.]|seed )' \
+		-- ../../scripts/quickstart.sh
 
 bench: $(INSTALLED_DEV)  ## measure start-up times into benchmarks/results/
 	$(BIN)/python benchmarks/startup.py

@@ -4,8 +4,9 @@ The command writes to a terminal in memory (pyte), so progress bars that redraw 
 up as their last state. Long runs of similar lines can be folded. The picture names no fonts or
 other files on the network.
 
-    python scripts/capture_terminal.py --output docs/images/quickstart.svg --title "make quickstart" \
-        --fold '^ *step +[0-9]' -- make quickstart
+    python scripts/capture_terminal.py --output help.svg --title "amcli" -- amcli --help
+
+`make picture` draws docs/images/quickstart.svg with it.
 """
 
 from __future__ import annotations
