@@ -15,6 +15,7 @@ import argparse
 import errno
 import fcntl
 import io
+import itertools
 import os
 import pty
 import re
@@ -107,19 +108,22 @@ def lines_of(screen: pyte.Screen) -> list[Text]:
 
 def _line(cells: dict[int, pyte.screens.Char], num_columns: int) -> Text:
     line = Text()
-    for column in range(num_columns):
-        cell = cells[column]
-        style = Style(
-            color=_colour(cell.fg),
-            bgcolor=_colour(cell.bg),
-            bold=cell.bold,
-            italic=cell.italics,
-            underline=cell.underscore,
-            reverse=cell.reverse,
-        )
-        line.append(cell.data, style)
+    # One span per run of equal style: one per character would make the picture ten times as large.
+    for style, run in itertools.groupby((cells[column] for column in range(num_columns)), key=_style):
+        line.append("".join(cell.data for cell in run), style)
     line.rstrip()
     return line
+
+
+def _style(cell: pyte.screens.Char) -> Style:
+    return Style(
+        color=_colour(cell.fg),
+        bgcolor=_colour(cell.bg),
+        bold=cell.bold,
+        italic=cell.italics,
+        underline=cell.underscore,
+        reverse=cell.reverse,
+    )
 
 
 def _colour(name: str) -> str | None:
