@@ -20,6 +20,7 @@ from automodel_cli.commands.prep import prep
 from automodel_cli.commands.pretrain import pretrain
 from automodel_cli.commands.resume import resume
 from automodel_cli.commands.sample import sample
+from automodel_cli.engine.distributed.threads import wait_without_spinning
 from automodel_cli.errors import AmcliError, ExitCode
 
 TRACEBACK_OPTION = "--traceback"
@@ -97,6 +98,7 @@ def run(argv: list[str]) -> int:
 
 def main() -> None:
     """The console script."""
+    wait_without_spinning()
     raise SystemExit(run(sys.argv[1:]))
 
 
