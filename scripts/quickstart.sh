@@ -8,7 +8,7 @@
 set -euo pipefail
 
 steps=${QUICKSTART_STEPS:-}
-more_steps=${QUICKSTART_MORE_STEPS:-500}
+more_steps=${QUICKSTART_MORE_STEPS:-700}
 pretrain=(amcli pretrain)
 [ -z "$steps" ] || pretrain+=(--set "step_scheduler.max_steps=$steps")
 read -r -a extra <<<"${QUICKSTART_ARGS:-}"

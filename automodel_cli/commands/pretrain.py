@@ -37,7 +37,7 @@ def pretrain(
     settings = checked(final)
     say = render.speaker(json_)
     if not config:
-        say("no -c given: training the built-in small GPT-2 on the embedded Shakespeare")
+        say("no -c given: this is the built-in configuration, a small GPT-2 on the embedded Shakespeare")
         say("for real data: amcli prep fineweb --max-tokens 2B, then amcli pretrain -c my.yaml (see examples/)")
 
     from automodel_cli.engine.train.preflight import ensure_embedded_corpus, make_way

@@ -58,7 +58,8 @@ def _checkpoint(found: CheckpointReport, console: Console) -> None:
         console.print(_files(found))
     if found.config:
         console.print()
-        console.print(_grid(list(found.config.items()), title="configuration"))
+        # As it stands in the YAML: a seed with a comma in it could not be copied.
+        console.print(_grid([(key, str(value)) for key, value in found.config.items()], title="configuration"))
 
 
 def _verdict(found: CheckpointReport) -> Text:
@@ -77,7 +78,7 @@ def _progress_rows(found: CheckpointReport) -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = [("step", found.step), ("tokens", progress.get("tokens_seen"))]
     rows.append(("loss", _nats(progress.get("loss"))))
     rows.append(("val_loss", _validation(progress)))
-    rows.append(("lr", progress.get("lr")))
+    rows.append(("lr", _number(progress.get("lr"), ".3e") if progress.get("lr") is not None else None))
     if found.parameters is not None:
         count = found.parameters
         tied = "; the output layer is the token embedding" if count.tied_head else ""

@@ -20,7 +20,7 @@ def test_the_built_in_configuration_is_sound():
     """The defaults of a newcomer pass every check, and are typed."""
     settings = check()
 
-    assert settings.step_scheduler.max_steps == 400
+    assert settings.step_scheduler.max_steps == 600
     assert settings.clip_grad_norm.max_norm == 1.0
 
 
@@ -35,9 +35,9 @@ def test_the_built_in_configuration_is_sound():
         ("step_scheduler.max_steps=null", "max_steps is null", ""),
         ("clip_grad_norm.max_norm=0", "must be above 0", "null does not clip"),
         ("lr_scheduler.lr_decay_style=cosin", "one of cosine, linear, constant", "did you mean `cosine`?"),
-        ("step_scheduler.global_batch_size=100", "local_batch_size x data-parallel ranks = 32 x 1 = 32", "96 or 128"),
+        ("step_scheduler.global_batch_size=100", "local_batch_size x data-parallel ranks = 16 x 1 = 16", "96 or 112"),
         ("lr_scheduler.lr_decay_steps=40", "after the 40 steps of warm-up", ""),
-        ("model.n_head=5", "n_embd is 192, but it must be a multiple of model.n_head = 5", "4 or 6"),
+        ("model.n_head=5", "n_embd is 128, but it must be a multiple of model.n_head = 5", "4 or 8"),
         ("dataset.seq_len=129", "the model has 128 positions", "up to 128"),
         ("optimizer.lr=null", "no `lr`", "3e-4"),
         ("validation_dataset=null", "there is no `validation_dataset`", "null"),
