@@ -27,6 +27,7 @@ from automodel_cli.engine.config.sections import (
     is_required,
     section_fields,
     top_level_names,
+    type_words,
 )
 from automodel_cli.engine.config.suggest import hint
 from automodel_cli.errors import ConfigError
@@ -62,8 +63,7 @@ def checked(config: Config) -> Settings:
             return settings
     if len(problems) == 1:
         raise problems[0]
-    listed = "\n".join(str(problem) for problem in problems)
-    raise ConfigError(f"{len(problems)} problems in the configuration\n{listed}")
+    raise ConfigError(f"{len(problems)} problems in the configuration", problems=problems)
 
 
 def with_defaults(config: Config) -> Config:
@@ -148,16 +148,12 @@ def _checked_value(config: Config, path: KeyPath, raw: Any, item: Field[Any], an
             raise ConfigError(f"{shown}, but it must be one of {names}", where=str(origin), help=help_)
         return value
     if type(value) not in allowed:
-        kinds = " or ".join("null" if kind is type(None) else _TYPE_NAMES[kind] for kind in allowed)
-        raise ConfigError(f"{shown}, but it must be {kinds}", where=str(origin), help=rule["meaning"])
+        raise ConfigError(f"{shown}, but it must be {type_words(allowed)}", where=str(origin), help=rule["meaning"])
     if value is not None and rule["minimum"] is not None and not value >= rule["minimum"]:
         raise ConfigError(f"{shown}, but it must be at least {rule['minimum']}", where=str(origin))
     if value is not None and rule["above"] is not None and not value > rule["above"]:
         raise ConfigError(f"{shown}, but it must be above {rule['above']}", where=str(origin), help=rule["meaning"])
     return value
-
-
-_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 def _check_across(config: Config, settings: Settings, problems: list[ConfigError]) -> None:
@@ -212,12 +208,12 @@ def _check_shapes(config: Config, refuse: typing.Callable[..., None]) -> None:
 
     n_embd, n_head = number("model.n_embd"), number("model.n_head")
     if n_embd and n_head and n_embd % n_head:
-        divisors = [n for n in range(1, n_embd + 1) if n_embd % n == 0]
-        works = sorted(sorted(divisors, key=lambda n: abs(n - n_head))[:2])
+        below = [n for n in range(1, n_head) if n_embd % n == 0][-1:]
+        above = [n for n in range(n_head, n_embd + 1) if n_embd % n == 0][:1]
         refuse(
             "model.n_head",
             f"model.n_embd is {n_embd}, but it must be a multiple of model.n_head = {n_head}",
-            f"n_head {' or '.join(map(str, works))} would work",
+            f"n_head {' or '.join(map(str, below + above))} would work",
         )
     positions = number("model.n_positions")
     for name in ("dataset", "validation_dataset"):
