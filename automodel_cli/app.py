@@ -79,6 +79,9 @@ def run(argv: list[str]) -> int:
         status = app(args=argv, prog_name="amcli", standalone_mode=False)
         return status if isinstance(status, int) else ExitCode.OK
     except AmcliError as error:
+        from automodel_cli.engine.config.excerpt import add_excerpts
+
+        add_excerpts(error, argv)
         _report(str(error), error if wants_traceback else None)
         return error.exit_code
     except TyperException as error:

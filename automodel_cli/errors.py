@@ -7,6 +7,7 @@ exception of the user's own code, and exits with `ExitCode.INTERNAL`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 
@@ -29,19 +30,36 @@ class AmcliError(Exception):
         message: What was found and the rule that it breaks, with its numbers.
         where: The place the user must look at, such as `nanogpt.yaml:7:22` or a path.
         help: What would work; one sentence, no full stop needed.
+        excerpt: The text at that place, with a caret below it.
+        problems: Errors that this one lists, where several things are wrong at once.
     """
 
     exit_code: ExitCode = ExitCode.INTERNAL
 
-    def __init__(self, message: str, *, where: str | None = None, help: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        help: str | None = None,
+        excerpt: str | None = None,
+        problems: Sequence[AmcliError] = (),
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.where = where
         self.help = help
+        self.excerpt = excerpt
+        self.problems = tuple(problems)
 
     def __str__(self) -> str:
-        located = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{located}\n  help: {self.help}" if self.help else located
+        lines = [f"{self.where}: {self.message}" if self.where else self.message]
+        if self.excerpt:
+            lines.append(self.excerpt)
+        lines += map(str, self.problems)
+        if self.help:
+            lines.append(f"  help: {self.help}")
+        return "\n".join(lines)
 
 
 class UsageError(AmcliError):

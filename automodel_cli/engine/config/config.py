@@ -110,6 +110,18 @@ class Config:
         origins[real_path] = origin
         return Config(values, origins, key_origins)
 
+    def without(self, path: KeyPath) -> Config:
+        """A copy without the key at `path` of a mapping, and without everything below it."""
+        values = plain_types(self.values)
+        origins, key_origins = dict(self.origins), dict(self.key_origins)
+        node: Any = values
+        for part in path[:-1]:
+            node = node[int(part) if isinstance(node, list) else part]
+        del node[path[-1]]
+        _forget(origins, path)
+        _forget(key_origins, path)
+        return Config(values, origins, key_origins)
+
 
 def from_parsed(parsed: Parsed) -> Config:
     """A `Config` of one parsed YAML document."""

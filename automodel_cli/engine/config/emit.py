@@ -1,13 +1,14 @@
-"""A configuration back to YAML text, with the origin of every value as an aligned comment.
+"""A configuration back to text, with the origin of every value as an aligned comment.
 
-The text is valid input again: reading it gives equal values (a test holds it to that).
+The text is valid input again: reading the YAML gives equal values, and each line of the flat form
+can follow `--set` (tests hold them to that).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from automodel_cli.engine.config.config import TARGET, Config
@@ -21,7 +22,11 @@ _Line = tuple[str, str | None]
 _PLAIN = re.compile(r"[A-Za-z0-9_./*~$-][A-Za-z0-9_ ./*:@%+=,(){}$~-]*")
 
 
-def to_yaml(config: Config, *, origins: bool = True, absolute_targets: bool = False) -> str:
+# How the comment beside a value is shown: as it is, or dimmed on a terminal.
+Note = Callable[[str], str]
+
+
+def to_yaml(config: Config, *, origins: bool = True, absolute_targets: bool = False, note: Note = str) -> str:
     """The configuration as YAML.
 
     Args:
@@ -29,12 +34,32 @@ def to_yaml(config: Config, *, origins: bool = True, absolute_targets: bool = Fa
         origins: Whether to append where each value came from.
         absolute_targets: Write `file.py:object` with an absolute path, so that the text means the
             same when it is read from another directory, such as a checkpoint.
+        note: Decorates the comments.
     """
-    lines = list(_mapping(config, config.values, (), absolute_targets))
+    return _aligned(_mapping(config, config.values, (), absolute_targets), origins, note)
+
+
+def to_flat(config: Config, *, origins: bool = True, note: Note = str) -> str:
+    r"""One `a.b.c=value` a line, in the form that `--set` takes.
+
+    >>> to_flat(Config({"model": {"n_layer": 12, "sizes": [{"a": 1}]}}), origins=False)
+    'model.n_layer=12\nmodel.sizes=[{a: 1}]\n'
+    """
+    lines = ((f"{key}={inline(value)}", label(config, key, value)) for key, value, _ in flat(config))
+    return _aligned(lines, origins, note)
+
+
+def _aligned(lines: Iterable[_Line], origins: bool, note: Note) -> str:
+    lines = list(lines)
     if not origins:
         return "".join(f"{text}\n" for text, _ in lines)
     width = min(max((len(text) for text, origin in lines if origin), default=0), 80)
-    return "".join(f"{text:<{width}}  # {origin}\n" if origin else f"{text}\n" for text, origin in lines)
+    return "".join(f"{text:<{width}}  {note(f'# {origin}')}\n" if origin else f"{text}\n" for text, origin in lines)
+
+
+def label(config: Config, key: str, value: Any) -> str:
+    """Where the value at a dotted key came from, as short text."""
+    return _label(config, tuple(key.split(".")), value)
 
 
 def flat(config: Config) -> Iterator[tuple[str, Any, Origin]]:
@@ -71,8 +96,8 @@ def _entry(head: str, value: Any, config: Config, path: KeyPath, absolute: bool)
             yield from _entry(dash, item, config, (*path, index), absolute)
     else:
         if absolute and path[-1] == TARGET and isinstance(value, str):
-            value = _absolute(value, config.origin(path))
-        yield f"{head} {_inline(value)}", _label(config, path, value)
+            value = absolute_target(value, config.origin(path))
+        yield f"{head} {inline(value)}", _label(config, path, value)
 
 
 def _label(config: Config, path: KeyPath, value: Any) -> str:
@@ -83,13 +108,21 @@ def _label(config: Config, path: KeyPath, value: Any) -> str:
     return ", ".join(origin.short() for origin in [own, *(item for item in overridden if item != own)])
 
 
-def _inline(value: Any) -> str:
+def inline(value: Any, *, nested: bool = False) -> str:
+    """A value as YAML on one line.
+
+    >>> inline([0.9, None, {"a": "x, y"}])
+    '[0.9, null, {a: "x, y"}]'
+    """
     if isinstance(value, list):
-        return "[" + ", ".join(_scalar(item, in_list=True) for item in value) + "]"
-    return "{}" if isinstance(value, Mapping) else _scalar(value)
+        return "[" + ", ".join(inline(item, nested=True) for item in value) + "]"
+    if isinstance(value, Mapping):
+        pairs = (f"{_scalar(key, nested=True)}: {inline(inner, nested=True)}" for key, inner in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    return _scalar(value, nested=nested)
 
 
-def _scalar(value: Any, *, in_list: bool = False) -> str:
+def _scalar(value: Any, *, nested: bool = False) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -100,7 +133,7 @@ def _scalar(value: Any, *, in_list: bool = False) -> str:
         return repr(value) if math.isfinite(value) else ("-.inf" if value < 0 else ".inf")
     if isinstance(value, int):
         return str(value)
-    return value if _reads_back(value, in_list) else _quoted(value)
+    return value if _reads_back(value, nested) else _quoted(value)
 
 
 def _quoted(text: str) -> str:
@@ -117,9 +150,9 @@ def _quoted(text: str) -> str:
     return '"' + "".join(map(escaped, text)) + '"'
 
 
-def _reads_back(text: str, in_list: bool) -> bool:
+def _reads_back(text: str, nested: bool) -> bool:
     """Whether the text, unquoted, is read as itself."""
-    if not _PLAIN.fullmatch(text) or (in_list and set(text) & set(",{}")):
+    if not _PLAIN.fullmatch(text) or (nested and set(text) & set(",{}")):
         return False
     try:
         return bool(parse_value(text, source="") == text)
@@ -127,6 +160,7 @@ def _reads_back(text: str, in_list: bool) -> bool:
         return False
 
 
-def _absolute(target: str, origin: Origin) -> str:
+def absolute_target(target: str, origin: Origin) -> str:
+    """`file.py:object` with an absolute path; any other target as it is."""
     path, colon, name = target.rpartition(":")
     return f"{(origin.directory() / path).resolve()}:{name}" if colon and path.endswith(".py") else target

@@ -8,12 +8,16 @@ from pathlib import Path
 from automodel_cli.engine.config.builtin import builtin_config
 from automodel_cli.engine.config.check import with_defaults
 from automodel_cli.engine.config.config import Config, apply_overrides, read_configs
+from automodel_cli.engine.config.unset import apply_unsets
 
 
-def load_config(paths: Sequence[Path] | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(paths: Sequence[Path] | None, overrides: Sequence[str] = (), unset: Sequence[str] = ()) -> Config:
     """The files merged left to right (the built-in configuration if there are none), then the overrides.
 
-    Keys of our own sections that nobody set stand in the result with their defaults.
+    Keys of our own sections that nobody set, or that `unset` names, stand in the result with their defaults.
+
+    Raises:
+        ConfigError: A file or an override cannot be read, or a key to unset does not exist.
     """
     base = read_configs(paths) if paths else builtin_config()
-    return with_defaults(apply_overrides(base, overrides))
+    return with_defaults(apply_unsets(apply_overrides(base, overrides), unset))

@@ -7,6 +7,8 @@ the defaults in `config show` and the engine all read them from here. Sections w
 
 from __future__ import annotations
 
+import types
+import typing
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -130,3 +132,21 @@ def is_required(item: Field[Any]) -> bool:
 def top_level_names() -> list[str]:
     """Every key that may stand at the top level of a configuration."""
     return [*section_fields(General), *(section.name for section in SECTIONS), *TARGET_SECTIONS]
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def allowed_types(section: type[Any], name: str) -> tuple[type[Any], ...]:
+    """The types that the value of a key may have."""
+    annotation = typing.get_type_hints(section)[name]
+    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+def type_words(allowed: tuple[type[Any], ...]) -> str:
+    """Types as users are told them.
+
+    >>> type_words((int, type(None)))
+    'a whole number or null'
+    """
+    return " or ".join(_TYPE_NAMES[kind] for kind in allowed)
