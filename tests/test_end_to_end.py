@@ -231,6 +231,8 @@ def test_a_checkpoint_writes_text_again_and_again(tiny_run, capsys):
 
     assert texts[0].startswith("KING:")
     assert texts[0] == texts[1] != texts[2]
+    assert app.run(["sample", "--tokenizer", "gpt2"]) == 4
+    assert "50,257 tokens, but the model knows 257" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from automodel_cli.engine.checkpoint.load import load
 from automodel_cli.engine.config.config import read_configs
 from automodel_cli.engine.config.instantiate import instantiate
 from automodel_cli.engine.models.export import import_tensors
+from automodel_cli.engine.models.sizes import vocab_size_of
 from automodel_cli.engine.prep.tokenizer import Tokenizer, load_tokenizer
 from automodel_cli.engine.sample.generate import generate
 from automodel_cli.errors import CheckpointError
@@ -85,5 +86,12 @@ def load_writer(directory: Path, tokenizer_name: str | None = None) -> Writer:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: nn.Module = instantiate(config, "model", {"device": device}).to(device)
     import_tensors(model, snapshot.model_tensors)
+    vocab_size = vocab_size_of(model)
+    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
+        raise CheckpointError(
+            f"the tokenizer `{name}` has {tokenizer.vocab_size:,} tokens, but the model knows {vocab_size:,}",
+            where=str(directory),
+            help=f"its data was prepared with `{recorded['name']}`" if recorded else "name another --tokenizer",
+        )
     window = config.get("dataset.seq_len") or config.get("model.n_positions") or 1024
     return Writer(model, tokenizer, int(window), recorded.get("bos_id", tokenizer.bos_id))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.models.sizes import positions_of, vocab_size_of
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.errors import DataError
 
@@ -19,8 +18,7 @@ def check_fit(config: Config, model: nn.Module, *datasets: MapDataset | None) ->
     Raises:
         DataError: A dataset holds token ids beyond the vocabulary, or samples beyond the positions.
     """
-    vocab_size = _stated(model, "vocab_size")
-    positions = _stated(model, "n_positions") or _stated(model, "max_position_embeddings")
+    vocab_size, positions = vocab_size_of(model), positions_of(model)
     for name, dataset in zip(("dataset", "validation_dataset"), datasets, strict=False):
         if dataset is None:
             continue
@@ -40,9 +38,3 @@ def check_fit(config: Config, model: nn.Module, *datasets: MapDataset | None) ->
                 help=f"a seq_len up to {positions} would work",
             )
     return vocab_size
-
-
-def _stated(model: nn.Module, name: str) -> int | None:
-    """A number from the model's `config`, which our GPT-2 and every Hugging Face model carry."""
-    value: Any = getattr(getattr(model, "config", None), name, None)
-    return value if isinstance(value, int) else None
