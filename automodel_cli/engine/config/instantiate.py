@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
-from automodel_cli.engine.config.suggest import hint
+from automodel_cli.engine.config.signature import keyword_problems, signature_of
 from automodel_cli.engine.config.target import resolve_target
 from automodel_cli.errors import AmcliError, ConfigError
 
@@ -105,26 +104,10 @@ def _check_keywords(
     path: KeyPath,
 ) -> None:
     """Adds the runtime values that the signature names; refuses unknown and missing keywords."""
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # some builtins have no signature: the call itself will tell
+    signature = signature_of(factory)
+    if signature is None:  # the call itself will tell
         return
-    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    names = [name for name, parameter in parameters.items() if parameter.kind in by_keyword]
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    arguments.update({name: value for name, value in runtime.items() if name in names and name not in arguments})
-    for name in arguments:
-        if name not in names and not takes_any:
-            where = str(config.key_origin((*path, name)))
-            free = [candidate for candidate in names if candidate not in supplied]
-            message = f"{dotted(path)}: `{target}` takes no `{name}`"
-            raise ConfigError(message, where=where, help=hint(name, free, noun="arguments"))
-    missing = [
-        name
-        for name in names
-        if parameters[name].default is inspect.Parameter.empty and name not in arguments and name not in supplied
-    ]
-    if missing:
-        listed = ", ".join(f"`{name}`" for name in missing)
-        where = str(config.origin((*path, TARGET)))
-        raise ConfigError(f"{dotted(path)}: `{target}` needs {listed}, which the section does not give", where=where)
+    arguments.update({n: value for n, value in runtime.items() if n in signature.names and n not in arguments})
+    problems = keyword_problems(signature, target, arguments, config, path, supplied=supplied)
+    if problems:
+        raise problems[0]

@@ -16,7 +16,14 @@ from types import ModuleType
 from typing import Any
 
 from automodel_cli.engine.config.origin import Origin
-from automodel_cli.engine.config.suggest import hint
+from automodel_cli.engine.config.target_errors import (
+    Place,
+    malformed,
+    no_attribute,
+    no_file,
+    not_callable,
+    not_installed,
+)
 from automodel_cli.errors import ConfigError
 
 # A checkpoint may name what these packages define, because amcli itself would build it.
@@ -42,21 +49,16 @@ def resolve_target(target: str, origin: Origin, key: str) -> Callable[..., Any]:
     else:
         found = _import(target, origin, key)
     if not callable(found):
-        raise _error(f"`{target}` is a {type(found).__name__}, which cannot be called", origin, key)
+        raise not_callable(target, type(found).__name__, Place(origin, key))
     if origin.kind == "checkpoint" and not _is_known(found):
         raise _untrusted(target, origin, key)
     return found  # type: ignore[no-any-return]  # just shown to be callable
 
 
-def _error(message: str, origin: Origin, key: str, help: str | None = None) -> ConfigError:
-    return ConfigError(f"{key}: {message}", where=str(origin), help=help)
-
-
 def _import(target: str, origin: Origin, key: str) -> Any:
     parts = target.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        message = f"`{target}` is neither an import path (package.module.object) nor file.py:object"
-        raise _error(message, origin, key)
+        raise malformed(target, Place(origin, key))
     if origin.kind == "checkpoint" and not target.startswith(("automodel_cli.", "torch.", "transformers.")):
         raise _untrusted(target, origin, key)
     module: ModuleType | None = None
@@ -71,8 +73,7 @@ def _import(target: str, origin: Origin, key: str) -> Any:
             if error.name != name:
                 raise _broken(name, error, origin, key) from error
             if module is None:
-                help_ = f"is it installed here, or is a word missing before it? python: {sys.executable}"
-                raise _error(f"the package `{name}` is not installed", origin, key, help_) from error
+                raise not_installed(name, Place(origin, key)) from error
             break
         except Exception as error:
             raise _broken(name, error, origin, key) from error
@@ -94,16 +95,13 @@ def _attribute(owner: Any, name: str, target: str, origin: Origin, key: str) -> 
         kind = "module" if isinstance(owner, ModuleType) else "object"
         owner_name = getattr(owner, "__name__", type(owner).__name__)
         public = [candidate for candidate in dir(owner) if not candidate.startswith("_")]
-        message = f"the {kind} `{owner_name}` has no `{name}`"
-        raise _error(message, origin, key, hint(name, public, noun="names in it")) from error
+        raise no_attribute(kind, owner_name, name, public, Place(origin, key)) from error
 
 
 def _load_file(path: str, origin: Origin, key: str) -> ModuleType:
     file = (origin.directory() / Path(path).expanduser()).resolve()
     if not file.is_file():
-        neighbours = sorted(item.name for item in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        help_ = hint(file.name, neighbours, noun=f"Python files in {file.parent}")
-        raise _error(f"there is no file {file}", origin, key, help_)
+        raise no_file(file, Place(origin, key))
     # The name is derived from the path, so that two files of one name do not shadow each other
     # and a file named twice is run once.
     digest = hashlib.sha256(str(file).encode()).hexdigest()[:12]
@@ -112,7 +110,7 @@ def _load_file(path: str, origin: Origin, key: str) -> ModuleType:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise _error(f"{file} cannot be loaded as Python", origin, key)
+        raise Place(origin, key).error(f"{file} cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look the module up by name while it runs
     try:
@@ -125,7 +123,7 @@ def _load_file(path: str, origin: Origin, key: str) -> ModuleType:
 
 def _broken(name: str, error: Exception, origin: Origin, key: str) -> ConfigError:
     found = f"importing `{name}` raised {type(error).__name__}: {error}"
-    return _error(found, origin, key, "--traceback shows where in that module")
+    return Place(origin, key).error(found, "--traceback shows where in that module")
 
 
 def _is_known(found: Any) -> bool:
@@ -137,4 +135,4 @@ def _is_known(found: Any) -> bool:
 
 def _untrusted(target: str, origin: Origin, key: str) -> ConfigError:
     message = f"a checkpoint's configuration names `{target}`, which is code that amcli does not know"
-    return _error(message, origin, key, "if you trust it, name the run's own configuration with -c")
+    return Place(origin, key).error(message, "if you trust it, name the run's own configuration with -c")
