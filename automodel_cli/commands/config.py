@@ -1,27 +1,32 @@
-"""`amcli config`: what a run would use, and where every value came from."""
+"""`amcli config`: what a run would use, where every value came from, and files to start from."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption, overrides
+from automodel_cli.commands import render_config
+from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption, UnsetOption, overrides
+from automodel_cli.commands.render_config import Format
 from automodel_cli.engine.config.check import checked
-from automodel_cli.engine.config.emit import flat, to_yaml
+from automodel_cli.engine.config.diff import changed_only, differences
 from automodel_cli.engine.config.load import load_config
+from automodel_cli.errors import ConfigError, ExitCode, UsageError
 
 config_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 
 @config_app.callback()
 def config() -> None:
-    """Look at configurations.
+    """Look at configurations, check them, and start new ones.
 
     \b
     Examples:
-      amcli config show
+      amcli config init my.yaml --preset nanogpt-124m
+      amcli config show -c my.yaml --check
     """
 
 
@@ -30,7 +35,20 @@ def show(
     context: typer.Context,
     config: ConfigOption = None,
     set_: SetOption = None,
+    unset: UnsetOption = None,
+    form: Annotated[Format | None, typer.Option("--format", help="How to print it; yaml unless given.")] = None,
     no_origins: Annotated[bool, typer.Option("--no-origins", help="Leave out where each value came from.")] = False,
+    changed: Annotated[
+        bool, typer.Option("--changed-only", help="Only what is not at its default, or not as built in.")
+    ] = False,
+    diff: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|CHECKPOINT", help="What differs from another configuration.", show_default=False),
+    ] = None,
+    explain: Annotated[
+        str | None, typer.Option(metavar="KEY", help="What one key means, and what it is here.", show_default=False)
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only check it: one line, or all that is wrong.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Print the final configuration and where every value came from.
@@ -41,12 +59,88 @@ def show(
     Examples:
       amcli config show
       amcli config show -c base.yaml -c mine.yaml --set model.n_layer=24
-      amcli config show -c checkpoints/step_000400 --no-origins > again.yaml
+      amcli config show -c mine.yaml --check
+      amcli config show -c mine.yaml --diff checkpoints/step_000600
+      amcli config show --explain step_scheduler.global_batch_size
+      amcli config show -c checkpoints/step_000600 --no-origins > again.yaml
     """
-    final = load_config(config, overrides(set_, context))
-    if json_:
-        origins = {key: str(origin) for key, _, origin in flat(final)}
-        typer.echo(json.dumps({"config": final.values, "origins": origins}, indent=2))
+    form = _form(form, json_, diff is not None, explain is not None, check)
+    as_json = form is Format.JSON
+    if check:
+        _check(config, overrides(set_, context), unset, as_json=as_json)
+        return
+    final = load_config(config, overrides(set_, context), unset or ())
+    if diff is not None:
+        render_config.differences(differences(load_config([diff]), final), as_json=as_json)
+    elif explain is not None:
+        from automodel_cli.engine.config.explain import explain as explanation_of
+
+        render_config.explanation(explanation_of(final, explain), as_json=as_json)
     else:
-        typer.echo(to_yaml(final, origins=not no_origins), nl=False)
-    checked(final)
+        shown = changed_only(final, built_in=not config) if changed else final
+        render_config.configuration(shown, form, origins=not no_origins)
+        checked(final)
+
+
+@config_app.command("init")
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write; - prints it.")] = Path("my.yaml"),
+    preset: Annotated[str, typer.Option(help="quickstart, nanogpt-124m or hf-llama.")] = "quickstart",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,
+) -> None:
+    """Write a commented configuration to start from: every key with its meaning and default.
+
+    \b
+    Examples:
+      amcli config init
+      amcli config init fineweb.yaml --preset nanogpt-124m
+      amcli config init - --preset hf-llama
+    """
+    from automodel_cli.engine.config.template import template, write_template
+
+    if str(path) == "-":
+        typer.echo(template(preset), nl=False)
+        return
+    write_template(path, preset, overwrite=force)
+    typer.echo(f"wrote {path}\nnext: amcli config show -c {path} --check, then amcli pretrain -c {path}")
+
+
+@config_app.command("schema")
+def schema() -> None:
+    """Print a JSON Schema of configurations, so that an editor completes and checks the YAML.
+
+    \b
+    Examples:
+      amcli config schema > amcli.schema.json
+    """
+    from automodel_cli.engine.config.schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _form(form: Format | None, json_: bool, *single: bool) -> Format:
+    """The format of the output; `--json` is short for `--format json`."""
+    if sum(single) > 1:
+        raise UsageError("--diff, --explain and --check each ask for another output", help="give one of them")
+    if json_ and form not in (None, Format.JSON):
+        raise UsageError(f"--json and --format {form} ask for two formats", help="give one of them")
+    if any(single) and form in (Format.YAML, Format.FLAT, Format.TABLE):
+        message = f"--format {form} is for a whole configuration"
+        raise UsageError(message, help="--diff, --explain and --check print text, or --format json")
+    return Format.JSON if json_ else form or Format.YAML
+
+
+def _check(paths: list[Path] | None, assignments: list[str], unset: list[str] | None, *, as_json: bool) -> None:
+    """One line if the configuration is sound, else everything that is wrong, and exit code 2."""
+    source = ", ".join(map(str, paths)) if paths else "the built-in configuration"
+    try:
+        checked(load_config(paths, assignments, unset or ()))
+    except ConfigError as error:
+        if not as_json:
+            raise
+        render_config.verdict(source, error)
+        raise typer.Exit(ExitCode.USAGE) from error
+    if as_json:
+        render_config.verdict(source, None)
+    else:
+        typer.echo(f"{source}: every check passed")

@@ -105,7 +105,9 @@ def _label(config: Config, path: KeyPath, value: Any) -> str:
     elements = [(*path, index) for index in range(len(value))] if isinstance(value, list) else []
     overridden = [config.origin(element) for element in elements if config.origin(element).kind == "option"]
     own = config.origin(path)
-    return ", ".join(origin.short() for origin in [own, *(item for item in overridden if item != own)])
+    text = ", ".join(origin.short() for origin in [own, *(item for item in overridden if item != own)])
+    # A file may be called anything; a line break in its name would end the comment.
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def inline(value: Any, *, nested: bool = False) -> str:

@@ -23,18 +23,7 @@ from automodel_cli.errors import ConfigError
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """Sizes of a GPT-2; the names are those of `transformers.GPT2Config`.
-
-    Args:
-        vocab_size: Entries of the vocabulary, V.
-        n_positions: Longest sequence.
-        n_embd: Channels, C; a multiple of `n_head`.
-        n_layer: Transformer blocks.
-        n_head: Attention heads, H.
-        dropout: Probability of dropping an embedding, an attention weight or a residual branch's output.
-        layer_norm_epsilon: Added to the variance in layer norms.
-        initializer_range: Standard deviation of the initial weights.
-        bias: Whether linear layers and layer norms have biases.
+    """Sizes of a GPT-2, as `build_gpt2_model` takes them; the names are those of `transformers.GPT2Config`.
 
     Raises:
         ConfigError: A size is not a positive whole number, `n_embd` is not a multiple of `n_head`,
@@ -190,7 +179,21 @@ def build_gpt2_model(
     initializer_range: float = 0.02,
     bias: bool = True,
 ) -> GPT2LMHeadModel:
-    """A GPT-2 with fresh weights; the arguments are those of `GPT2Config`.
+    """A GPT-2 with fresh weights.
+
+    Args:
+        vocab_size: Entries of the vocabulary, V.
+        n_positions: Longest sequence.
+        n_embd: Channels, C; a multiple of `n_head`.
+        n_layer: Transformer blocks.
+        n_head: Attention heads, H.
+        dropout: Probability of dropping an embedding, an attention weight or a residual branch's output.
+        layer_norm_epsilon: Added to the variance in layer norms.
+        initializer_range: Standard deviation of the initial weights.
+        bias: Whether linear layers and layer norms have biases.
+
+    Raises:
+        ConfigError: As `GPT2Config`.
 
     >>> model = build_gpt2_model(vocab_size=11, n_positions=8, n_embd=4, n_layer=1, n_head=2)
     >>> model(torch.zeros(2, 8, dtype=torch.int64)).logits.shape

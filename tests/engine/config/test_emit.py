@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from automodel_cli.engine.config.builtin import builtin_config
 from automodel_cli.engine.config.config import Config, apply_overrides, from_parsed
-from automodel_cli.engine.config.emit import to_yaml
-from automodel_cli.engine.config.yaml_reader import parse_yaml
+from automodel_cli.engine.config.emit import flat, to_flat, to_yaml
+from automodel_cli.engine.config.yaml_reader import parse_value, parse_yaml
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 values = st.recursive(
@@ -52,3 +52,29 @@ def test_file_targets_become_absolute_for_a_checkpoint(tmp_path):
     text = to_yaml(config, absolute_targets=True)
 
     assert f"{tmp_path.resolve() / 'model.py'}:build" in text
+
+
+names = st.text("abc_", min_size=1)  # no `=` and no `.`: an override could not name such a key
+in_lists = st.lists(values, max_size=3) | scalars
+
+
+@given(st.dictionaries(names, in_lists | st.dictionaries(names, in_lists, max_size=3), max_size=4), st.booleans())
+def test_each_line_of_the_flat_form_is_an_override_that_gives_the_value_back(tree, origins):
+    """For any values, also lists of mappings and with the origin beside it."""
+    lines = to_flat(Config(tree), origins=origins).splitlines()
+
+    again = {}
+    for line in lines:
+        key, _, text = line.partition("=")
+        again[key] = parse_value(text, source="x")
+    assert again == {key: value for key, value, _ in flat(Config(tree))}
+
+
+def test_a_line_break_in_an_origin_does_not_break_the_comment():
+    """A file may have any name; the text stays valid, and has no control codes."""
+    config = from_parsed(parse_yaml("a: 1\n", source="new\nline\x1b[31m.yaml", kind="file"))
+
+    text = to_yaml(config)
+
+    assert parse_yaml(text, source="x", kind="file").value == {"a": 1}
+    assert "\x1b" not in text

@@ -1,0 +1,204 @@
+"""What one key of a configuration means: for `config show --explain`, and for the template of `config init`.
+
+Keys of our own sections are explained by the table in `sections.py`, arguments of a `_target_` by
+the source of its callable, which is read and never imported. What the source does not tell is
+said to be unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from automodel_cli.engine.config.arguments import CallableFacts, arguments_of
+from automodel_cli.engine.config.config import TARGET, Config
+from automodel_cli.engine.config.emit import inline, label
+from automodel_cli.engine.config.origin import KeyPath, dotted
+from automodel_cli.engine.config.sections import (
+    SECTIONS,
+    TARGET_SECTIONS,
+    General,
+    allowed_types,
+    is_required,
+    section_fields,
+    top_level_names,
+    type_words,
+)
+from automodel_cli.engine.config.suggest import hint
+from automodel_cli.engine.config.unset import all_keys
+from automodel_cli.errors import ConfigError
+
+UNKNOWN = "unknown"
+REQUIRED = "none: it must be given"
+
+PURPOSES = {
+    "model": "the network: what `_target_` names is called with the other keys and returns an nn.Module",
+    "dataset": "the training samples: a map-style dataset of input_ids and labels",
+    "validation_dataset": "the samples that val_loss is computed from; without it nothing is validated",
+    "loss_fn": "logits and labels to a summed loss; without it, MaskedCrossEntropy",
+    "optimizer": "called with the model's parameter groups and the other keys; `lr` is where the schedule starts",
+}
+TARGET_MEANING = "what is built: package.module.name, or path/file.py:name relative to the file that says so"
+
+# The module that acts on a key, where that is not the composition root; of a whole section, or of one key.
+_RECIPE = "automodel_cli.engine.train.recipe"
+CONSUMERS = {
+    "device": "automodel_cli.engine.train.device",
+    "precision": "automodel_cli.engine.train.device",
+    "num_threads": "automodel_cli.engine.train.device",
+    "step_scheduler": "automodel_cli.engine.train.step_scheduler",
+    "step_scheduler.global_batch_size": "automodel_cli.engine.data.loader",
+    "step_scheduler.local_batch_size": "automodel_cli.engine.data.loader",
+    "step_scheduler.val_batches": _RECIPE,
+    "lr_scheduler": _RECIPE,
+    "clip_grad_norm": "automodel_cli.engine.train.step",
+    "dataloader": "automodel_cli.engine.data.loader",
+    "checkpoint": _RECIPE,
+    "checkpoint.checkpoint_dir": "automodel_cli.engine.train.preflight",
+    "checkpoint.model_save_format": "automodel_cli.engine.config.check",
+    "distributed": "automodel_cli.engine.config.check",
+}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One key, in words; `None` where a question makes no sense for it.
+
+    Args:
+        key: Dotted.
+        meaning: What it is for, `unknown` where no source tells.
+        type: The types of the values that it takes.
+        default: YAML of the value that holds when nobody sets the key, or that there is none.
+        allowed: Range or choices.
+        value: YAML of the present value; `None` where the key is not set.
+        origin: Where the present value came from.
+        used_by: The module or the callable that acts on it.
+        keys: What may stand below it, if it is a section.
+    """
+
+    key: str
+    meaning: str
+    type: str | None = None
+    default: str | None = None
+    allowed: str | None = None
+    value: str | None = None
+    origin: str | None = None
+    used_by: str | None = None
+    keys: tuple[str, ...] = ()
+
+
+def explain(config: Config, key: str) -> Explanation:
+    """What `key` means, and what it is in this configuration.
+
+    Raises:
+        ConfigError: Neither amcli, nor the callable of the section, nor the configuration knows this key.
+    """
+    section, _, name = key.rpartition(".")
+    owners: tuple[type[Any], ...] = (General, *SECTIONS)
+    for owner in owners:
+        if owner.name == section and name in section_fields(owner):
+            return own_key(owner, name, config)
+        if owner.name == key:
+            return Explanation(key, _first_line(owner), used_by=_consumer(key), keys=tuple(section_fields(owner)))
+    path: KeyPath = tuple(key.split("."))
+    built = _enclosing_target(config, path)
+    if built is not None:
+        return _of_callable(config, path, built)
+    if key in TARGET_SECTIONS:
+        return Explanation(key, PURPOSES.get(key, UNKNOWN), default=None if TARGET_SECTIONS[key] else "null")
+    if config.has(key):
+        return _present(config, path, UNKNOWN)
+    raise _unknown(config, key)
+
+
+def own_key(section: type[Any], name: str, config: Config | None = None) -> Explanation:
+    """A key of one of our own sections; with the present value, if there is a configuration."""
+    item = section_fields(section)[name]
+    key = f"{section.name}.{name}" if section.name else name
+    present = config is not None and config.has(key)
+    return Explanation(
+        key=key,
+        meaning=item.metadata["meaning"],
+        type=type_words(allowed_types(section, name)),
+        default=REQUIRED if is_required(item) else inline(item.default),
+        allowed=allowed_words(item.metadata),
+        value=inline(config.get(key)) if config is not None and present else None,
+        origin=label(config, key, config.get(key)) if config is not None and present else None,
+        used_by=_consumer(key),
+    )
+
+
+def allowed_words(rule: Mapping[str, Any]) -> str | None:
+    """Range or choices of a key in words.
+
+    >>> allowed_words({"choices": ("auto", "cpu", None), "minimum": None, "above": None})
+    'auto, cpu or null'
+    >>> allowed_words({"choices": None, "minimum": 1, "above": None})
+    'at least 1'
+    """
+    if rule["choices"] is not None:
+        *first, last = map(inline, rule["choices"])
+        return f"{', '.join(first)} or {last}" if first else last
+    if rule["minimum"] is not None:
+        return f"at least {rule['minimum']:g}"
+    return f"above {rule['above']:g}" if rule["above"] is not None else None
+
+
+def _of_callable(config: Config, path: KeyPath, built: KeyPath) -> Explanation:
+    """A key at or below the section at `built`, which has a `_target_`."""
+    found = arguments_of(config, built)
+    if path == built:
+        keys = tuple(found.arguments) if found else tuple(config.get(dotted(built)))
+        meaning = (found and found.summary) or PURPOSES.get(dotted(built), UNKNOWN)
+        return Explanation(dotted(path), meaning, used_by=_callable_name(config, built, found), keys=keys)
+    name = str(path[len(built)])
+    if name == TARGET:
+        return _present(config, path, TARGET_MEANING, type="text", default=REQUIRED, used_by=_RECIPE)
+    argument = found.arguments.get(name) if found else None
+    if argument is None and not config.has(dotted(path)):
+        raise _unknown(config, dotted(path), [f"{dotted(built)}.{known}" for known in found.arguments] if found else ())
+    return _present(
+        config,
+        path,
+        (argument and argument.meaning) or UNKNOWN,
+        type=argument.annotation if argument else None,
+        default=(REQUIRED if argument.is_required else argument.default) if argument else None,
+        used_by=_callable_name(config, built, found),
+    )
+
+
+def _present(config: Config, path: KeyPath, meaning: str, **facts: str | None) -> Explanation:
+    """An explanation with the value and the origin that the key has here."""
+    key = dotted(path)
+    if not config.has(key):
+        return Explanation(key, meaning, **facts)  # type: ignore[arg-type]  # no fact given so is `keys`
+    value = config.get(key)
+    return Explanation(key, meaning, value=inline(value), origin=label(config, key, value), **facts)  # type: ignore[arg-type]
+
+
+def _enclosing_target(config: Config, path: KeyPath) -> KeyPath | None:
+    """The innermost section with a `_target_` at or around `path`."""
+    for length in range(len(path), 0, -1):
+        node = config.at(path[:length])
+        if isinstance(node, Mapping) and isinstance(node.get(TARGET), str):
+            return path[:length]
+    return None
+
+
+def _callable_name(config: Config, built: KeyPath, found: CallableFacts | None) -> str:
+    target = str(config.get(dotted((*built, TARGET))))
+    return f"{target} ({found.place})" if found else f"{target} (its source was not found)"
+
+
+def _consumer(key: str) -> str:
+    return CONSUMERS.get(key) or CONSUMERS.get(key.partition(".")[0]) or _RECIPE
+
+
+def _first_line(section: type[Any]) -> str:
+    return (section.__doc__ or UNKNOWN).partition("\n")[0]
+
+
+def _unknown(config: Config, key: str, more: Any = ()) -> ConfigError:
+    known = {*all_keys(config), *top_level_names(), *more}
+    return ConfigError(f"there is no key `{key}` to explain", help=hint(key, known))
