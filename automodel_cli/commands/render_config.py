@@ -19,7 +19,7 @@ import typer
 
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.diff import ABSENT, Change
-from automodel_cli.engine.config.emit import flat, inline, label, to_flat, to_yaml
+from automodel_cli.engine.config.emit import flat, inline, label, printable, to_flat, to_yaml
 from automodel_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def explanation(found: Explanation, *, as_json: bool) -> None:
     for name, fact in facts.items():
         if fact is None:
             continue
-        shown = f"{fact}  {_dim(f'# {origin}')}" if name == "value" and origin else str(fact)
+        text = printable(str(fact))
+        shown = f"{text}  {_dim(f'# {origin}')}" if name == "value" and origin else text
         head = f"  {name.replace('_', ' '):<9}"
         width = _width()
         lines = textwrap.wrap(shown, width, initial_indent=head, subsequent_indent=" " * len(head)) if width else []

@@ -20,7 +20,8 @@ def summary(docstring: str | None) -> str | None:
     'A GPT-2 with fresh weights.'
     """
     first = inspect.cleandoc(docstring or "").partition("\n\n")[0]
-    return " ".join(first.split()) or None
+    is_code = first.startswith((">>>", "```"))
+    return None if is_code else " ".join(first.split()) or None
 
 
 def argument_meanings(docstring: str | None) -> dict[str, str]:

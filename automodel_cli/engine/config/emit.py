@@ -59,7 +59,10 @@ def _aligned(lines: Iterable[_Line], origins: bool, note: Note) -> str:
 
 def label(config: Config, key: str, value: Any) -> str:
     """Where the value at a dotted key came from, as short text."""
-    return _label(config, tuple(key.split(".")), value)
+    path: KeyPath = ()
+    for part in key.split("."):
+        path = (*path, int(part) if part.isdigit() and isinstance(config.at(path), list) else part)
+    return _label(config, path, value)
 
 
 def flat(config: Config) -> Iterator[tuple[str, Any, Origin]]:
@@ -106,7 +109,15 @@ def _label(config: Config, path: KeyPath, value: Any) -> str:
     overridden = [config.origin(element) for element in elements if config.origin(element).kind == "option"]
     own = config.origin(path)
     text = ", ".join(origin.short() for origin in [own, *(item for item in overridden if item != own)])
-    # A file may be called anything; a line break in its name would end the comment.
+    return printable(text)  # a file may be called anything; a line break in its name would end the comment
+
+
+def printable(text: str) -> str:
+    r"""The text without control characters, which could end a line or steer a terminal.
+
+    >>> printable("a\tb")
+    'a\ufffdb'
+    """
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from automodel_cli.engine.config.arguments import CallableFacts, arguments_of
+from automodel_cli.engine.config.arguments import Argument, CallableFacts, Callables
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.emit import inline, label
 from automodel_cli.engine.config.origin import KeyPath, dotted
@@ -31,6 +31,8 @@ from automodel_cli.errors import ConfigError
 
 UNKNOWN = "unknown"
 REQUIRED = "none: it must be given"
+# Arguments that the run passes itself: nobody writes them into a configuration.
+SUPPLIED = {"params", "device", "seed", "dp_rank", "dp_world_size"}
 
 PURPOSES = {
     "model": "the network: what `_target_` names is called with the other keys and returns an nn.Module",
@@ -56,7 +58,7 @@ CONSUMERS = {
     "dataloader": "automodel_cli.engine.data.loader",
     "checkpoint": _RECIPE,
     "checkpoint.checkpoint_dir": "automodel_cli.engine.train.preflight",
-    "checkpoint.model_save_format": "automodel_cli.engine.config.check",
+    "checkpoint.model_save_format": "automodel_cli.engine.config.sections",
     "distributed": "automodel_cli.engine.config.check",
 }
 
@@ -88,8 +90,13 @@ class Explanation:
     keys: tuple[str, ...] = ()
 
 
-def explain(config: Config, key: str) -> Explanation:
+def explain(config: Config, key: str, callables: Callables | None = None) -> Explanation:
     """What `key` means, and what it is in this configuration.
+
+    Args:
+        config: The configuration.
+        key: Dotted.
+        callables: Of the configuration; worth keeping where several keys are explained.
 
     Raises:
         ConfigError: Neither amcli, nor the callable of the section, nor the configuration knows this key.
@@ -104,7 +111,7 @@ def explain(config: Config, key: str) -> Explanation:
     path: KeyPath = tuple(key.split("."))
     built = _enclosing_target(config, path)
     if built is not None:
-        return _of_callable(config, path, built)
+        return _of_callable(config, path, built, (callables or Callables(config)).of(built))
     if key in TARGET_SECTIONS:
         return Explanation(key, PURPOSES.get(key, UNKNOWN), default=None if TARGET_SECTIONS[key] else "null")
     if config.has(key):
@@ -145,11 +152,11 @@ def allowed_words(rule: Mapping[str, Any]) -> str | None:
     return f"above {rule['above']:g}" if rule["above"] is not None else None
 
 
-def _of_callable(config: Config, path: KeyPath, built: KeyPath) -> Explanation:
+def _of_callable(config: Config, path: KeyPath, built: KeyPath, found: CallableFacts | None) -> Explanation:
     """A key at or below the section at `built`, which has a `_target_`."""
-    found = arguments_of(config, built)
     if path == built:
-        keys = tuple(found.arguments) if found else tuple(config.get(dotted(built)))
+        names = found.arguments if found else config.get(dotted(built))
+        keys = tuple(name for name in names if name not in {TARGET, *SUPPLIED})
         meaning = (found and found.summary) or PURPOSES.get(dotted(built), UNKNOWN)
         return Explanation(dotted(path), meaning, used_by=_callable_name(config, built, found), keys=keys)
     name = str(path[len(built)])
@@ -163,9 +170,14 @@ def _of_callable(config: Config, path: KeyPath, built: KeyPath) -> Explanation:
         path,
         (argument and argument.meaning) or UNKNOWN,
         type=argument.annotation if argument else None,
-        default=(REQUIRED if argument.is_required else argument.default) if argument else None,
+        default=_default_words(argument) if argument else None,
         used_by=_callable_name(config, built, found),
     )
+
+
+def _default_words(argument: Argument) -> str | None:
+    """YAML of a default, or the expression in the source that gives it."""
+    return REQUIRED if argument.is_required else argument.default_yaml() or argument.default
 
 
 def _present(config: Config, path: KeyPath, meaning: str, **facts: str | None) -> Explanation:
@@ -188,7 +200,7 @@ def _enclosing_target(config: Config, path: KeyPath) -> KeyPath | None:
 
 def _callable_name(config: Config, built: KeyPath, found: CallableFacts | None) -> str:
     target = str(config.get(dotted((*built, TARGET))))
-    return f"{target} ({found.place})" if found else f"{target} (its source was not found)"
+    return f"{target} ({found.place})" if found else f"{target} (not found in source)"
 
 
 def _consumer(key: str) -> str:

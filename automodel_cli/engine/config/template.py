@@ -7,11 +7,13 @@ gives the preset's values, and those only.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from automodel_cli.engine.config.arguments import Callables
 from automodel_cli.engine.config.builtin import BUILTIN_PATH
 from automodel_cli.engine.config.config import TARGET, Config, from_parsed
 from automodel_cli.engine.config.emit import to_yaml
@@ -29,8 +31,7 @@ _FILES = {"quickstart": BUILTIN_PATH} | {
 PRESETS = tuple(_FILES)
 
 _WIDTH = 110
-# Arguments that the run passes itself: nobody writes them into a configuration.
-_SUPPLIED = {"params", "device", "seed", "dp_rank", "dp_world_size"}
+_DEFAULT = re.compile(r"\s*\(default: [^()]*(?:\([^()]*\))?\)")  # torch's own word on it, which would stand there twice
 
 
 def preset_config(preset: str) -> Config:
@@ -62,9 +63,10 @@ def template(preset: str, *, name: str = "my.yaml") -> str:
         "",
         *_own_section(General, config),
     ]
+    built = _Described(config, _notes(preset))
     for section, value in config.values.items():
         if isinstance(value, Mapping) and TARGET in value:
-            lines += ["", *_comment(PURPOSES.get(section, ""), ""), *_target_section(config, (section,))]
+            lines += ["", *_comment(PURPOSES.get(section, ""), ""), *built.section((section,))]
     for own in SECTIONS:
         lines += ["", *_comment((own.__doc__ or "").partition("\n")[0], ""), f"{own.name}:"]
         lines += _own_section(own, config)
@@ -98,6 +100,12 @@ def _title(preset: str) -> str:
     return " ".join(words).partition(". ")[0].rstrip(".") + "."
 
 
+def _notes(preset: str) -> dict[int, str]:
+    """The comment at the end of each line of the preset's file."""
+    lines = enumerate(_FILES[preset].read_text(encoding="utf-8").splitlines(), start=1)
+    return {number: note for number, line in lines if (note := line.partition(" # ")[2].strip())}
+
+
 def _own_section(section: type[Any], config: Config) -> Iterator[str]:
     indent = "  " if section.name else ""
     for name in section_fields(section):
@@ -107,37 +115,53 @@ def _own_section(section: type[Any], config: Config) -> Iterator[str]:
         yield f"{indent}{name}: {explanation.value}" if is_set else f"{indent}#{name}: {explanation.default}"
 
 
-def _target_section(config: Config, path: KeyPath) -> Iterator[str]:
-    """A section with a `_target_`: the preset's arguments, then the documented ones that it leaves alone."""
-    indent = "  " * len(path)
-    section = config.at(path)
-    yield f"{'  ' * (len(path) - 1)}{path[-1]}:"
-    for name, value in section.items():
-        here = (*path, name)
-        if isinstance(value, Mapping) and TARGET in value:
-            yield from _target_section(config, here)
-            continue
-        explanation = explain(config, dotted(here))
-        if name != TARGET:
-            yield from _comment(_described(explanation), indent)
-        yield from (indent + line for line in to_yaml(Config({name: value}), origins=False).splitlines())
-    for name in explain(config, dotted(path)).keys:
-        if name in section or name in _SUPPLIED:
-            continue
-        explanation = explain(config, dotted((*path, name)))
-        if explanation.meaning != UNKNOWN and explanation.default is not None:
-            yield from _comment(_described(explanation), indent)
-            yield f"{indent}#{name}: {explanation.default}"
+class _Described:
+    """The sections with a `_target_` of a preset; a callable is described where it is named first.
+
+    Args:
+        config: The preset.
+        notes: The preset's own word on a line, for keys that their callable does not describe.
+    """
+
+    def __init__(self, config: Config, notes: Mapping[int, str]) -> None:
+        self._config = config
+        self._notes = notes
+        self._callables = Callables(config)
+        self._seen: set[str] = set()
+
+    def section(self, path: KeyPath) -> Iterator[str]:
+        """The preset's arguments, then the documented ones that it leaves alone."""
+        section, indent = self._config.at(path), "  " * len(path)
+        is_new = section[TARGET] not in self._seen
+        self._seen.add(section[TARGET])
+        yield f"{'  ' * (len(path) - 1)}{path[-1]}:"
+        for name, value in section.items():
+            here = (*path, name)
+            if isinstance(value, Mapping) and TARGET in value:
+                yield from self.section(here)
+                continue
+            if name != TARGET and is_new:
+                note = self._notes.get(self._config.origin(here).line or 0, "")
+                yield from _comment(_described(self._explain(here), note), indent)
+            yield from (indent + line for line in to_yaml(Config({name: value}), origins=False).splitlines())
+        for name in self._explain(path).keys if is_new else ():
+            explanation = self._explain((*path, name))
+            if name not in section and explanation.meaning != UNKNOWN and explanation.default is not None:
+                yield from _comment(_described(explanation), indent)
+                yield f"{indent}#{name}: {explanation.default}"
+
+    def _explain(self, path: KeyPath) -> Explanation:
+        return explain(self._config, dotted(path), self._callables)
 
 
-def _described(explanation: Explanation) -> str:
-    """Meaning, range and default; nothing where nothing is known."""
-    meaning = explanation.meaning if explanation.meaning != UNKNOWN else ""
+def _described(explanation: Explanation, note: str = "") -> str:
+    """Meaning, or else the note, range and default; nothing where nothing is known."""
+    meaning = explanation.meaning if explanation.meaning != UNKNOWN else note
     facts = [explanation.allowed] if explanation.allowed else []
     if explanation.default not in (None, REQUIRED):
         facts.append(f"default {explanation.default}")
     # The first sentence: what follows is for --explain, which has the room.
-    first = meaning.partition(". ")[0].rstrip(".")
+    first = _DEFAULT.sub("", meaning).partition(". ")[0].rstrip(".")
     return " ".join([*([first] if first else []), *([f"[{'; '.join(facts)}]"] if facts else [])])
 
 
