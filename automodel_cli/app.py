@@ -14,8 +14,10 @@ import typer
 from typer.exceptions import TyperException
 
 from automodel_cli import __version__
+from automodel_cli.commands import shells
 from automodel_cli.commands.config import config_app
 from automodel_cli.commands.inspect_ckpt import inspect_ckpt
+from automodel_cli.commands.options import OverridableCommand
 from automodel_cli.commands.prep import prep
 from automodel_cli.commands.pretrain import pretrain
 from automodel_cli.commands.resume import resume
@@ -29,19 +31,17 @@ TRACEBACK_VARIABLE = "AMCLI_TRACEBACK"
 # Rich help and pretty exceptions cost 0.15 s at every start (benchmarks/startup.py), more than all the rest.
 app = typer.Typer(name="amcli", rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 
-# Unknown options reach these two, since `--model.n_layer 24` is one: commands/options.py sorts them.
-_DOTTED = {"allow_extra_args": True, "ignore_unknown_options": True}
-
 app.command("prep")(prep)
-app.command("pretrain", context_settings=_DOTTED)(pretrain)
-app.command("resume", context_settings=_DOTTED)(resume)
+app.command("pretrain", cls=OverridableCommand)(pretrain)
+app.command("resume", cls=OverridableCommand)(resume)
 app.command("inspect-ckpt")(inspect_ckpt)
 app.command("sample")(sample)
 app.add_typer(config_app, name="config")
+shells.register()
 
 
-def _print_version(value: bool) -> None:
-    if value:
+def _print_version(context: typer.Context, value: bool) -> None:
+    if value and not context.resilient_parsing:  # the line is only being completed
         typer.echo(f"amcli {__version__}")
         raise typer.Exit
 
@@ -85,7 +85,7 @@ def run(argv: list[str]) -> int:
         _report(str(error), error if wants_traceback else None)
         return error.exit_code
     except TyperException as error:
-        return _report_usage(error)
+        return _report_usage(error, argv)
     except typer.Abort:
         return _report("aborted", None, 130)
     except KeyboardInterrupt:
@@ -114,16 +114,15 @@ def _report(message: str, error: BaseException | None, status: int = ExitCode.IN
     return status
 
 
-def _report_usage(error: TyperException) -> int:
-    # Typer publishes only the base class; its usage errors carry the context of the command.
-    context = getattr(error, "ctx", None)
+def _report_usage(error: TyperException, argv: list[str]) -> int:
     message = error.format_message()
     if message.startswith("Usage: "):  # a bare `amcli`: the help page itself
         sys.stderr.write(f"{message}\n")
         return ExitCode.USAGE
-    if context is not None:
-        sys.stderr.write(f"{context.get_usage()}\n")
-        message += f"\n  help: `{context.command_path} --help` shows what there is"
+    from automodel_cli.commands import usage
+
+    right, message = usage.explain(app, argv, error)
+    sys.stderr.write(f"{right}\n")
     return _report(message, None, ExitCode.USAGE)
 
 

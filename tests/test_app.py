@@ -55,6 +55,15 @@ def test_a_message_has_place_and_help():
     assert str(error) == "a.yaml:3:1: it is 7\n  help: 8 would work"
 
 
+def test_a_message_that_lists_others_shows_each_with_its_excerpt_and_help():
+    """The excerpt stands between what is wrong and what would work."""
+    inner = AmcliError("it is 7", where="a.yaml:3:1", help="8 would work", excerpt="    3 | 7\n      | ^")
+
+    shown = str(AmcliError("1 problem", problems=[inner]))
+
+    assert shown == "1 problem\na.yaml:3:1: it is 7\n    3 | 7\n      | ^\n  help: 8 would work"
+
+
 @pytest.mark.parametrize("how", ["option", "variable"])
 def test_a_traceback_is_shown_on_request(monkeypatch, capsys, how):
     """By `--traceback` anywhere on the line, or by AMCLI_TRACEBACK=1."""
@@ -71,8 +80,8 @@ def test_a_traceback_is_shown_on_request(monkeypatch, capsys, how):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["pretrian"], "Did you mean 'pretrain'"),
-        (["config", "shwo"], "Did you mean 'show'"),
+        (["pretrian"], "did you mean `amcli pretrain`?"),
+        (["config", "shwo"], "did you mean `amcli config show`?"),
         (["pretrain", "--overwrit"], "did you mean --overwrite?"),
         (["pretrain", "cfg.yaml"], "takes no argument `cfg.yaml`"),
         (["pretrain", "--model.n_layer"], "`--model.n_layer` needs a value"),
@@ -97,7 +106,19 @@ def test_the_version_is_printed(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["prep"], ["pretrain"], ["resume"], ["inspect-ckpt"], ["config"], ["config", "show"], ["sample"]]
+    "command",
+    [
+        [],
+        ["prep"],
+        ["pretrain"],
+        ["resume"],
+        ["inspect-ckpt"],
+        ["config"],
+        ["config", "show"],
+        ["config", "init"],
+        ["config", "schema"],
+        ["sample"],
+    ],
 )
 def test_each_help_page_ends_with_examples(capsys, command):
     """A person finds a line to copy on every page."""

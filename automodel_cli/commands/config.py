@@ -8,8 +8,14 @@ from typing import Annotated
 
 import typer
 
-from automodel_cli.commands import render_config
-from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption, UnsetOption, overrides
+from automodel_cli.commands import complete, render_config
+from automodel_cli.commands.options import (
+    ConfigOption,
+    JsonOption,
+    OverridableCommand,
+    SetOption,
+    UnsetOption,
+)
 from automodel_cli.commands.render_config import Format
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.diff import changed_only, differences
@@ -30,9 +36,8 @@ def config() -> None:
     """
 
 
-@config_app.command("show", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@config_app.command("show", cls=OverridableCommand)
 def show(
-    context: typer.Context,
     config: ConfigOption = None,
     set_: SetOption = None,
     unset: UnsetOption = None,
@@ -43,10 +48,21 @@ def show(
     ] = False,
     diff: Annotated[
         Path | None,
-        typer.Option(metavar="FILE|CHECKPOINT", help="What differs from another configuration.", show_default=False),
+        typer.Option(
+            metavar="FILE|CHECKPOINT",
+            help="What differs from another configuration.",
+            show_default=False,
+            autocompletion=complete.config_files,
+        ),
     ] = None,
     explain: Annotated[
-        str | None, typer.Option(metavar="KEY", help="What one key means, and what it is here.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="What one key means, and what it is here.",
+            show_default=False,
+            autocompletion=complete.keys,
+        ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check it: one line, or all that is wrong.")] = False,
     json_: JsonOption = False,
@@ -67,9 +83,9 @@ def show(
     form = _form(form, json_, diff is not None, explain is not None, check)
     as_json = form is Format.JSON
     if check:
-        _check(config, overrides(set_, context), unset, as_json=as_json)
+        _check(config, set_ or [], unset, as_json=as_json)
         return
-    final = load_config(config, overrides(set_, context), unset or ())
+    final = load_config(config, set_ or [], unset or ())
     if diff is not None:
         render_config.differences(differences(load_config([diff]), final), as_json=as_json)
     elif explain is not None:

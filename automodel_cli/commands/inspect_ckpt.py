@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from automodel_cli.commands.options import JsonOption
+from automodel_cli.commands.options import CheckpointArgument, JsonOption
 from automodel_cli.errors import ExitCode
 
 
 def inspect_ckpt(
-    path: Annotated[
-        Path | None,
-        typer.Argument(help="A checkpoint or a run's directory; without it, checkpoints/LATEST.", show_default=False),
-    ] = None,
+    path: CheckpointArgument = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare its SHA-256.")] = False,
     json_: JsonOption = False,
 ) -> None:

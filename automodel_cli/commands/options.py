@@ -6,50 +6,91 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
-from automodel_cli.engine.config.suggest import nearest
+from automodel_cli.commands import complete
 from automodel_cli.errors import UsageError
 
 ConfigOption = Annotated[
     list[Path] | None,
-    typer.Option("-c", "--config", help="YAML file; given several times, later ones win.", show_default=False),
+    typer.Option(
+        "-c",
+        "--config",
+        help="YAML file; given several times, later ones win.",
+        show_default=False,
+        autocompletion=complete.config_files,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one value, as often as wanted.", show_default=False),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one value, as often as wanted.",
+        show_default=False,
+        autocompletion=complete.assignments,
+    ),
 ]
 UnsetOption = Annotated[
     list[str] | None,
-    typer.Option("--unset", metavar="KEY", help="Take a key out, as often as wanted.", show_default=False),
+    typer.Option(
+        "--unset",
+        metavar="KEY",
+        help="Take a key out, as often as wanted.",
+        show_default=False,
+        autocompletion=complete.keys,
+    ),
+]
+CheckpointArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        help="A checkpoint or a run's directory; without it, checkpoints/LATEST.",
+        show_default=False,
+        autocompletion=complete.checkpoints,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
-def overrides(set_: list[str] | None, context: typer.Context) -> list[str]:
-    """All `key=value` overrides of a command line: those of `--set`, then those of `--a.b.c value`.
+class OverridableCommand(TyperCommand):
+    """A command that reads `--a.b.c value` and `--a.b.c=value` as `--set a.b.c=value`.
+
+    Before Typer looks at the line: it would take the value of an option that it does not know for an argument.
+    """
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # ours is its own
+        """Parses the line with every override in its first form."""
+        return super().parse_args(ctx, with_set_options(args, is_complete=not ctx.resilient_parsing))
+
+
+def with_set_options(args: list[str], *, is_complete: bool = True) -> list[str]:
+    """The arguments with dotted options as `--set`; all others as they are.
+
+    Args:
+        args: Of one command.
+        is_complete: False while the line is still being typed: then a value may be missing.
 
     Raises:
-        UsageError: An extra argument is not an override, or one has no value.
+        UsageError: A dotted option of a complete line has no value.
+
+    >>> with_set_options(["ckpt", "--model.n_layer", "24", "--optimizer.lr=1e-3"])
+    ['ckpt', '--set', 'model.n_layer=24', '--set', 'optimizer.lr=1e-3']
     """
-    found = list(set_ or [])
-    rest = list(context.args)
+    found: list[str] = []
+    rest = list(args)
     while rest:
         argument = rest.pop(0)
         name, equals, value = argument.removeprefix("--").partition("=")
+        if argument == "--":
+            return [*found, argument, *rest]
         if not argument.startswith("--") or "." not in name:
-            raise _unknown(argument, context)
+            found.append(argument)
+            continue
         if not equals:
-            if not rest:
-                raise UsageError(f"`{argument}` needs a value", help=f"{argument} VALUE, or --set {name}=VALUE")
+            if not rest or rest[0].startswith("--"):
+                if is_complete:
+                    raise UsageError(f"`{argument}` needs a value", help=f"{argument} VALUE, or --set {name}=VALUE")
+                continue
             value = rest.pop(0)
-        found.append(f"{name}={value}")
+        found += ["--set", f"{name}={value}"]
     return found
-
-
-def _unknown(argument: str, context: typer.Context) -> UsageError:
-    known = [option for parameter in context.command.params for option in parameter.opts]
-    match = nearest(argument, known)
-    kind = "option" if argument.startswith("-") else "argument"
-    message = f"`{context.command_path}` takes no {kind} `{argument}`"
-    suggestion = f"did you mean {match}?" if match else f"`{context.command_path} --help` shows what there is"
-    return UsageError(message, help=suggestion)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from automodel_cli.commands import render_prep
+from automodel_cli.commands import complete, render_prep
 from automodel_cli.commands.options import JsonOption
 from automodel_cli.engine.prep.options import DEFAULT_SHARD_TOKENS, PrepOptions, parse_token_count
 from automodel_cli.errors import UsageError
@@ -15,7 +15,11 @@ from automodel_cli.errors import UsageError
 
 def prep(
     source: Annotated[
-        str | None, typer.Argument(help="A preset (see --list), a .txt or .jsonl file, or a pattern in quotes.")
+        str | None,
+        typer.Argument(
+            help="A preset (see --list), a .txt or .jsonl file, or a pattern in quotes.",
+            autocompletion=complete.sources,
+        ),
     ] = None,
     max_tokens: Annotated[
         str | None,
@@ -27,7 +31,11 @@ def prep(
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="bytes, gpt2, a directory, or a name on the Hugging Face hub.", show_default=False),
+        typer.Option(
+            help="bytes, gpt2, a directory, or a name on the Hugging Face hub.",
+            show_default=False,
+            autocompletion=complete.tokenizers,
+        ),
     ] = None,
     output_dir: Annotated[
         Path | None, typer.Option(help="Where the shards go.  [default: data/<source>]", show_default=False)

@@ -7,13 +7,12 @@ from typing import Annotated
 import typer
 
 from automodel_cli.commands import render
-from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption, overrides
+from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.load import load_config
 
 
 def pretrain(
-    context: typer.Context,
     config: ConfigOption = None,
     set_: SetOption = None,
     overwrite: Annotated[
@@ -33,7 +32,7 @@ def pretrain(
       amcli pretrain -c nanogpt.yaml --model.n_layer 24 --optimizer.lr=3e-4
       amcli pretrain --set checkpoint.checkpoint_dir=runs/wide --set model.n_embd=384
     """
-    final = load_config(config, overrides(set_, context))
+    final = load_config(config, set_ or ())
     settings = checked(final)
     say = render.speaker(json_)
     if not config:

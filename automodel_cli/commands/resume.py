@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from automodel_cli.commands import render
-from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption, overrides
+from automodel_cli.commands.options import CheckpointArgument, ConfigOption, JsonOption, SetOption
 
 
 def resume(
-    context: typer.Context,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Argument(help="A checkpoint or a run's directory; without it, checkpoints/LATEST.", show_default=False),
-    ] = None,
+    checkpoint: CheckpointArgument = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -35,7 +26,7 @@ def resume(
     """
     from automodel_cli.engine.train.continuation import plan_resume
 
-    plan = plan_resume(checkpoint, config, overrides(set_, context))
+    plan = plan_resume(checkpoint, config, set_ or [])
     say = render.speaker(json_)
     render.changes(plan.changes, say)
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from automodel_cli.commands import complete
+from automodel_cli.commands.options import CheckpointArgument
+
 
 def sample(
-    checkpoint: Annotated[
-        Path | None,
-        typer.Argument(help="A checkpoint or a run's directory; without it, checkpoints/LATEST.", show_default=False),
-    ] = None,
+    checkpoint: CheckpointArgument = None,
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")] = "",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to write.")] = 400,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="Among the k likeliest tokens; 0 among all.")] = 50,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Equal seeds write equal text.")] = 0,
     tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Instead of the recorded one.", show_default=False)
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            help="Instead of the recorded one.",
+            show_default=False,
+            autocompletion=complete.tokenizers,
+        ),
     ] = None,
 ) -> None:
     """Let a trained checkpoint write.
