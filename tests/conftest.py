@@ -52,3 +52,14 @@ def tiny_run(tiny_data, tmp_path, monkeypatch) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY.replace("DATA", str(tiny_data)))
     return path
+
+
+@pytest.fixture
+def named_shards(tmp_path, monkeypatch) -> Path:
+    """The working directory of the test: empty files where the examples and presets expect their shards."""
+    for directory in ("data/shakespeare", "data/fineweb"):
+        (tmp_path / directory).mkdir(parents=True)
+        for split in ("train", "val"):
+            (tmp_path / directory / f"{split}_000000.bin").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

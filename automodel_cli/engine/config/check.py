@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import Field, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, replace
 from typing import Any
 
+from automodel_cli.engine.config.check_layout import Refuse, check_layout
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import DEFAULT, KeyPath, dotted
@@ -20,22 +21,28 @@ from automodel_cli.engine.config.sections import (
     CheckpointSection,
     ClipGradNormSection,
     DataloaderSection,
+    DistEnvSection,
     DistributedSection,
     General,
     LRSchedulerSection,
+    PackedSequenceSection,
     StepSchedulerSection,
+    WandbSection,
     is_required,
     section_fields,
     top_level_names,
     type_words,
 )
 from automodel_cli.engine.config.suggest import hint
-from automodel_cli.errors import ConfigError
+from automodel_cli.errors import AmcliError, ConfigError, DataError
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The sections of amcli itself, typed; what has a `_target_` stays in the `Config`."""
+    """The sections of amcli itself, typed; what has a `_target_` stays in the `Config`.
+
+    `notes` are for the user: what could not be checked, what stands in for what, what has no effect yet.
+    """
 
     general: General
     step_scheduler: StepSchedulerSection
@@ -44,38 +51,60 @@ class Settings:
     dataloader: DataloaderSection
     checkpoint: CheckpointSection
     distributed: DistributedSection
+    dist_env: DistEnvSection
+    packed_sequence: PackedSequenceSection
+    wandb: WandbSection
+    notes: tuple[str, ...] = ()
 
 
 def checked(config: Config) -> Settings:
     """The typed settings of a configuration that passes every check.
 
     Raises:
+        DataError: Only the data is wrong; one error that lists everything.
         ConfigError: One error that lists everything that is wrong.
     """
-    problems: list[ConfigError] = []
+    # Imported here: reading source takes modules that printing or completing a configuration does not need.
+    from automodel_cli.engine.config.check_data import data_problems
+    from automodel_cli.engine.config.check_targets import check_targets
+    from automodel_cli.engine.config.notes import notes_on
+
+    problems: list[AmcliError] = []
     _check_top_level(config, problems)
     general = _build(General, config, (), problems)
     sections = {section.name: _build(section, config, (section.name,), problems) for section in SECTIONS}
-    if not problems:
-        settings = Settings(general=general, **sections)
+    settings = None if problems else Settings(general=general, **sections)
+    if settings is not None:
         _check_across(config, settings, problems)
-        if not problems:
-            return settings
+    targets = check_targets(config)
+    problems += targets.problems
+    problems += data_problems(config)
+    if settings is not None and not problems:
+        return replace(settings, notes=notes_on(config, settings.wandb, targets))
     if len(problems) == 1:
         raise problems[0]
-    raise ConfigError(f"{len(problems)} problems in the configuration", problems=problems)
+    kind = DataError if all(isinstance(problem, DataError) for problem in problems) else ConfigError
+    raise kind(f"{len(problems)} problems in the configuration", problems=problems)
 
 
 def with_defaults(config: Config) -> Config:
     """The configuration with every key of our own sections present; the origin of the added is `default`."""
     sections: tuple[type[Any], ...] = (General, *SECTIONS)
     for section in sections:
+        if section.name and config.get(section.name, ...) is None and not any(_shown_defaults(section)):
+            config = config.without((section.name,))  # written without keys, it says nothing
         prefix: KeyPath = (section.name,) if section.name else ()
-        for name, item in section_fields(section).items():
+        for name, default in _shown_defaults(section):
             path = (*prefix, name)
-            if not is_required(item) and not config.has(dotted(path)) and _is_section(config, prefix):
-                config = config.with_value(path, item.default, DEFAULT)
+            if not config.has(dotted(path)) and _is_section(config, prefix):
+                config = config.with_value(path, default, DEFAULT)
     return config
+
+
+def _shown_defaults(section: type[Any]) -> Iterator[tuple[str, Any]]:
+    for name, item in section_fields(section).items():
+        if not is_required(item) and not item.metadata["quiet"]:
+            yield name, item.default
 
 
 def _is_section(config: Config, path: KeyPath) -> bool:
@@ -83,7 +112,7 @@ def _is_section(config: Config, path: KeyPath) -> bool:
     return not path or node is None or isinstance(node, Mapping)
 
 
-def _check_top_level(config: Config, problems: list[ConfigError]) -> None:
+def _check_top_level(config: Config, problems: list[AmcliError]) -> None:
     allowed = top_level_names()
     for name in config.values:
         if name not in allowed:
@@ -101,7 +130,7 @@ def _check_top_level(config: Config, problems: list[ConfigError]) -> None:
             problems.append(ConfigError(message, where=str(config.origin((name,)))))
 
 
-def _build(section: type[Any], config: Config, prefix: KeyPath, problems: list[ConfigError]) -> Any:
+def _build(section: type[Any], config: Config, prefix: KeyPath, problems: list[AmcliError]) -> Any:
     """An instance of one section; problems are collected, and then the result is not used."""
     values = config.values if not prefix else config.get(dotted(prefix))
     known = section_fields(section)
@@ -156,10 +185,10 @@ def _checked_value(config: Config, path: KeyPath, raw: Any, item: Field[Any], an
     return value
 
 
-def _check_across(config: Config, settings: Settings, problems: list[ConfigError]) -> None:
+def _check_across(config: Config, settings: Settings, problems: list[AmcliError]) -> None:
     """Rules that tie one section to another."""
 
-    def refuse(path: str, message: str, help_: str | None = None) -> None:
+    def refuse(path: str, message: str, help_: str | None) -> None:
         problems.append(ConfigError(message, where=str(config.origin(tuple(path.split(".")))), help=help_))
 
     steps = settings.step_scheduler
@@ -178,6 +207,7 @@ def _check_across(config: Config, settings: Settings, problems: list[ConfigError
             "lr_scheduler.lr_decay_steps",
             f"lr_scheduler.lr_decay_steps is {schedule.lr_decay_steps}, but the decay must end after "
             f"the {schedule.lr_warmup_steps} steps of warm-up",
+            None,
         )
     if config.get("optimizer.lr") is None:
         refuse("optimizer", "optimizer has no `lr`, and the schedule starts from it", "for example `lr: 3e-4`")
@@ -188,18 +218,10 @@ def _check_across(config: Config, settings: Settings, problems: list[ConfigError
             "add that section, or set val_every_steps to null",
         )
     _check_shapes(config, refuse)
-    spread = settings.distributed
-    for name in ("dp_size", "tp_size", "cp_size"):
-        degree = getattr(spread, name)
-        if degree is not None and degree != 1:
-            refuse(
-                f"distributed.{name}",
-                f"distributed.{name} is {degree}, but this version of amcli trains in one process",
-                "set it to 1",
-            )
+    check_layout(settings, refuse)
 
 
-def _check_shapes(config: Config, refuse: typing.Callable[..., None]) -> None:
+def _check_shapes(config: Config, refuse: Refuse) -> None:
     """Shape rules where the numbers stand in the configuration itself."""
 
     def number(path: str) -> int | None:

@@ -12,6 +12,8 @@ import typing
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar
 
+from automodel_cli.engine.config import aliases
+
 
 def key(
     meaning: str,
@@ -20,9 +22,14 @@ def key(
     minimum: float | None = None,
     above: float | None = None,
     choices: tuple[Any, ...] | None = None,
+    quiet: bool = False,
 ) -> Any:
-    """A dataclass field with what users are told about it."""
-    metadata = {"meaning": meaning, "minimum": minimum, "above": above, "choices": choices}
+    """A dataclass field with what users are told about it.
+
+    A `quiet` key is left out of the configuration while nobody sets it: `config show` prints no
+    default for what most people never meet.
+    """
+    metadata = {"meaning": meaning, "minimum": minimum, "above": above, "choices": choices, "quiet": quiet}
     return field(default=default, metadata=metadata) if default is not MISSING else field(metadata=metadata)
 
 
@@ -39,6 +46,12 @@ class General:
         choices=("auto", "fp32", "bf16"),
     )
     num_threads: int | None = key("CPU threads of torch; null takes what torch finds", default=None, minimum=1)
+    recipe: str | None = key(
+        "what guides for NeMo AutoModel name here; amcli pre-trains with or without it",
+        default=None,
+        choices=(None, aliases.RECIPE),
+        quiet=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,12 @@ class DataloaderSection:
     name: ClassVar[str] = "dataloader"
     num_workers: int = key("threads that assemble batches ahead; 0 reads in the training thread", default=1, minimum=0)
     prefetch_factor: int = key("optimisation steps that each worker may be ahead", default=2, minimum=1)
+    collate_fn: str | None = key(
+        "how samples become a batch; samples of one length are stacked, with or without this name",
+        default=None,
+        choices=(None, aliases.COLLATE_FN),
+        quiet=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -104,7 +123,67 @@ class DistributedSection:
     dp_size: int | None = key("data-parallel ranks; null is what remains of the world", default=None, minimum=1)
     tp_size: int = key("tensor-parallel ranks", default=1, minimum=1)
     cp_size: int = key("context-parallel ranks", default=1, minimum=1)
+    pp_size: int = key("pipeline-parallel ranks", default=1, minimum=1, quiet=True)
+    dp_replicate_size: int | None = key(
+        "groups that each hold the whole model; null is one", default=None, minimum=1, quiet=True
+    )
+    sequence_parallel: bool = key("split activations along the sequence too", default=False, quiet=True)
+    dtype: str | None = key(
+        "where guides for NeMo AutoModel put the precision; amcli has it at the top level",
+        default=None,
+        choices=(None, "float32", "bfloat16"),
+        quiet=True,
+    )
+    _target_: str | None = key(
+        "another way to say the strategy: the manager that guides for NeMo AutoModel name",
+        default=None,
+        choices=(None, *aliases.STRATEGIES),
+        quiet=True,
+    )
 
+    def chosen_strategy(self) -> str | None:
+        """The strategy, whether it was named or given by a manager."""
+        return self.strategy or aliases.STRATEGIES.get(self._target_ or "")
+
+
+@dataclass(frozen=True)
+class DistEnvSection:
+    """How the ranks of a run find and wait for each other. This version trains in one process."""
+
+    name: ClassVar[str] = "dist_env"
+    backend: str | None = key(
+        "what carries the messages; null suits the device", default=None, choices=(None, "nccl", "gloo"), quiet=True
+    )
+    timeout_minutes: float = key("how long a rank waits for the others", default=10.0, above=0.0, quiet=True)
+
+
+@dataclass(frozen=True)
+class PackedSequenceSection:
+    """Packing of several documents into one sample. Token shards hold no gaps, so there is nothing to pack."""
+
+    name: ClassVar[str] = "packed_sequence"
+    packed_sequence_size: int = key("tokens per packed sample; 0 packs nothing", default=0, minimum=0, quiet=True)
+
+
+@dataclass(frozen=True)
+class WandbSection:
+    """What the run is called on Weights & Biases. This version does not report there yet."""
+
+    enabled: bool = key("whether to report", default=True, quiet=True)
+    project: str | None = key("project of the run", default=None, quiet=True)
+    entity: str | None = key("user or team that owns the project; null is your own", default=None, quiet=True)
+    name: str | None = key("name of the run", default=None, quiet=True)
+    mode: str = key(
+        "offline keeps everything on this machine",
+        default="online",
+        choices=("online", "offline", "disabled"),
+        quiet=True,
+    )
+    save_dir: str | None = key("directory of its local files; null is its own choice", default=None, quiet=True)
+
+
+# On the class, `name` is that of the section, as in all others; on an instance it is the run's.
+WandbSection.name = "wandb"
 
 SECTIONS: tuple[type[Any], ...] = (
     StepSchedulerSection,
@@ -113,10 +192,16 @@ SECTIONS: tuple[type[Any], ...] = (
     DataloaderSection,
     CheckpointSection,
     DistributedSection,
+    DistEnvSection,
+    PackedSequenceSection,
+    WandbSection,
 )
 
 # Built from `_target_`; True where a run cannot do without.
 TARGET_SECTIONS = {"model": True, "dataset": True, "validation_dataset": False, "loss_fn": False, "optimizer": True}
+# What the engine passes by itself: always, or where the callable names it and the section does not.
+SUPPLIED: dict[str, tuple[str, ...]] = {"optimizer": ("params",)}
+RUNTIME: dict[str, tuple[str, ...]] = {"model": ("device",), "dataset": ("seed", "dp_rank", "dp_world_size")}
 
 
 def section_fields(section: type[Any]) -> dict[str, Field[Any]]:

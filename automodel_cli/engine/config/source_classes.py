@@ -261,3 +261,16 @@ def _assigned_names(node: ast.stmt) -> set[str]:
         elif isinstance(inner, ast.alias):
             names.add(inner.asname or inner.name)
     return names
+
+
+def declared_names(cls: Class) -> tuple[str, ...]:
+    """Names that a class annotates, or lists in a table of its own: what it may take, not what it must."""
+    names: list[str] = []
+    for node in cls.node.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.append(node.target.id)
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            names += [
+                key.value for key in node.value.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)
+            ]
+    return tuple(names)

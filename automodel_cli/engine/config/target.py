@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.origin import Origin
 from automodel_cli.engine.config.target_errors import (
     Place,
@@ -41,6 +42,7 @@ def resolve_target(target: str, origin: Origin, key: str) -> Callable[..., Any]:
     Raises:
         ConfigError: See the module's header.
     """
+    target = resolved(target)
     path, colon, name = target.rpartition(":")
     if colon and path.endswith(".py"):
         if origin.kind == "checkpoint":

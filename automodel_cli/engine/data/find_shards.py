@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from automodel_cli.engine.config.file_pattern import matching_files
 from automodel_cli.engine.shards.format import ShardInfo, read_shard_header
 from automodel_cli.errors import DataError
-
-_LISTED_FILES = 6
 
 
 def find_shards(file_pattern: str | Path | Sequence[str | Path]) -> list[ShardInfo]:
@@ -23,7 +22,7 @@ def find_shards(file_pattern: str | Path | Sequence[str | Path]) -> list[ShardIn
     patterns = [file_pattern] if isinstance(file_pattern, str | Path) else list(file_pattern)
     if not patterns:
         raise DataError("file_pattern is an empty list", help="give it at least one path, such as data/train_*.bin")
-    paths = [path for pattern in patterns for path in _matches(Path(pattern).expanduser())]
+    paths = [path for pattern in patterns for path in matching_files(Path(pattern))]
     repeated = sorted({str(path) for path in paths if paths.count(path) > 1}) if len(set(paths)) < len(paths) else []
     if repeated:
         raise DataError(
@@ -31,22 +30,3 @@ def find_shards(file_pattern: str | Path | Sequence[str | Path]) -> list[ShardIn
             help="let every file match one pattern only",
         )
     return [read_shard_header(path) for path in paths]
-
-
-def _matches(pattern: Path) -> list[Path]:
-    # A plain path comes first: its name may hold characters that a pattern gives a meaning.
-    if pattern.is_file():
-        return [pattern]
-    root = Path(pattern.anchor)
-    found = sorted(path for path in root.glob(str(pattern.relative_to(root))) if path.is_file())
-    if found:
-        return found
-    directory = next(parent for parent in pattern.absolute().parents if parent.is_dir())
-    names = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
-    shown = ", ".join(names[:_LISTED_FILES]) or "nothing"
-    more = f" and {len(names) - _LISTED_FILES} more" if len(names) > _LISTED_FILES else ""
-    raise DataError(
-        f"no file matches; the nearest directory that exists is {directory}, which holds {shown}{more}",
-        where=str(pattern),
-        help="`amcli prep shakespeare` makes data/shakespeare/train_*.bin and val_*.bin",
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.file_pattern import vocabulary_error
 from automodel_cli.engine.models.sizes import positions_of, vocab_size_of
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.errors import DataError
@@ -24,12 +25,7 @@ def check_fit(config: Config, model: nn.Module, *datasets: MapDataset | None) ->
             continue
         largest = getattr(dataset, "max_token_id", None)
         if vocab_size is not None and largest is not None and largest >= vocab_size:
-            raise DataError(
-                f"{name} holds the token id {largest}, but the model's vocabulary is {vocab_size} "
-                f"(ids 0 to {vocab_size - 1})",
-                where=str(config.origin((name,))),
-                help=f"set model.vocab_size to {largest + 1} or more, or prepare the data with the model's tokenizer",
-            )
+            raise vocabulary_error(name, largest, vocab_size, str(config.origin((name,))))
         length = getattr(dataset, "seq_len", None)
         if positions is not None and length is not None and length > positions:
             raise DataError(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from automodel_cli.engine.checkpoint.layout import LINKS, list_steps
-from automodel_cli.engine.config.builtin import BUILTIN_SOURCE
+from automodel_cli.engine.config.builtin import embedded_corpus_directory
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.observe.build import METRICS_FILE
@@ -48,10 +48,7 @@ def make_way(settings: Settings, *, overwrite: bool) -> Path:
 
 def ensure_embedded_corpus(config: Config, say: Callable[[str], None]) -> None:
     """Prepares the embedded text if the built-in configuration is used and its shards are not there yet."""
-    pattern = config.get("dataset.file_pattern")
-    if config.origin(("dataset", "file_pattern")).source != BUILTIN_SOURCE or not isinstance(pattern, str):
-        return
-    directory = Path(pattern).parent
-    if not (directory / "manifest.json").exists():
+    directory = embedded_corpus_directory(config)
+    if directory is not None and not (directory / "manifest.json").exists():
         say(f"preparing the embedded Shakespeare in {directory} (as `amcli prep shakespeare` does)")
         prepare(PrepOptions(source="shakespeare", output_dir=directory))

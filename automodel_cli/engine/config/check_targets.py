@@ -1,0 +1,94 @@
+"""Every `_target_` of a configuration against its source: unknown and missing keywords, without importing.
+
+What source does not tell is listed as unchecked, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from automodel_cli.engine.config.aliases import resolved
+from automodel_cli.engine.config.config import TARGET, Config
+from automodel_cli.engine.config.env import resolve_env
+from automodel_cli.engine.config.origin import KeyPath, dotted
+from automodel_cli.engine.config.sections import RUNTIME, SUPPLIED, TARGET_SECTIONS
+from automodel_cli.engine.config.signature import keyword_problems
+from automodel_cli.engine.config.source_classes import declared_names
+from automodel_cli.engine.config.source_modules import Sources
+from automodel_cli.engine.config.source_names import Class
+from automodel_cli.engine.config.static_target import StaticTarget, static_target
+from automodel_cli.engine.config.suggest import nearest
+from automodel_cli.errors import AmcliError, ConfigError
+
+
+@dataclass
+class TargetCheck:
+    """What was found about all targets.
+
+    Args:
+        problems: What is certainly wrong.
+        unchecked: One line for each target whose keywords could not be checked.
+        targets: All targets, as written.
+    """
+
+    problems: list[AmcliError] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
+
+
+def check_targets(config: Config) -> TargetCheck:
+    """Checks the sections that the engine builds, and every `_target_` inside them."""
+    found, sources = TargetCheck(), Sources()
+    for name in TARGET_SECTIONS:
+        for path, section in _sections_with_target(config.get(name), (name,)):
+            try:
+                _check(config, path, section, found, sources)
+            except ConfigError as error:
+                found.problems.append(error)
+    return found
+
+
+def _sections_with_target(node: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
+    if isinstance(node, Mapping):
+        if TARGET in node:
+            yield path, node
+        for name, inner in node.items():
+            yield from _sections_with_target(inner, (*path, name))
+    elif isinstance(node, list):
+        for index, inner in enumerate(node):
+            yield from _sections_with_target(inner, (*path, index))
+
+
+def _check(config: Config, path: KeyPath, section: Mapping[str, Any], found: TargetCheck, sources: Sources) -> None:
+    key = (*path, TARGET)
+    origin = config.origin(key)
+    target = resolve_env(section[TARGET], origin)
+    if not isinstance(target, str):
+        if len(path) > 1:  # of the outer sections this is said already
+            raise ConfigError(f"{dotted(key)} is {target!r}, but it must be text", where=str(origin))
+        return
+    found.targets.append(target)
+    result = static_target(resolved(target), origin, dotted(key), sources)
+    given = [name for name in section if name != TARGET]
+    if result.signature is None:
+        found.unchecked.append(_unchecked_line(config, path, target, given, result))
+        return
+    supplied = SUPPLIED.get(dotted(path), ())
+    runtime = RUNTIME.get(str(path[0]), ())
+    found.problems += keyword_problems(
+        result.signature, target, given, config, path, supplied=supplied, runtime=runtime
+    )
+
+
+def _unchecked_line(config: Config, path: KeyPath, target: str, given: list[str], result: StaticTarget) -> str:
+    """What is not checked and why, and names among the keywords that look misspelt."""
+    where = config.origin((*path, TARGET))
+    line = f"{where}: the keywords of `{target}` are not checked: {result.unchecked}"
+    declared = declared_names(result.definition) if isinstance(result.definition, Class) else ()
+    for name in given:
+        match = nearest(name, declared) if declared and name not in declared else None
+        if match:
+            line += f"; `{dotted((*path, name))}` looks like `{match}`"
+    return line
