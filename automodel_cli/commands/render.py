@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -26,6 +26,12 @@ def changes(found: list[Change], say: Say) -> None:
     """Says every key that is not as it was in the checkpoint."""
     for change in found:
         say(f"changed  {change}")
+
+
+def notes(found: Sequence[str], say: Say) -> None:
+    """Says what the checks could not tell, and what has no effect yet."""
+    for note in found:
+        say(f"note: {note}")
 
 
 def run_summary(summary: RunSummary, *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from automodel_cli.engine.config.signature import Signature
+from automodel_cli.engine.config.source_decorators import keeps_signature
 from automodel_cli.engine.config.source_modules import Sources
 from automodel_cli.engine.config.source_names import (
     Builtin,
@@ -24,23 +25,6 @@ from automodel_cli.engine.config.source_names import (
     resolve,
 )
 
-# Decorators whose result takes what the decorated function takes, as `inspect.signature` sees it.
-_KEEPING = {
-    "abc.abstractmethod",
-    "contextlib.contextmanager",
-    "functools.cache",
-    "functools.lru_cache",
-    "torch.enable_grad",
-    "torch.inference_mode",
-    "torch.no_grad",
-    "typing.final",
-    "typing.no_type_check",
-    "typing.override",
-    "typing_extensions.deprecated",
-    "typing_extensions.override",
-    "warnings.deprecated",
-}
-_KEEPING_CLASS = {"functools.total_ordering", "typing.final", "typing.runtime_checkable"}
 _DATACLASS = "dataclasses.dataclass"
 # Bases that add no constructor of their own; their source need not be read.
 _EMPTY_BASES = {"abc.ABC", "builtins.object", "typing.Generic", "typing.Protocol", "typing_extensions.Protocol"}
@@ -134,8 +118,7 @@ def _of_method(sources: Sources, method: Function) -> Signature | Unknown | Valu
 def _of_function(sources: Sources, function: Function, *, is_bound: bool) -> Signature | Unknown:
     node = function.node
     for decorator in [] if isinstance(node, ast.Lambda) else node.decorator_list:
-        name = dotted_name(sources, function.module, decorator)
-        if name not in _KEEPING | {"builtins.classmethod", "builtins.staticmethod"}:
+        if not keeps_signature(sources, function.module, decorator):
             return Unknown(f"the decorator `{ast.unparse(decorator).partition('(')[0]}` may change what it takes")
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
@@ -185,8 +168,8 @@ def _fields(sources: Sources, cls: Class) -> Iterator[tuple[str, bool | None]]:
 def _decorated(sources: Sources, cls: Class) -> Unknown | None:
     """Why the class may not be what its body says."""
     for decorator in cls.node.decorator_list:
-        name = dotted_name(sources, cls.module, decorator)
-        if name != _DATACLASS and name not in _KEEPING_CLASS:
+        is_dataclass = dotted_name(sources, cls.module, decorator) == _DATACLASS
+        if not is_dataclass and not keeps_signature(sources, cls.module, decorator):
             shown = ast.unparse(decorator).partition("(")[0]
             return Unknown(f"the decorator `{shown}` of `{cls.node.name}` may change what it takes")
     for keyword in cls.node.keywords:
