@@ -41,8 +41,15 @@ def sources(incomplete: str) -> list[Candidate]:
     """What `amcli prep` reads: presets, text files, and directories on the way to them."""
     from automodel_cli.engine.prep.presets import PRESETS
 
-    presets = [(preset.name, preset.description) for preset in PRESETS.values()]
-    return _starting(incomplete, presets) + _paths(incomplete, _TEXT_SUFFIXES)
+    named = [(preset.name, preset.description) for preset in PRESETS.values()]
+    return _starting(incomplete, named) + _paths(incomplete, _TEXT_SUFFIXES)
+
+
+def presets(incomplete: str) -> list[Candidate]:
+    """What `amcli config init` starts from."""
+    from automodel_cli.engine.config.template import PRESETS
+
+    return _starting(incomplete, [(preset, "") for preset in PRESETS])
 
 
 def tokenizers(incomplete: str) -> list[Candidate]:

@@ -19,6 +19,7 @@ from automodel_cli.engine.config.emit import flat, inline
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.sections import (
     SECTIONS,
+    SUPPLIED,
     TARGET_SECTIONS,
     General,
     allowed_types,
@@ -113,7 +114,7 @@ def _keys_of_callable(config: Config, path: KeyPath) -> Iterator[tuple[str, Key]
     for name, argument in (facts.arguments if facts else {}).items():
         key = dotted((*path, name))
         value = config.get(key)
-        if not isinstance(value, Mapping):
+        if not isinstance(value, Mapping) and name not in SUPPLIED.get(dotted(path), ()):
             yield key, _of_argument(argument, _present(config, key), _names_path(name, value))
 
 

@@ -1,0 +1,327 @@
+"""Completion in the shells themselves: keys are pressed in a terminal, and the line is read back."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from automodel_cli import app
+from automodel_cli.commands.shells import _quoted, split_line
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+YAML = "checkpoint: {enabled: true}\nmodel: {betas: [0.9, 0.95], n_layer: 12}\n"
+SECONDS = 60  # for one answer; a busy machine is slow, a lost key never comes
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The tester's own, with amcli on the path and nothing that a shell reads at its start."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("_AMCLI", "_TYPER", "COMP_"))}
+    path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
+    return {**kept, "PATH": path, "TERM": "dumb", "LC_ALL": "C.UTF-8", "PS1": "> ", **more}
+
+
+def script(shell: str) -> str:
+    """What a user sources."""
+    asked = environment(_AMCLI_COMPLETE=f"source_{shell}")
+    return subprocess.run([SCRIPTS / "amcli"], env=asked, capture_output=True, text=True, check=True).stdout
+
+
+class Terminal:
+    """A shell behind a pseudo-terminal, in which Ctrl-G prints the line as it stands, between marks."""
+
+    def __init__(self, command: list[str], setup: str, directory: Path) -> None:
+        self._pid, self._fd = pty.fork()
+        if self._pid == 0:
+            os.chdir(directory)
+            os.execvpe(command[0], command, environment(HOME=str(directory)))
+        self._read = ""
+        self.press(f"{setup}; echo rea''dy\n")
+        self.until("ready\r\n")
+
+    def press(self, keys: str) -> None:
+        os.write(self._fd, keys.encode())
+
+    def until(self, mark: str) -> str:
+        """What the terminal shows up to `mark`."""
+        end = time.monotonic() + SECONDS
+        while mark not in self._read:
+            if not select.select([self._fd], [], [], max(0.0, end - time.monotonic()))[0]:
+                pytest.fail(f"the shell shows no {mark!r} but {self._read!r}")
+            self._read += os.read(self._fd, 65536).decode(errors="replace")
+        before, _, self._read = self._read.partition(mark)
+        return before
+
+    def line_after(self, keys: str) -> str:
+        """The command line after these keys; a new one is begun."""
+        self.press(f"{keys}\x07")
+        self.shown = self.until("<<")
+        line = self.until(">>")
+        self.press("\x15")  # Ctrl-U: a line of its own for each
+        return line
+
+    def close(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        os.close(self._fd)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("shell")
+    (directory / "mine.yaml").write_text(YAML)
+    (directory / "broken.yaml").write_text("model: [\n")
+    (directory / "with space.yaml").write_text(YAML)
+    (directory / "data").mkdir()
+    for shell in ("bash", "zsh", "fish"):
+        (directory / f"amcli.{shell}").write_text(script(shell))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def bash(workplace):
+    """As a user has it, except for the strictest mode, in which a careless script would show."""
+    binding = """bind -x '"\\C-g": printf "\\n<<%s>>\\n" "$READLINE_LINE"'"""
+    terminal = Terminal(["bash", "--norc", "--noprofile", "-i"], f"{binding}; set -u; . ./amcli.bash", workplace)
+    yield terminal
+    terminal.close()
+
+
+@pytest.fixture(scope="module")
+def zsh(workplace):
+    if shutil.which("zsh") is None:
+        pytest.skip("zsh is not installed")
+    (workplace / "rc.zsh").write_text(
+        "autoload -Uz compinit; compinit -u -D\n"
+        'show() { print -r -- "\n<<$BUFFER>>" }\n'
+        "zle -N show; bindkey '^G' show; source ./amcli.zsh\n"
+    )
+    terminal = Terminal(["zsh", "-f", "-i"], "source ./rc.zsh", workplace)
+    yield terminal
+    terminal.close()
+
+
+KEYS = [
+    ("amcli re", "amcli resume "),
+    ("amcli pretrain -c mi", "amcli pretrain -c mine.yaml "),
+    ("amcli pretrain -c da", "amcli pretrain -c data/"),
+    ("amcli pretrain --set mod", "amcli pretrain --set model."),
+    ("amcli pretrain --set model.n_la", "amcli pretrain --set model.n_layer="),
+    ("amcli pretrain --set=model.n_la", "amcli pretrain --set=model.n_layer="),
+    ("amcli pretrain --model.n_la", "amcli pretrain --model.n_layer="),
+    ("amcli pretrain --set 'model.n_la", "amcli pretrain --set 'model.n_layer="),
+    ("amcli pretrain --set optimizer.lr=", "amcli pretrain --set optimizer.lr=0.004 "),
+    ("amcli pretrain --set checkpoint.enabled=t", "amcli pretrain --set checkpoint.enabled=true "),
+    ("amcli pretrain --set 'checkpoint.enabled=t", "amcli pretrain --set 'checkpoint.enabled=true' "),
+    ("amcli pretrain --set=checkpoint.enabled=t", "amcli pretrain --set=checkpoint.enabled=true "),
+    ("amcli pretrain --checkpoint.enabled=t", "amcli pretrain --checkpoint.enabled=true "),
+    ("amcli pretrain --checkpoint.enabled t", "amcli pretrain --checkpoint.enabled true "),
+    ("amcli pretrain -c mine.yaml --set model.be", "amcli pretrain -c mine.yaml --set model.betas="),
+    ("amcli pretrain -c broken.yaml --set model.n_la", "amcli pretrain -c broken.yaml --set model.n_layer="),
+    ("amcli pretrain --set model._target_=", "amcli pretrain --set model._target_="),
+    ("amcli pretrain --set no.such.key=", "amcli pretrain --set no.such.key="),
+]
+
+
+@pytest.mark.parametrize(("typed", "line"), KEYS)
+def test_bash_completes_what_is_typed(bash, typed, line):
+    """After one press of the tab key the line is what the user meant, spaces included."""
+    assert bash.line_after(f"{typed}\t") == line
+
+
+@pytest.mark.parametrize(("typed", "line"), KEYS)
+def test_zsh_completes_what_is_typed(zsh, typed, line):
+    """The same lines as in bash."""
+    assert zsh.line_after(f"{typed}\t") == line
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ('amcli pretrain --set "model.n_la', 'amcli pretrain --set "model.n_layer='),
+        ("amcli pretrain -c wi", "amcli pretrain -c with\\ space.yaml "),
+        ("amcli pretrain -c 'wi", "amcli pretrain -c 'with space.yaml' "),
+        ("amcli pretrain -c with\\ s", "amcli pretrain -c with\\ space.yaml "),
+        (
+            "amcli pretrain -c with\\ space.yaml --set model.be",
+            "amcli pretrain -c with\\ space.yaml --set model.betas=",
+        ),
+        (
+            "amcli pretrain -c mine.yaml --set model.betas=",
+            r"amcli pretrain -c mine.yaml --set model.betas=\[0.9,\ 0.95\] ",
+        ),
+        ("X=1 amcli pretrain --set=model.n_la", "X=1 amcli pretrain --set=model.n_layer="),
+        ("true && amcli pretrain --set model.n_la", "true && amcli pretrain --set model.n_layer="),
+        ("amcli prep --output-dir da", "amcli prep --output-dir data/"),
+    ],
+)
+def test_bash_quotes_what_it_inserts(bash, typed, line):
+    """Spaces, brackets and quotes arrive in the program as they are."""
+    assert bash.line_after(f"{typed}\t") == line
+
+
+def test_bash_lists_the_keys_on_the_second_press(bash):
+    """All of them, once, and no word of an error."""
+    bash.line_after("amcli pretrain --set model.n_\t\t")
+
+    listed = [word for word in bash.shown.split() if word.startswith("model.n_") and word.endswith("=")]
+    assert sorted(listed) == ["model.n_embd=", "model.n_head=", "model.n_layer=", "model.n_positions="]
+    assert "rror" not in bash.shown
+
+
+def test_bash_without_its_word_breaks_completes_too(bash):
+    """Some people take `=` and `:` out of COMP_WORDBREAKS."""
+    bash.press("breaks=$COMP_WORDBREAKS; COMP_WORDBREAKS=${COMP_WORDBREAKS//[=:]/}\n")
+
+    line = bash.line_after("amcli pretrain --set checkpoint.enabled=t\t")
+
+    bash.press("COMP_WORDBREAKS=$breaks\n")
+    assert line == "amcli pretrain --set checkpoint.enabled=true "
+
+
+def test_zsh_shows_the_meaning_of_each_key(zsh):
+    """In words of the table of sections."""
+    zsh.line_after("amcli pretrain --set step_scheduler.\t\t")
+
+    assert "optimisation steps of the whole run" in zsh.shown
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+@pytest.mark.parametrize(
+    ("typed", "candidate"),
+    [
+        ("amcli pretrain --set model.n_la", "model.n_layer=\tTransformer blocks."),
+        ("amcli pretrain --model.n_la", "--model.n_layer=\tTransformer blocks."),
+        ("amcli pretrain --set=checkpoint.enabled=t", "--set=checkpoint.enabled=true\tthe default"),
+        ("amcli pretrain -c mi", "mine.yaml"),
+    ],
+)
+def test_fish_offers_candidates_with_their_meaning(workplace, typed, candidate):
+    """`complete -C` asks as the tab key does."""
+    asked = ["fish", "--no-config", "-c", f"source ./amcli.fish; complete -C {shlex.quote(typed)}"]
+
+    done = subprocess.run(
+        asked, cwd=workplace, env=environment(HOME=str(workplace)), capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.splitlines() == [candidate]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "answer"),
+    [
+        (
+            {
+                "_AMCLI_COMPLETE": "complete_bash",
+                "COMP_LINE": "amcli pretrain --set model.n_la",
+                "COMP_WORD": "model.n_la",
+            },
+            "-o nospace +o default\nmodel.n_layer=\n",
+        ),
+        (
+            {"_AMCLI_COMPLETE": "complete_bash", "COMP_LINE": "amcli pretrain --set device=c", "COMP_WORD": "c"},
+            "+o default\ncpu\ncuda\n",
+        ),
+        ({"_AMCLI_COMPLETE": "complete_bash", "COMP_WORDS": "amcli\nre", "COMP_CWORD": "1"}, "resume\n"),
+        ({"_AMCLI_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "amcli pretrain --output x"}, "_files\n"),
+        ({"_AMCLI_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "amcli pretrain --set no.key="}, "\n"),
+        (
+            {"_AMCLI_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "amcli pretrain --set model.n_la"},
+            "local -a _amcli_closed _amcli_open; _amcli_closed=(); "
+            "_amcli_open=('model.n_layer=:Transformer blocks.'); "
+            "_describe -V candidate _amcli_closed -- _amcli_open -S ''\n",
+        ),
+        (
+            {
+                "_AMCLI_COMPLETE": "complete_fish",
+                "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+                "_TYPER_COMPLETE_ARGS": "amcli pretrain --set model.n_la",
+            },
+            "model.n_layer=\tTransformer blocks.\n",
+        ),
+    ],
+)
+def test_each_shell_is_answered_in_its_own_form(monkeypatch, capsys, protocol, answer):
+    """The variables are those that the scripts set, also the one that Typer itself writes for bash."""
+    for name, value in protocol.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(SystemExit) as ended:
+        app.run([])
+
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out, printed.err) == (0, answer, "")
+
+
+def test_a_defect_of_completion_is_not_shown_in_the_prompt(monkeypatch, capsys):
+    """Except to who asks for it by AMCLI_TRACEBACK."""
+    monkeypatch.setenv("_AMCLI_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_LINE", "amcli prep --tokenizer ")
+    monkeypatch.setenv("COMP_WORD", "")
+    monkeypatch.setattr("automodel_cli.commands.complete._scan", lambda _: 1 // 0)
+
+    with pytest.raises(SystemExit) as ended:
+        app.run([])
+
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out.strip(), printed.err) == (0, "", "")
+    monkeypatch.setenv("AMCLI_TRACEBACK", "1")
+    assert app.run([]) == 1
+
+
+def test_show_completion_prints_the_script_of_the_shell_around_it():
+    """The option and the variable give the same text."""
+    shown = subprocess.run(
+        ["bash", "--norc", "-c", "amcli --show-completion; true"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert shown.stdout.strip() == script("bash").strip()
+    assert "complete -o default -F _amcli_completion amcli" in shown.stdout
+
+
+def test_install_completion_writes_the_script(tmp_path):
+    """Into the home directory, where the shell finds it at its next start."""
+    done = subprocess.run(
+        ["bash", "--norc", "-c", "amcli --install-completion; true"],
+        env=environment(HOME=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert "bash completion installed" in done.stdout
+    assert (tmp_path / ".bash_completions/amcli.sh").read_text().strip() == script("bash").strip()
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["C"]), min_size=1), min_size=1))
+def test_a_line_is_split_into_the_words_of_the_shell(words):
+    """The words come back, and one more begins behind a space."""
+    line = shlex.join(words)
+
+    assert split_line(line) == (words, "")
+    assert split_line(f"{line} ") == ([*words, ""], "")
+
+
+@given(st.text(st.characters(exclude_categories=["C"])), st.sampled_from(["", "'", '"']))
+def test_a_quoted_candidate_is_read_back_by_the_shell(text, quote):
+    """Whatever quote is open, the word that the program gets is the candidate."""
+    line = f"printf %s x{quote}{_quoted(text, quote)}{quote}"
+
+    done = subprocess.run(["bash", "-c", line], env=environment(), capture_output=True, check=True)
+
+    assert done.stdout.decode() == f"x{text}"
