@@ -172,6 +172,18 @@ def test_resume_trains_on_and_says_what_changed(tiny_run, capsys):
     assert "nothing to train" in capsys.readouterr().out
 
 
+def test_resume_without_a_key_says_that_it_is_gone(tiny_run, capsys):
+    """`--unset` is for `pretrain` and `resume` what it is for `config show`: the default takes its place."""
+    assert app.run(["pretrain", "-c", str(tiny_run), "--unset", "step_scheduler.val_every_steps"]) == 0
+    began = capsys.readouterr().out
+
+    assert app.run(["resume", "--unset", "lr_scheduler.lr_warmup_steps", "--set", "step_scheduler.max_steps=7"]) == 0
+    resumed = capsys.readouterr().out
+
+    assert "val_loss" not in began
+    assert "lr_scheduler.lr_warmup_steps: 2 -> 0" in resumed
+
+
 def test_resume_with_another_seed_or_other_data_is_refused(tiny_run, capsys):
     """The rest of the samples would not be the rest: both identities are shown."""
     assert app.run(["pretrain", "-c", str(tiny_run)]) == 0

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from automodel_cli.commands import complete, render_config
+from automodel_cli.commands import complete, render, render_config
 from automodel_cli.commands.options import (
     ConfigOption,
     JsonOption,
@@ -20,7 +20,10 @@ from automodel_cli.commands.render_config import Format
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.diff import changed_only, differences
 from automodel_cli.engine.config.load import load_config
-from automodel_cli.errors import ConfigError, ExitCode, UsageError
+from automodel_cli.errors import AmcliError, UsageError
+
+# Notes are no part of the output, which may be YAML that is read again.
+_aside = render.speaker(as_json=True)
 
 config_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
@@ -82,12 +85,14 @@ def show(
     """
     form = _form(form, json_, diff is not None, explain is not None, check)
     as_json = form is Format.JSON
+    if changed and (check or diff is not None or explain is not None):
+        raise UsageError("--changed-only is for a whole configuration", help="leave it out")
     if check:
         _check(config, set_ or [], unset, as_json=as_json)
         return
     final = load_config(config, set_ or [], unset or ())
     if diff is not None:
-        render_config.differences(differences(load_config([diff]), final), as_json=as_json)
+        render_config.differences(differences(load_config([_configuration_at(diff)]), final), as_json=as_json)
     elif explain is not None:
         from automodel_cli.engine.config.explain import explain as explanation_of
 
@@ -95,13 +100,15 @@ def show(
     else:
         shown = changed_only(final, built_in=not config) if changed else final
         render_config.configuration(shown, form, origins=not no_origins)
-        checked(final)
+        render.notes(checked(final).notes, _aside)
 
 
 @config_app.command("init")
 def init(
     path: Annotated[Path, typer.Argument(help="File to write; - prints it.")] = Path("my.yaml"),
-    preset: Annotated[str, typer.Option(help="quickstart, nanogpt-124m or hf-llama.")] = "quickstart",
+    preset: Annotated[
+        str, typer.Option(help="quickstart, nanogpt-124m or hf-llama.", autocompletion=complete.presets)
+    ] = "quickstart",
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,
 ) -> None:
     """Write a commented configuration to start from: every key with its meaning and default.
@@ -146,17 +153,27 @@ def _form(form: Format | None, json_: bool, *single: bool) -> Format:
     return Format.JSON if json_ else form or Format.YAML
 
 
+def _configuration_at(path: Path) -> Path:
+    """A file or a checkpoint as it is; of a directory of checkpoints, the newest."""
+    if not path.is_dir() or (path / "config.yaml").is_file():
+        return path
+    from automodel_cli.engine.checkpoint.layout import resolve
+
+    return resolve(path)
+
+
 def _check(paths: list[Path] | None, assignments: list[str], unset: list[str] | None, *, as_json: bool) -> None:
-    """One line if the configuration is sound, else everything that is wrong, and exit code 2."""
+    """One line if the configuration is sound, else everything that is wrong, and its exit code."""
     source = ", ".join(map(str, paths)) if paths else "the built-in configuration"
     try:
-        checked(load_config(paths, assignments, unset or ()))
-    except ConfigError as error:
+        settings = checked(load_config(paths, assignments, unset or ()))
+    except AmcliError as error:
         if not as_json:
             raise
-        render_config.verdict(source, error)
-        raise typer.Exit(ExitCode.USAGE) from error
+        render_config.verdict(source, problems=error.problems or (error,))
+        raise typer.Exit(error.exit_code) from error
     if as_json:
-        render_config.verdict(source, None)
+        render_config.verdict(source, notes=settings.notes)
     else:
         typer.echo(f"{source}: every check passed")
+        render.notes(settings.notes, _aside)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from automodel_cli.commands import render
-from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption
+from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption, UnsetOption
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.load import load_config
 
@@ -15,6 +15,7 @@ from automodel_cli.engine.config.load import load_config
 def pretrain(
     config: ConfigOption = None,
     set_: SetOption = None,
+    unset: UnsetOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the checkpoints of the run that is in the directory.")
     ] = False,
@@ -32,9 +33,10 @@ def pretrain(
       amcli pretrain -c nanogpt.yaml --model.n_layer 24 --optimizer.lr=3e-4
       amcli pretrain --set checkpoint.checkpoint_dir=runs/wide --set model.n_embd=384
     """
-    final = load_config(config, set_ or ())
+    final = load_config(config, set_ or (), unset or ())
     settings = checked(final)
     say = render.speaker(json_)
+    render.notes(settings.notes, say)
     if not config:
         say("no -c given: this is the built-in configuration, a small GPT-2 on the embedded Shakespeare")
         say("for real data: amcli prep fineweb --max-tokens 2B, then amcli pretrain -c my.yaml (see examples/)")

@@ -20,7 +20,7 @@ import typer
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.diff import ABSENT, Change
 from automodel_cli.engine.config.emit import flat, inline, label, printable, to_flat, to_yaml
-from automodel_cli.errors import ConfigError
+from automodel_cli.errors import AmcliError
 
 if TYPE_CHECKING:
     from automodel_cli.engine.config.explain import Explanation
@@ -91,11 +91,11 @@ def explanation(found: Explanation, *, as_json: bool) -> None:
         typer.echo("\n".join(lines) if lines else head + shown)
 
 
-def verdict(source: str, problem: ConfigError | None) -> None:
-    """Prints as JSON whether a configuration is sound, and everything that is wrong with it."""
-    problems = [] if problem is None else list(problem.problems or [problem])
+def verdict(source: str, *, problems: Sequence[AmcliError] = (), notes: Sequence[str] = ()) -> None:
+    """Prints as JSON whether a configuration is sound, everything that is wrong, and what was not checked."""
     listed = [{"where": found.where, "message": found.message, "help": found.help} for found in problems]
-    typer.echo(json.dumps({"config": source, "ok": not problems, "problems": listed}, indent=2))
+    document = {"config": source, "ok": not problems, "problems": listed, "notes": list(notes)}
+    typer.echo(json.dumps(document, indent=2))
 
 
 def _side(value: object, origin: str | None) -> dict[str, object] | None:

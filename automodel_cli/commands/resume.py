@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from automodel_cli.commands import render
-from automodel_cli.commands.options import CheckpointArgument, ConfigOption, JsonOption, SetOption
+from automodel_cli.commands.options import CheckpointArgument, ConfigOption, JsonOption, SetOption, UnsetOption
 
 
 def resume(
     checkpoint: CheckpointArgument = None,
     config: ConfigOption = None,
     set_: SetOption = None,
+    unset: UnsetOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Continue a run from its checkpoint, bit for bit.
@@ -26,9 +27,10 @@ def resume(
     """
     from automodel_cli.engine.train.continuation import plan_resume
 
-    plan = plan_resume(checkpoint, config, set_ or [])
+    plan = plan_resume(checkpoint, config, set_ or [], unset or [])
     say = render.speaker(json_)
     render.changes(plan.changes, say)
+    render.notes(plan.settings.notes, say)
 
     from automodel_cli.engine.train import recipe
 

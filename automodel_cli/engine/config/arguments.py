@@ -10,6 +10,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.docstring import argument_meanings, summary
 from automodel_cli.engine.config.emit import inline
@@ -72,7 +73,7 @@ class Callables:
 
     def _read(self, section: KeyPath) -> CallableFacts | None:
         path = (*section, TARGET)
-        target = str(self._config.at(path))
+        target = resolved(str(self._config.at(path)))
         try:
             found = static_target(target, self._config.origin(path), dotted(path), self._sources)
             if found.definition is None:

@@ -16,7 +16,9 @@ from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.emit import inline, label
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.sections import (
+    RUNTIME,
     SECTIONS,
+    SUPPLIED,
     TARGET_SECTIONS,
     General,
     allowed_types,
@@ -32,7 +34,7 @@ from automodel_cli.errors import ConfigError
 UNKNOWN = "unknown"
 REQUIRED = "none: it must be given"
 # Arguments that the run passes itself: nobody writes them into a configuration.
-SUPPLIED = {"params", "device", "seed", "dp_rank", "dp_world_size"}
+_PASSED = {name for table in (SUPPLIED, RUNTIME) for names in table.values() for name in names}
 
 PURPOSES = {
     "model": "the network: what `_target_` names is called with the other keys and returns an nn.Module",
@@ -59,7 +61,10 @@ CONSUMERS = {
     "checkpoint": _RECIPE,
     "checkpoint.checkpoint_dir": "automodel_cli.engine.train.preflight",
     "checkpoint.model_save_format": "automodel_cli.engine.config.sections",
-    "distributed": "automodel_cli.engine.config.check",
+    "distributed": "automodel_cli.engine.config.check_layout",
+    "dist_env": "automodel_cli.engine.config.check",
+    "packed_sequence": "automodel_cli.engine.config.check_layout",
+    "wandb": "automodel_cli.engine.config.notes",
 }
 
 
@@ -156,7 +161,7 @@ def _of_callable(config: Config, path: KeyPath, built: KeyPath, found: CallableF
     """A key at or below the section at `built`, which has a `_target_`."""
     if path == built:
         names = found.arguments if found else config.get(dotted(built))
-        keys = tuple(name for name in names if name not in {TARGET, *SUPPLIED})
+        keys = tuple(name for name in names if name not in {TARGET, *_PASSED})
         meaning = (found and found.summary) or PURPOSES.get(dotted(built), UNKNOWN)
         return Explanation(dotted(path), meaning, used_by=_callable_name(config, built, found), keys=keys)
     name = str(path[len(built)])

@@ -68,8 +68,8 @@ def template(preset: str, *, name: str = "my.yaml") -> str:
         if isinstance(value, Mapping) and TARGET in value:
             lines += ["", *_comment(PURPOSES.get(section, ""), ""), *built.section((section,))]
     for own in SECTIONS:
-        lines += ["", *_comment((own.__doc__ or "").partition("\n")[0], ""), f"{own.name}:"]
-        lines += _own_section(own, config)
+        if keys := list(_own_section(own, config)):
+            lines += ["", *_comment((own.__doc__ or "").partition("\n")[0], ""), f"{own.name}:", *keys]
     return "\n".join(lines) + "\n"
 
 
@@ -108,10 +108,12 @@ def _notes(preset: str) -> dict[int, str]:
 
 def _own_section(section: type[Any], config: Config) -> Iterator[str]:
     indent = "  " if section.name else ""
-    for name in section_fields(section):
+    for name, item in section_fields(section).items():
         explanation = own_key(section, name, config)
-        yield from _comment(_described(explanation), indent)
         is_set = config.has(explanation.key)
+        if item.metadata["quiet"] and not is_set:
+            continue
+        yield from _comment(_described(explanation), indent)
         yield f"{indent}{name}: {explanation.value}" if is_set else f"{indent}#{name}: {explanation.default}"
 
 

@@ -11,6 +11,7 @@ from automodel_cli.engine.checkpoint.manifest import NewerFormatError, read_mani
 from automodel_cli.engine.config.check import Settings, checked, with_defaults
 from automodel_cli.engine.config.config import Config, apply_overrides, read_configs
 from automodel_cli.engine.config.diff import Change, differences
+from automodel_cli.engine.config.unset import apply_unsets
 from automodel_cli.errors import CheckpointError
 
 
@@ -33,13 +34,16 @@ class Continuation:
     changes: list[Change]
 
 
-def plan_resume(path: Path | None, config_paths: Sequence[Path] | None, overrides: Sequence[str]) -> Continuation:
+def plan_resume(
+    path: Path | None, config_paths: Sequence[Path] | None, overrides: Sequence[str], unset: Sequence[str] = ()
+) -> Continuation:
     """Finds the checkpoint and checks the configuration, before anything heavy is imported.
 
     Args:
         path: A checkpoint, a run's directory, or None for `checkpoints/LATEST`.
         config_paths: The run's own YAML files; without them the checkpoint's configuration is used.
         overrides: `key=value` assignments over either.
+        unset: Keys taken out after that.
 
     Raises:
         CheckpointError: There is no checkpoint.
@@ -49,7 +53,7 @@ def plan_resume(path: Path | None, config_paths: Sequence[Path] | None, override
     named = path is not None and path.resolve() == directory.resolve() and not path.is_symlink()
     saved = with_defaults(_saved_config(directory, named))
     base = read_configs(config_paths) if config_paths else saved
-    config = with_defaults(apply_overrides(base, overrides))
+    config = with_defaults(apply_unsets(apply_overrides(base, overrides), unset))
     settings = checked(config)
     changes = differences(saved, config)
     _refuse_another_optimizer(changes)

@@ -87,11 +87,10 @@ def test_every_key_of_the_built_in_configuration_is_known(key):
 def test_the_module_that_is_named_reads_the_key(key, module):
     """The table cannot outlive what it describes: the word stands in the source of that module."""
     source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
-    sections = {section.name: section for section in SECTIONS}
-    names = section_fields(sections[key]) if key in sections else [key.rpartition(".")[2]]
-    own = [name for name in names if f"{key}.{name}" not in CONSUMERS]
+    words = {key.rpartition(".")[2]}
+    words |= {name for section in SECTIONS if section.name == key for name in section_fields(section)}
 
-    assert any(re.search(rf"\b{name}\b", source) for name in own) or key == "distributed"
+    assert any(re.search(rf"\b{word}\b", source) for word in words)
 
 
 def test_an_argument_of_a_callable_is_explained_by_its_source():
@@ -193,3 +192,13 @@ def test_explaining_changes_no_value():
     explain(config, "model.n_layer")
 
     assert [(key, value) for key, value, _ in flat(config)] == before
+
+
+def test_a_name_of_another_package_is_explained_by_what_stands_for_it():
+    """Guides for NeMo AutoModel name its parts; ours take their place, and are what is described."""
+    target = "model={_target_: nemo_automodel.components.models.gpt2.build_gpt2_model}"
+
+    found = explain(load_config(None, [target]), "model.n_layer")
+
+    assert found.meaning == "Transformer blocks."
+    assert found.used_by.startswith("nemo_automodel.components.models.gpt2.build_gpt2_model (")
