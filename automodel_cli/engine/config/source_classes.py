@@ -27,7 +27,7 @@ from automodel_cli.engine.config.source_names import (
 
 _DATACLASS = "dataclasses.dataclass"
 # Bases that add no constructor of their own; their source need not be read.
-_EMPTY_BASES = {"abc.ABC", "builtins.object", "typing.Generic", "typing.Protocol", "typing_extensions.Protocol"}
+_EMPTY_BASES = {"abc.ABC", "builtins.object", "typing.Generic"}
 _PLAIN_METACLASSES = {"abc.ABCMeta", "builtins.type"}
 
 
@@ -77,21 +77,19 @@ def _of_class(sources: Sources, cls: Class) -> Signature | Unknown:
     if blocked is not None:
         return blocked
     own = _patched(sources, cls, "__init__") or _constructor(sources, cls)
-    if own is not None:
-        return own
-    bases = list(_linearised(sources, cls))
-    for base in bases[1:]:
+    for base in list(_linearised(sources, cls))[1:]:
+        # With a constructor of its own, a class needs its bases only for what may come before the call.
         if isinstance(base, Unknown):
-            return base
-        blocked = _decorated(sources, base)
-        if blocked is not None:
-            return blocked
-        if any(isinstance(node, ast.FunctionDef) and node.name == "__init_subclass__" for node in base.node.body):
-            return Unknown(f"the base `{base.node.name}` may change the classes derived from it")
-        inherited = _patched(sources, base, "__init__") or _constructor(sources, base)
-        if inherited is not None:
-            return inherited
-    return Signature(())
+            if own is None:
+                return base
+            continue
+        if _has_metaclass(sources, base):
+            return Unknown(f"its base `{base.node.name}` has a metaclass, which may change what it takes")
+        if own is None:
+            if _defines(base, "__init_subclass__"):
+                return Unknown(f"the base `{base.node.name}` may change the classes derived from it")
+            own = _decorated(sources, base) or _patched(sources, base, "__init__") or _constructor(sources, base)
+    return Signature(()) if own is None else own
 
 
 def _constructor(sources: Sources, cls: Class) -> Signature | Unknown | None:
@@ -169,13 +167,21 @@ def _decorated(sources: Sources, cls: Class) -> Unknown | None:
     """Why the class may not be what its body says."""
     for decorator in cls.node.decorator_list:
         is_dataclass = dotted_name(sources, cls.module, decorator) == _DATACLASS
-        if not is_dataclass and not keeps_signature(sources, cls.module, decorator):
+        if not is_dataclass and not keeps_signature(sources, cls.module, decorator, of_class=True):
             shown = ast.unparse(decorator).partition("(")[0]
             return Unknown(f"the decorator `{shown}` of `{cls.node.name}` may change what it takes")
-    for keyword in cls.node.keywords:
-        if keyword.arg == "metaclass" and dotted_name(sources, cls.module, keyword.value) not in _PLAIN_METACLASSES:
-            return Unknown(f"`{cls.node.name}` has a metaclass, which may change what it takes")
+    if _has_metaclass(sources, cls):
+        return Unknown(f"`{cls.node.name}` has a metaclass, which may change what it takes")
     return None
+
+
+def _has_metaclass(sources: Sources, cls: Class) -> bool:
+    metaclasses = [keyword.value for keyword in cls.node.keywords if keyword.arg == "metaclass"]
+    return any(dotted_name(sources, cls.module, value) not in _PLAIN_METACLASSES for value in metaclasses)
+
+
+def _defines(cls: Class, name: str) -> bool:
+    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in cls.node.body)
 
 
 def _patched(sources: Sources, cls: Class, name: str) -> Unknown | None:

@@ -20,25 +20,28 @@ _KEEPING = {
     "contextlib.contextmanager",
     "functools.cache",
     "functools.lru_cache",
-    "functools.total_ordering",
     "torch.enable_grad",
     "torch.inference_mode",
     "torch.no_grad",
     "typing.final",
     "typing.no_type_check",
     "typing.override",
-    "typing.runtime_checkable",
     "typing_extensions.deprecated",
     "typing_extensions.override",
     "warnings.deprecated",
 }
 
+_KEEPING_CLASSES = {"functools.total_ordering", "typing.final", "typing.runtime_checkable"}
+# What may be done with the argument without changing what it takes.
+_HARMLESS_CALLS = {"add", "append", "callable", "getattr", "hasattr", "isinstance", "issubclass", "register"}
+_HARMLESS_ATTRIBUTES = {"__doc__", "__module__", "__name__", "__qualname__"}
+
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def keeps_signature(sources: Sources, module: Module, decorator: ast.expr) -> bool:
-    """Whether the decorated object certainly takes what it took before."""
-    if dotted_name(sources, module, decorator) in _KEEPING:
+def keeps_signature(sources: Sources, module: Module, decorator: ast.expr, *, of_class: bool = False) -> bool:
+    """Whether the decorated function or class certainly takes what it took before."""
+    if dotted_name(sources, module, decorator) in (_KEEPING_CLASSES if of_class else _KEEPING):
         return True
     is_factory = isinstance(decorator, ast.Call)
     found = resolve(sources, module, decorator.func if isinstance(decorator, ast.Call) else decorator)
@@ -57,9 +60,22 @@ def _returns_its_argument(sources: Sources, module: Module, node: _Definition) -
     if not arguments or not values or isinstance(node, ast.AsyncFunctionDef):
         return False
     name = arguments[0].arg
-    if any(isinstance(inner, ast.Name) and inner.id == name and _is_store(inner) for inner in _own_nodes(node)):
+    if any(_may_change(inner, name) for inner in ast.walk(node)):
         return False
     return all(_is_name(value, name) or _wraps(sources, module, _inner(node, value), name) for value in values)
+
+
+def _may_change(node: ast.AST, name: str) -> bool:
+    """Whether a node may give the argument another meaning, or change it."""
+    if isinstance(node, ast.Name):
+        return node.id == name and isinstance(node.ctx, ast.Store)
+    if isinstance(node, ast.Attribute):
+        return isinstance(node.ctx, ast.Store) and _is_name(node.value, name) and node.attr not in _HARMLESS_ATTRIBUTES
+    if isinstance(node, ast.Call) and any(_is_name(argument, name) for argument in node.args):
+        function = node.func
+        called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        return called not in _HARMLESS_CALLS | {"wraps"}
+    return False
 
 
 def _wraps(sources: Sources, module: Module, wrapper: _Definition | None, name: str) -> bool:
@@ -92,10 +108,6 @@ def _own_nodes(node: _Definition) -> Iterator[ast.AST]:
         yield inner
         if not isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
             pending += ast.iter_child_nodes(inner)
-
-
-def _is_store(node: ast.Name) -> bool:
-    return isinstance(node.ctx, ast.Store)
 
 
 def _is_name(node: ast.expr | None, name: str) -> bool:

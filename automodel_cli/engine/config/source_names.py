@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from automodel_cli.engine.config.source_modules import Module, SourceLimitError, Sources, absolute_import
-from automodel_cli.engine.config.source_scope import Binding, Scope
+from automodel_cli.engine.config.source_scope import Binding, Scope, Star
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def names_like(sources: Sources, module: Module, name: str) -> list[str]:
         found |= {entry.stem for entry in entries if entry.suffix == ".py" or (entry / "__init__.py").is_file()}
     scope = sources.scope(module)
     stars = [*scope.stars, *scope.declared_stars]
-    for star in stars:
+    for star in (each.node for each in stars):
         start = absolute_import(module, star)
         source = sources.module(start) if start else None
         leaf = (star.module or "").rpartition(".")[2]
@@ -175,7 +175,14 @@ def _in_source(sources: Sources, module: Module, name: str, depth: int) -> Entit
     scope = sources.scope(module)
     bindings = scope.bindings.get(name)
     if bindings:
-        return _one_of([_bound(sources, module, name, binding, depth) for binding in bindings], name, module)
+        # A star import after the last of them may bring another meaning.
+        last = max(binding.node.lineno for binding in bindings)
+        later = [star for star in scope.stars if star.node.lineno > last]
+        over = _from_stars(sources, module, later, name, depth, is_lazy=False)
+        meanings = [_bound(sources, module, name, binding, depth) for binding in bindings]
+        return _one_of(meanings if over is None else [*meanings, over], name, module)
+    if name.startswith("__") and name.endswith("__"):
+        return Unknown("every module has names of this form that nobody writes")
     found = _from_stars(sources, module, scope.stars, name, depth, is_lazy=False)
     if found is not None:
         return found
@@ -206,8 +213,11 @@ def _bound(sources: Sources, module: Module, name: str, binding: Binding, depth:
     if isinstance(node, ast.ImportFrom) and alias is not None:
         return _imported(sources, module, node, alias.name, depth)
     if binding.value is not None:
+        # `x = x` goes round in a circle, and `x = Callable[[int], str]` is a type, not what stands before the bracket.
+        is_plain = not isinstance(binding.value, ast.Subscript)
         is_itself = isinstance(binding.value, ast.Name) and binding.value.id == name
-        return Unknown("it is computed") if is_itself else resolve(sources, module, binding.value, depth)
+        if is_plain and not is_itself:
+            return resolve(sources, module, binding.value, depth)
     return Unknown("it is computed when its module is imported")
 
 
@@ -231,31 +241,38 @@ def _one_of(found: list[Entity], name: str, module: Module) -> Entity:
 
 
 def _from_stars(
-    sources: Sources, module: Module, stars: list[ast.ImportFrom], name: str, depth: int, *, is_lazy: bool
+    sources: Sources, module: Module, stars: list[Star], name: str, depth: int, *, is_lazy: bool
 ) -> Entity | None:
     """What `from x import *` brings; of several the last counts, as at run time."""
     ordered = list(reversed(stars))
     if is_lazy:
         # The order of a lazy module is not known, and the likely place saves reading the others.
-        ordered.sort(key=lambda star: not _is_likely(star, name))
+        ordered.sort(key=lambda star: not _is_likely(star.node, name))
+    found: list[Entity] = []
     for star in ordered:
-        start = absolute_import(module, star)
-        source = sources.module(start) if start else None
-        if source is None or source.path is None:
-            why = "not installed" if source is None else "not written in Python"
-            return Unknown(f"`{module.name}` takes names from `{start}`, which is {why}", owner=module)
-        if not sources.mentions(source, name):
-            continue
-        scope = sources.scope(source)
-        if scope.exports is not None and name not in scope.exports:
-            continue
-        if scope.exports is None and name.startswith("_"):
-            continue
-        found = lookup(sources, source, name, depth + 1)
-        # A submodule is no name of its package before it is imported.
-        if not isinstance(found, Absent) and not (isinstance(found, Module) and found.name == f"{start}.{name}"):
-            return found
-    return None
+        entity = _from_star(sources, module, star.node, name, depth)
+        if entity is not None:
+            found.append(entity)
+            if star.is_certain:
+                break
+    return _one_of(found, name, module) if found else None
+
+
+def _from_star(sources: Sources, module: Module, star: ast.ImportFrom, name: str, depth: int) -> Entity | None:
+    start = absolute_import(module, star)
+    source = sources.module(start) if start else None
+    if source is None or source.path is None:
+        why = "not installed" if source is None else "not written in Python"
+        return Unknown(f"`{module.name}` takes names from `{start}`, which is {why}", owner=module)
+    if not sources.mentions(source, name):
+        return None
+    exports = sources.scope(source).exports
+    if name.startswith("_") if exports is None else name not in exports:
+        return None
+    found = lookup(sources, source, name, depth + 1)
+    # A submodule is no name of its package before it is imported.
+    is_submodule = isinstance(found, Module) and found.name == f"{start}.{name}"
+    return None if isinstance(found, Absent) or is_submodule else found
 
 
 def _is_likely(star: ast.ImportFrom, name: str) -> bool:

@@ -32,6 +32,14 @@ class Binding:
     value: ast.expr | None = None
 
 
+@dataclass(frozen=True)
+class Star:
+    """One `from x import *`, and whether it certainly runs: not in a branch or `try`."""
+
+    node: ast.ImportFrom
+    is_certain: bool = True
+
+
 @dataclass
 class Scope:
     """The names of a module.
@@ -47,8 +55,8 @@ class Scope:
 
     bindings: dict[str, list[Binding]] = field(default_factory=dict)
     declared: dict[str, list[Binding]] = field(default_factory=dict)
-    stars: list[ast.ImportFrom] = field(default_factory=list)
-    declared_stars: list[ast.ImportFrom] = field(default_factory=list)
+    stars: list[Star] = field(default_factory=list)
+    declared_stars: list[Star] = field(default_factory=list)
     exports: frozenset[str] | None = None
     is_dynamic: bool = False
     patched: set[tuple[str, str]] = field(default_factory=set)
@@ -62,6 +70,8 @@ def read_scope(tree: ast.Module, text: bytes) -> Scope:
     """The names that the statements of a module bind."""
     scope = Scope(is_dynamic=writes_globals(text) or bool(_IS_LAZY.search(text)))
     _scan(tree.body, scope, declared=False, is_certain=True)
+    if text.count(b"__all__") != 1:  # something may change it after it was made
+        scope.exports = None
     return scope
 
 
@@ -77,7 +87,7 @@ def _scan(body: list[ast.stmt], scope: Scope, *, declared: bool, is_certain: boo
             _scan(node.body, scope, declared=True, is_certain=True)
             _scan(node.orelse, scope, declared=declared, is_certain=is_certain)
         elif isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
-            (scope.declared_stars if declared else scope.stars).append(node)
+            (scope.declared_stars if declared else scope.stars).append(Star(node, is_certain))
         elif isinstance(node, ast.Delete):
             for target in node.targets:
                 if isinstance(target, ast.Name) and is_certain:
