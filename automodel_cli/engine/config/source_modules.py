@@ -176,7 +176,8 @@ def _top_level(name: str) -> Module | None:
 def _from_spec(name: str, spec: importlib.machinery.ModuleSpec | None) -> Module | None:
     if spec is None:
         return None
-    search = None if spec.submodule_search_locations is None else tuple(spec.submodule_search_locations)
+    found = spec.submodule_search_locations
+    search = None if found is None else tuple(map(str, found))  # a lazy module that is loaded may hold a Path here
     path = Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
     if path is None and spec.origin == "frozen":
         frozen = getattr(spec.loader_state, "filename", None)

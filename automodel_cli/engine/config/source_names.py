@@ -115,7 +115,9 @@ def resolve(sources: Sources, module: Module, node: ast.expr, depth: int = 0) ->
         return Builtin(node.id) if isinstance(found, Absent) and hasattr(builtins, node.id) else found
     if isinstance(node, ast.Attribute):
         owner = resolve(sources, module, node.value, depth + 1)
-        return lookup(sources, owner, node.attr, depth + 1) if isinstance(owner, Module) else Unknown("it is computed")
+        if isinstance(owner, Module):
+            return lookup(sources, owner, node.attr, depth + 1)
+        return owner if isinstance(owner, Unknown) else Unknown("it is computed")
     if isinstance(node, ast.Subscript):  # Generic[T]
         return resolve(sources, module, node.value, depth + 1)
     if isinstance(node, ast.Lambda):
