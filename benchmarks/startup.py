@@ -26,7 +26,8 @@ RESULTS = Path(__file__).parent / "results"
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 # A model that trains its two steps in a moment: inspect-ckpt needs some checkpoint to look at.
 TINY = "model.n_layer=1 model.n_embd=32 model.n_head=2 step_scheduler.max_steps=2 step_scheduler.val_batches=1"
-COMPLETION = {"_AMCLI_COMPLETE": "complete_bash", "COMP_WORDS": "amcli re", "COMP_CWORD": "1"}
+COMPLETION = {"_AMCLI_COMPLETE": "complete_bash", "COMP_LINE": "amcli re", "COMP_WORD": "re"}
+KEYS = COMPLETION | {"COMP_LINE": "amcli pretrain --set model.n_", "COMP_WORD": "model.n_"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def commands() -> dict[str, tuple[list[str], dict[str, str]]]:
         "amcli --version": ([amcli, "--version"], {}),
         "amcli --help": ([amcli, "--help"], {}),
         "amcli re<TAB>": ([amcli], COMPLETION),
+        "amcli pretrain --set model.n_<TAB>": ([amcli], KEYS),
         "amcli config show": ([amcli, "config", "show"], {}),
         "amcli inspect-ckpt": ([amcli, "inspect-ckpt"], {}),
         "torchrun --help": ([str(SCRIPTS / "torchrun"), "--help"], {}),

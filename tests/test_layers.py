@@ -138,11 +138,25 @@ def test_a_fast_command_never_loads_torch(arguments: list[str], run_directory: P
     assert not loaded & (HEAVY | {"numpy", "pydantic"})
 
 
-def test_completion_names_the_commands_and_never_loads_torch(tmp_path: Path):
-    """A press of the tab key answers from the command names alone."""
-    completing = {"_AMCLI_COMPLETE": "complete_bash", "COMP_WORDS": "amcli re", "COMP_CWORD": "1"}
+@pytest.mark.parametrize(
+    ("line", "candidate"),
+    [
+        ("amcli re", "resume"),
+        ("amcli pretrain --set model.n_la", "model.n_layer="),
+        ("amcli pretrain --set optimizer.l", "optimizer.lr="),
+        ("amcli prep tiny", "tinystories"),
+        ("amcli inspect-ckpt ", "checkpoints/"),
+    ],
+)
+def test_completion_never_loads_torch(run_directory: Path, line: str, candidate: str):
+    """Also where the keys come from the source of torch, and in no shell it loads rich for the help texts."""
+    completing = {
+        "_AMCLI_COMPLETE": "complete_fish",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_TYPER_COMPLETE_ARGS": line,
+    }
 
-    done, loaded = run_python(PROBE, cwd=tmp_path, environment=completing)
+    done, loaded = run_python(PROBE, cwd=run_directory, environment=completing)
 
-    assert done.stdout.split()[0] == "resume", done.stdout + done.stderr
-    assert not loaded & (HEAVY | {"numpy", "pydantic"})
+    assert done.stdout.split()[0] == candidate, done.stdout + done.stderr
+    assert not loaded & (HEAVY | {"numpy", "pydantic", "rich"})

@@ -81,8 +81,8 @@ def checkpoints(incomplete: str) -> list[Candidate]:
 
 def assignments(context: typer.Context, incomplete: str) -> list[Candidate]:
     """After `--set`: the keys of the configuration, and behind the `=` the values that suggest themselves."""
-    known = _known_keys(context)
     key, equals, typed = incomplete.partition("=")
+    known = _known_keys(context, key)
     if not equals:
         return _next_parts(incomplete, known, "=")
     if key not in known:
@@ -95,7 +95,7 @@ def assignments(context: typer.Context, incomplete: str) -> list[Candidate]:
 
 def keys(context: typer.Context, incomplete: str) -> list[Candidate]:
     """The keys of the configuration, for options that name one."""
-    return _next_parts(incomplete, _known_keys(context), "")
+    return _next_parts(incomplete, _known_keys(context, incomplete), "")
 
 
 def _starting(incomplete: str, candidates: list[Candidate]) -> list[Candidate]:
@@ -117,10 +117,10 @@ def _next_parts(incomplete: str, known: dict[str, Key], end: str) -> list[Candid
     return found + [(section, ", ".join(names)) for section, names in sections.items()]
 
 
-def _known_keys(context: typer.Context) -> dict[str, Key]:
+def _known_keys(context: typer.Context, typed: str) -> dict[str, Key]:
     from automodel_cli.engine.config.keys import known_keys
 
-    return known_keys(_configuration(context))
+    return known_keys(_configuration(context), typed.rpartition(".")[0])
 
 
 def _configuration(context: typer.Context) -> Config:

@@ -121,6 +121,15 @@ def test_values_follow_the_equals_sign(offer, workplace, key, values):
     assert list(found) == [f"{key}={value}" for value in values]
 
 
+def test_a_target_inside_a_target_has_keys_of_its_own(offer):
+    """The section whose keys are asked for is the one whose callable is read."""
+    found = offer(
+        "amcli pretrain --set model._target_=mine.py:f --set model.config._target_=torch.optim.SGD --set model.config."
+    )
+
+    assert {"model.config._target_=", "model.config.momentum="} <= set(found)
+
+
 def test_an_override_on_the_line_is_the_present_value(offer, workplace):
     """Both forms of an override count, and the last one wins."""
     assert list(offer("amcli pretrain --set seed=5 --set seed=")) == ["seed=5"]

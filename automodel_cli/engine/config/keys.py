@@ -63,11 +63,20 @@ class Key:
                 yield value, notes.get(value, "")
 
 
-def known_keys(config: Config) -> dict[str, Key]:
-    """The keys by dotted name, those of our own sections first."""
+def known_keys(config: Config, section: str | None = None) -> dict[str, Key]:
+    """The keys by dotted name, those of our own sections first.
+
+    Args:
+        config: Whose keys, and their present values.
+        section: The only one whose callable is read, to save time; None reads all. Of the others the
+            keys that the configuration gives are known.
+    """
     found = dict(_own_keys(config))
     for path in _built_sections(config, ()):
-        found.update(_keys_of_callable(config, path))
+        # No present value: `_target_` is what a section is, and not changed by pressing a key.
+        found[dotted((*path, TARGET))] = Key(_TARGET_MEANING)
+        if section in (None, dotted(path)):
+            found.update(_keys_of_callable(config, path))
     for name in TARGET_SECTIONS:
         found.setdefault(f"{name}.{TARGET}", Key(_TARGET_MEANING))
     for key, value, _ in flat(config):
@@ -108,8 +117,6 @@ def _built_sections(config: Config, path: KeyPath) -> Iterator[KeyPath]:
 
 
 def _keys_of_callable(config: Config, path: KeyPath) -> Iterator[tuple[str, Key]]:
-    # No present value: `_target_` is what a section is, and not changed by pressing a key.
-    yield dotted((*path, TARGET)), Key(_TARGET_MEANING)
     facts = arguments_of(config, path)
     for name, argument in (facts.arguments if facts else {}).items():
         key = dotted((*path, name))
