@@ -1,0 +1,185 @@
+"""Data is looked for before anything starts: what is missing, where it was looked for, and whether it fits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from automodel_cli.engine.config.builtin import builtin_config
+from automodel_cli.engine.config.check import checked, with_defaults
+from automodel_cli.engine.config.check_data import largest_token_id
+from automodel_cli.engine.config.config import apply_overrides
+from automodel_cli.engine.data.find_shards import find_shards
+from automodel_cli.engine.data.nanogpt_dataset import NanogptDataset
+from automodel_cli.errors import ConfigError, DataError, ExitCode
+
+
+def check(*overrides):
+    return checked(with_defaults(apply_overrides(builtin_config(), overrides)))
+
+
+def on(data, *more):
+    """Checks the built-in configuration on the shards of a directory."""
+    return check(f"dataset.file_pattern={data}/train_*.bin", f"validation_dataset.file_pattern={data}/val_*.bin", *more)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """No shards where the built-in configuration puts them."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_data_that_is_there_and_fits_is_no_problem(tiny_data):
+    """257 ids, and a model that has 257."""
+    assert on(tiny_data).notes == ()
+
+
+def test_a_pattern_without_files_shows_what_there_is(tiny_data):
+    """The nearest directory and its files, at the place of the pattern; the run's own words."""
+    pattern = f"{tiny_data}/trian_*.bin"
+
+    with pytest.raises(DataError) as caught:
+        on(tiny_data, f"dataset.file_pattern={pattern}")
+    with pytest.raises(DataError) as at_run_time:
+        find_shards(pattern)
+
+    assert caught.value.where == "--set dataset.file_pattern"
+    assert caught.value.message == f"dataset.file_pattern is {pattern}: {at_run_time.value.message}"
+    assert "train_000000.bin" in caught.value.message
+    assert caught.value.help == at_run_time.value.help
+
+
+def test_each_pattern_of_a_list_is_looked_for(tiny_data):
+    """The one without files is named by its index."""
+    with pytest.raises(DataError) as caught:
+        on(tiny_data, f"dataset.file_pattern=[{tiny_data}/train_*.bin, nowhere/*.bin]")
+
+    assert "dataset.file_pattern.1 is nowhere/*.bin" in str(caught.value)
+
+
+def test_only_data_problems_have_the_exit_code_of_data(tiny_data):
+    """Two missing patterns are a matter of data; with a misspelt key beside them it is the configuration."""
+    with pytest.raises(DataError) as data_only:
+        on("nowhere")
+    with pytest.raises(ConfigError) as both:
+        on("nowhere", "step_scheduler.max_step=3")
+
+    assert len(data_only.value.problems) == 2
+    assert data_only.value.exit_code is ExitCode.DATA
+    assert len(both.value.problems) == 3
+    assert both.value.exit_code is ExitCode.USAGE
+
+
+def test_the_embedded_corpus_need_not_be_there(tmp_path):
+    """`pretrain` prepares it; once it says that it is prepared, its shards must be there."""
+    assert check().notes == ()
+
+    (tmp_path / "data/shakespeare").mkdir(parents=True)
+    (tmp_path / "data/shakespeare/manifest.json").write_text("{}")
+    with pytest.raises(DataError, match=r"which holds manifest\.json"):
+        check()
+
+
+def test_other_training_data_leaves_the_embedded_corpus_unprepared(tiny_data):
+    """Then its validation split is missing, and it is said now, not at the first validation."""
+    with pytest.raises(DataError, match=r"validation_dataset\.file_pattern is data/shakespeare/val"):
+        check(f"dataset.file_pattern={tiny_data}/train_*.bin")
+
+
+def test_a_vocabulary_that_is_too_small_is_found(tiny_data):
+    """The numbers of both sides, at the model's."""
+    largest = NanogptDataset(f"{tiny_data}/train_*.bin", seq_len=8).max_token_id
+
+    with pytest.raises(DataError) as caught:
+        on(tiny_data, "model.vocab_size=100")
+
+    train = caught.value.problems[0]
+    assert train.message == f"dataset holds the token id {largest}, but the model's vocabulary is 100 (ids 0 to 99)"
+    assert train.where == "--set model.vocab_size"
+    assert f"model.vocab_size to {largest + 1} or more" in train.help
+
+
+def test_the_vocabulary_of_a_nested_config_counts_too(tiny_data):
+    """As Hugging Face models have it."""
+    nested = "{_target_: transformers.GPT2Config, vocab_size: 100}"
+
+    with pytest.raises(DataError, match="vocabulary is 100"):
+        on(tiny_data, f"model={{_target_: transformers.GPT2LMHeadModel.from_config, config: {nested}}}")
+
+
+def test_the_largest_token_is_that_of_the_dataset_itself(tiny_data):
+    """Two readers of one manifest agree, for each split."""
+    for split in ("train", "val"):
+        shards = sorted(tiny_data.glob(f"{split}_*.bin"))
+
+        assert largest_token_id(shards) == NanogptDataset(f"{tiny_data}/{split}_*.bin", seq_len=8).max_token_id
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [b"", b"\xff", b"[]", b"{}", b"[" * 100_000, b'{"format": "amcli-token-shards", "format_version": 1, "splits": 3}'],
+)
+def test_a_manifest_that_cannot_be_read_tells_nothing(tmp_path, manifest):
+    """What is wrong with it is said where it is needed; here it is no second error."""
+    (tmp_path / "manifest.json").write_bytes(manifest)
+    shard = tmp_path / "train_000000.bin"
+    shard.touch()
+
+    assert largest_token_id([shard]) is None
+
+
+def test_a_manifest_of_other_shards_tells_nothing(tiny_data, tmp_path):
+    """A shard of another length than its record is not the one that was described."""
+    record = json.loads((tiny_data / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(record))
+    shard = tmp_path / "train_000000.bin"
+    shard.write_bytes(b"short")
+
+    assert largest_token_id([shard]) is None
+
+
+def test_a_users_dataset_may_mean_anything_by_file_pattern():
+    """A bucket, a table, a directory relative to elsewhere: not ours to judge."""
+    notes = check(
+        "dataset={_target_: builtins.dict, file_pattern: 's3://bucket/x'}",
+        "validation_dataset=null",
+        "step_scheduler.val_every_steps=null",
+    ).notes
+
+    assert len(notes) == 1
+
+
+def test_a_pattern_through_all_directories_is_left_to_the_dataset():
+    """A search that may take minutes has no place in a check."""
+    check("dataset.file_pattern=/**/no_such_file.bin", "validation_dataset=null", "step_scheduler.val_every_steps=null")
+
+
+@pytest.mark.parametrize("value", ["3", "{a: b}", "''", "[x, 3]"])
+def test_a_pattern_is_text(value):
+    """Or a list of texts."""
+    with pytest.raises((ConfigError, DataError)) as caught:
+        check(f"dataset.file_pattern={value}", "validation_dataset=null", "step_scheduler.val_every_steps=null")
+
+    assert "it must be a path, a pattern, or a list of them" in str(caught.value)
+
+
+def test_looking_at_data_loads_no_numpy(tiny_data):
+    """In a fresh interpreter, with shards and manifest in place."""
+    code = """
+import sys
+from automodel_cli.engine.config.load import load_config
+from automodel_cli.engine.config.check import checked
+checked(load_config(None, sys.argv[1:]))
+print({"numpy", "torch"} & set(sys.modules))
+"""
+    patterns = [
+        f"dataset.file_pattern={tiny_data}/train_*.bin",
+        f"validation_dataset.file_pattern={tiny_data}/val_*.bin",
+    ]
+
+    done = subprocess.run([sys.executable, "-c", code, *patterns], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,161 @@
+"""Targets are checked against source by `checked`, together with everything else, and the run would say the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from automodel_cli.engine.config.builtin import builtin_config
+from automodel_cli.engine.config.check import checked, with_defaults
+from automodel_cli.engine.config.config import apply_overrides, from_parsed
+from automodel_cli.engine.config.instantiate import bind, instantiate
+from automodel_cli.engine.config.yaml_reader import parse_yaml
+from automodel_cli.errors import ConfigError
+
+PARTS = """
+class Net:
+    def __init__(self, width, device, inner=None): ...
+class Data:
+    def __init__(self, path, seed, dp_rank, dp_world_size): ...
+class Pair:
+    def __init__(self, first, second): ...
+"""
+
+
+def check(*overrides):
+    return checked(with_defaults(apply_overrides(builtin_config(), overrides)))
+
+
+@pytest.fixture
+def check_file(tmp_path):
+    """Checks the built-in configuration with sections of a file laid over it."""
+    (tmp_path / "parts.py").write_text(PARTS)
+
+    def run(text):
+        above = from_parsed(parse_yaml(text, source=str(tmp_path / "run.yaml"), kind="file"))
+        base = apply_overrides(builtin_config(), ["validation_dataset=null", "step_scheduler.val_every_steps=null"])
+        return checked(with_defaults(base.merged(above)))
+
+    return run
+
+
+def problems(error):
+    return [str(problem) for problem in error.problems or (error,)]
+
+
+@pytest.mark.parametrize(
+    ("override", "message", "help_"),
+    [
+        (
+            "model.n_layers=24",
+            "model: `automodel_cli.engine.models.gpt2.build_gpt2_model` takes no `n_layers`",
+            "n_layer",
+        ),
+        ("dataset.seqlen=64", "takes no `seqlen`", "seq_len"),
+        ("optimizer.weight_decai=0", "optimizer: `torch.optim.AdamW` takes no `weight_decai`", "weight_decay"),
+        ("optimizer.nesterov=true", "takes no `nesterov`", "the arguments are: amsgrad, betas"),
+        ("optimizer._target_=torch.optim.AdamWW", "the module `torch.optim` has no `AdamWW`", "AdamW"),
+        ("optimizer._target_=torch.optim.adamw", "`torch.optim.adamw` is a module, which cannot be called", ""),
+        ("model._target_=gpt.build", "the package `gpt` is not installed", "is it installed here"),
+        ("model._target_=gpt.py:build", "there is no file", ""),
+        ("loss_fn.reduction=sum", "takes no `reduction`", "there are no arguments here"),
+    ],
+)
+def test_a_mistake_is_found_without_importing(override, message, help_):
+    """The option is named, and so is the nearest right name."""
+    with pytest.raises(ConfigError) as caught:
+        check(override)
+
+    assert message in str(caught.value)
+    assert help_ in caught.value.help if help_ else True
+    assert caught.value.where == f"--set {override.partition('=')[0]}"
+
+
+def test_a_missing_argument_stands_at_the_target(check_file):
+    """Line and column of `_target_`, and every argument that is missing."""
+    with pytest.raises(ConfigError) as caught:
+        check_file("dataset:\n  _target_: parts.py:Pair\n")
+
+    assert "needs `first`, `second`, which the section does not give" in caught.value.message
+    assert caught.value.where.endswith("run.yaml:2:13")
+
+
+def test_targets_inside_others_are_checked_too(check_file):
+    """In sections and in lists, at their own line; all mistakes at once, beside those of our own sections."""
+    text = """
+model:
+  _target_: parts.py:Net
+  width: 3
+  inner:
+    - {_target_: "parts.py:Net", width: 1, dept: 2}
+    - {x: {_target_: "parts.py:Nett"}}
+step_scheduler: {max_step: 3}
+"""
+    with pytest.raises(ConfigError) as caught:
+        check_file(text)
+
+    found = problems(caught.value)
+    assert len(found) == 3
+    assert "unknown key `step_scheduler.max_step`" in found[0]
+    assert "run.yaml:6:44: model.inner.0: `parts.py:Net` takes no `dept`" in found[1]
+    assert "run.yaml:7:22: model.inner.1.x._target_: the module `parts.py` has no `Nett`" in found[2]
+
+
+def test_what_the_engine_passes_is_not_missing(check_file):
+    """`device` for a model, seed and rank for a dataset, `params` for an optimizer: each where the engine gives it."""
+    check_file("model: {_target_: 'parts.py:Net', width: 3}\ndataset: {_target_: 'parts.py:Data', path: x}\n")
+
+    with pytest.raises(ConfigError, match="needs `seed`, `dp_rank`, `dp_world_size`"):
+        check_file("validation_dataset: {_target_: 'parts.py:Data', path: x}\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {_target_: 'parts.py:Net', width: 3, wdith: 4}",
+        "model: {_target_: 'parts.py:Net'}",
+        "model: {_target_: 'parts.py:Nett'}",
+        "model: {_target_: 'no_parts.py:Net'}",
+        "model: {_target_: torch.nn.Linera}",
+        "model: {_target_: torch.nn.Linear, in_features: 3, out_feature: 4, out_features: 4}",
+    ],
+)
+def test_the_run_would_have_said_the_same(check_file, tmp_path, text):
+    """One place phrases the problem: reading source and importing give equal messages."""
+    config = from_parsed(parse_yaml(text, source=str(tmp_path / "run.yaml"), kind="file"))
+    with pytest.raises(ConfigError) as read:
+        check_file(text)
+    with pytest.raises(ConfigError) as imported:
+        bind(config, "model", {"device": "cpu"})
+
+    # A file that was imported has a module name of its own.
+    assert read.value.message.partition("module")[0] == imported.value.message.partition("module")[0]
+    assert (read.value.where, read.value.help) == (imported.value.where, imported.value.help)
+
+
+def test_what_cannot_be_checked_is_noted_with_its_reason():
+    """The run may start; the note says what nobody has looked at, and what looks misspelt."""
+    settings = check(
+        "model={_target_: transformers.AutoModelForCausalLM.from_config,"
+        " config: {_target_: transformers.GPT2Config, n_layers: 24}}"
+    )
+
+    assert len(settings.notes) == 2
+    assert "the keywords of `transformers.AutoModelForCausalLM.from_config` are not checked" in settings.notes[0]
+    assert "`model.config.n_layers` looks like `n_layer`" in settings.notes[1]
+
+
+def test_an_ordinary_run_has_no_notes():
+    """Everything that we ship is checked."""
+    assert check().notes == ()
+
+
+def test_a_model_class_of_transformers_has_the_from_config_that_guides_give_it(tmp_path):
+    """`transformers.GPT2LMHeadModel.from_config` builds the model, though only Auto classes have that name."""
+    text = """
+model:
+  _target_: transformers.GPT2LMHeadModel.from_config
+  config: {_target_: transformers.GPT2Config, n_layer: 1, n_head: 1, n_embd: 8, n_positions: 8, vocab_size: 11}
+"""
+    config = from_parsed(parse_yaml(text, source=str(tmp_path / "run.yaml"), kind="file"))
+
+    assert instantiate(config, "model").config.vocab_size == 11
