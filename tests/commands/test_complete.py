@@ -205,6 +205,15 @@ def test_a_key_that_could_be_code_is_not_offered(offer, workplace):
     assert not [candidate for candidate in found if set(candidate) & set("$(' ;")]
 
 
+@pytest.mark.parametrize("name", ["api_key", "password", "hf_token", "client_secret"])
+def test_a_secret_is_not_put_on_the_screen(offer, workplace, name):
+    """Its key is offered, and its value is not."""
+    (workplace / "private.yaml").write_text(f"model: {{{name}: canary}}\n")
+
+    assert f"model.{name}=" in offer("amcli pretrain -c private.yaml --set model.")
+    assert offer(f"amcli pretrain -c private.yaml --set model.{name}=") == {}
+
+
 def test_config_files_are_yaml_and_directories(offer, workplace):
     """A directory ends in a slash, and hidden ones wait for their dot."""
     (workplace / ".hidden").mkdir()

@@ -29,6 +29,8 @@ from automodel_cli.engine.config.sections import (
 
 _TARGET_MEANING = "what is built: package.module.name, or path/file.py:name"
 _SAFE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+# Generous on purpose: a value that is not suggested costs nothing, a secret on a screen and in a shell's history does.
+_SECRET_NAME = re.compile(r"key|token|passw|secret|credential", re.IGNORECASE)
 _PATH_NAME = re.compile(r"(?:.*_)?(?:path|file|dir|pattern)")
 
 
@@ -81,7 +83,7 @@ def known_keys(config: Config, section: str | None = None) -> dict[str, Key]:
         found.setdefault(f"{name}.{TARGET}", Key(_TARGET_MEANING))
     for key, value, _ in flat(config):
         if value != {}:
-            found.setdefault(key, Key(present=inline(value), is_path=_names_path(key, value)))
+            found.setdefault(key, Key(present=_present(config, key), is_path=_names_path(key, value)))
     return {key: facts for key, facts in found.items() if _SAFE_KEY.fullmatch(key)}
 
 
@@ -149,7 +151,8 @@ def _values_of(annotation: str | None) -> tuple[str, ...]:
 
 
 def _present(config: Config, key: str) -> str | None:
-    return inline(config.get(key)) if config.has(key) else None
+    is_secret = _SECRET_NAME.search(key.rpartition(".")[2]) is not None
+    return inline(config.get(key)) if config.has(key) and not is_secret else None
 
 
 def _names_path(key: str, value: Any = "") -> bool:
