@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 PACKAGE = "nemo_automodel"
 
@@ -43,6 +44,19 @@ def resolved(target: str) -> str:
         return f"{match[1]}._from_config"
     module, _, name = target.rpartition(".")
     return f"{_MODULES[module]}.{name}" if module in _MODULES and not _is_installed() else target
+
+
+def own_module(file: Path) -> str | None:
+    """The module of amcli that has what this file of the other package's sources has, by the end of its path.
+
+    >>> own_module(Path("/src/nemo_automodel/components/models/gpt2.py"))
+    'automodel_cli.engine.models.gpt2'
+    """
+    return next((ours for theirs, ours in _MODULES.items() if file.as_posix().endswith(_as_file(theirs))), None)
+
+
+def _as_file(module: str) -> str:
+    return f"/{module.replace('.', '/')}.py"
 
 
 def substitution_note(targets: Iterable[str]) -> str | None:

@@ -1,8 +1,8 @@
 """Whether the data that a configuration names is there and fits the model, without numpy or torch.
 
 Looks at the sections that are built by our own dataset; what `file_pattern` means to a user's
-dataset is the user's. Reads names, sizes and `manifest.json`, never a token. Patterns with `**`
-can take long, so they are left to the dataset.
+dataset is the user's. Reads names, sizes and `manifest.json`, never a token. Patterns that go
+through many directories can take long, so they are left to the dataset.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.builtin import BUILTIN_SOURCE, embedded_corpus_directory
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
-from automodel_cli.engine.config.file_pattern import NO_SHARDS_HELP, matching_files, no_match, vocabulary_error
+from automodel_cli.engine.config.file_pattern import matching_files, vocabulary_error
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.errors import AmcliError, ConfigError, DataError
 
@@ -26,6 +26,7 @@ DATASETS = ("dataset", "validation_dataset")
 # As `engine.shards.manifest` writes it; that package lies above this one, and needs numpy.
 _MANIFEST = ("manifest.json", "amcli-token-shards", 1)
 _MAX_MANIFEST_BYTES = 16_000_000
+_MAX_WILD_PARTS = 2  # data/*/train_*.bin
 
 
 def data_problems(config: Config) -> list[AmcliError]:
@@ -64,14 +65,13 @@ def _problems_of(config: Config, name: str, file_pattern: Any) -> Iterator[Amcli
             message = f"{dotted(path)} is {pattern!r}, but it must be a path, a pattern, or a list of them"
             yield ConfigError(message, where=str(origin))
             return
-        if "**" in pattern:
+        if _is_wide(pattern):
             is_complete = False
             continue
         try:
             paths += matching_files(Path(pattern))
-        except DataError:
-            found = no_match(Path(pattern).expanduser())
-            yield DataError(f"{dotted(path)} is {pattern}: {found}", where=str(origin), help=NO_SHARDS_HELP)
+        except DataError as error:
+            yield DataError(f"{dotted(path)} is {pattern}: {error.message}", where=str(origin), help=error.help)
             is_complete = False
         except (OSError, ValueError, NotImplementedError) as error:
             yield DataError(f"{dotted(path)} is {pattern}, which cannot be searched: {error}", where=str(origin))
@@ -80,6 +80,12 @@ def _problems_of(config: Config, name: str, file_pattern: Any) -> Iterator[Amcli
     largest = largest_token_id(paths) if is_complete else None
     if vocab_size is not None and largest is not None and largest >= vocab_size:
         yield vocabulary_error(name, largest, vocab_size, where)
+
+
+def _is_wide(pattern: str) -> bool:
+    """Whether searching may go through more directories than a check has time for."""
+    wild = [part for part in Path(pattern).parts if any(sign in part for sign in "*?[")]
+    return "**" in pattern or len(wild) > _MAX_WILD_PARTS
 
 
 def _patterns(path: KeyPath, file_pattern: Any) -> Iterator[tuple[KeyPath, Any]]:

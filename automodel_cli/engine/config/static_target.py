@@ -69,7 +69,7 @@ def static_target(target: str, origin: Origin, key: str, sources: Sources | None
         if colon and path.endswith(".py"):
             file = (origin.directory() / Path(path).expanduser()).resolve()
             if not file.is_file():
-                raise no_file(file, place)
+                raise no_file(file, name, place)
             return _member(sources, sources.file(file), [name], target, place)
         parts = target.split(".")
         if len(parts) < 2 or not all(part.isidentifier() for part in parts):

@@ -30,6 +30,9 @@ from automodel_cli.errors import ConfigError
 # A checkpoint may name what these packages define, because amcli itself would build it.
 KNOWN_PACKAGES = ("automodel_cli.engine", "torch.optim", "torch.nn", "transformers.models", "transformers.modeling")
 
+# What the modules of `file.py:object` are called in sys.modules.
+_FILE_PREFIX = "_amcli_target_"
+
 
 def resolve_target(target: str, origin: Origin, key: str) -> Callable[..., Any]:
     """The callable that `target` names.
@@ -47,7 +50,7 @@ def resolve_target(target: str, origin: Origin, key: str) -> Callable[..., Any]:
     if colon and path.endswith(".py"):
         if origin.kind == "checkpoint":
             raise _untrusted(target, origin, key)
-        found: Any = _attribute(_load_file(path, origin, key), name, target, origin, key)
+        found: Any = _attribute(_load_file(path, name, origin, key), name, target, origin, key)
     else:
         found = _import(target, origin, key)
     if not callable(found):
@@ -96,18 +99,20 @@ def _attribute(owner: Any, name: str, target: str, origin: Origin, key: str) -> 
     except AttributeError as error:
         kind = "module" if isinstance(owner, ModuleType) else "object"
         owner_name = getattr(owner, "__name__", type(owner).__name__)
+        if owner_name.startswith(_FILE_PREFIX):
+            owner_name = Path(str(owner.__file__)).name
         public = [candidate for candidate in dir(owner) if not candidate.startswith("_")]
         raise no_attribute(kind, owner_name, name, public, Place(origin, key)) from error
 
 
-def _load_file(path: str, origin: Origin, key: str) -> ModuleType:
+def _load_file(path: str, wanted: str, origin: Origin, key: str) -> ModuleType:
     file = (origin.directory() / Path(path).expanduser()).resolve()
     if not file.is_file():
-        raise no_file(file, Place(origin, key))
+        raise no_file(file, wanted, Place(origin, key))
     # The name is derived from the path, so that two files of one name do not shadow each other
     # and a file named twice is run once.
     digest = hashlib.sha256(str(file).encode()).hexdigest()[:12]
-    name = f"_amcli_target_{digest}_{file.stem}"
+    name = f"{_FILE_PREFIX}{digest}_{file.stem}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from automodel_cli.engine.config.aliases import own_module
 from automodel_cli.engine.config.origin import Origin
 from automodel_cli.engine.config.suggest import hint
 from automodel_cli.errors import ConfigError
@@ -48,7 +49,10 @@ def not_callable(target: str, type_name: str, place: Place) -> ConfigError:
     return place.error(f"`{target}` is a {type_name}, which cannot be called")
 
 
-def no_file(file: Path, place: Place) -> ConfigError:
-    """The file of `file.py:object` is not there; its neighbours are offered."""
+def no_file(file: Path, name: str, place: Place) -> ConfigError:
+    """The file of `file.py:object` is not there; its neighbours are offered, or what amcli has instead."""
+    ours = own_module(file)
+    if ours is not None:
+        return place.error(f"there is no file {file}", f"amcli has its own: {ours}.{name}")
     neighbours = sorted(item.name for item in file.parent.glob("*.py")) if file.parent.is_dir() else []
     return place.error(f"there is no file {file}", hint(file.name, neighbours, noun=f"Python files in {file.parent}"))

@@ -152,9 +152,10 @@ def test_a_users_dataset_may_mean_anything_by_file_pattern():
     assert len(notes) == 1
 
 
-def test_a_pattern_through_all_directories_is_left_to_the_dataset():
+@pytest.mark.parametrize("pattern", ["/**/no_such_file.bin", "/*/*/*/no_such_file.bin"])
+def test_a_pattern_through_all_directories_is_left_to_the_dataset(pattern):
     """A search that may take minutes has no place in a check."""
-    check("dataset.file_pattern=/**/no_such_file.bin", "validation_dataset=null", "step_scheduler.val_every_steps=null")
+    check(f"dataset.file_pattern={pattern}", "validation_dataset=null", "step_scheduler.val_every_steps=null")
 
 
 @pytest.mark.parametrize("value", ["3", "{a: b}", "''", "[x, 3]"])
