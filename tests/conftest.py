@@ -37,6 +37,12 @@ checkpoint: {checkpoint_dir: checkpoints}
 """
 
 
+@pytest.fixture(autouse=True)
+def _no_columns(monkeypatch):
+    """Output is as wide as it likes, whatever the caller's shell, or a parallel test runner, exports."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
     """Shards of a part of the embedded text, made once."""

@@ -91,14 +91,16 @@ def show(
         _check(config, set_ or [], unset, as_json=as_json)
         return
     final = load_config(config, set_ or [], unset or ())
+    printed = final.masked()
     if diff is not None:
-        render_config.differences(differences(load_config([_configuration_at(diff)]), final), as_json=as_json)
+        other = load_config([_configuration_at(diff)]).masked()
+        render_config.differences(differences(other, printed), as_json=as_json)
     elif explain is not None:
         from automodel_cli.engine.config.explain import explain as explanation_of
 
-        render_config.explanation(explanation_of(final, explain), as_json=as_json)
+        render_config.explanation(explanation_of(printed, explain), as_json=as_json)
     else:
-        shown = changed_only(final, built_in=not config) if changed else final
+        shown = changed_only(printed, built_in=not config) if changed else printed
         render_config.configuration(shown, form, origins=not no_origins)
         render.notes(checked(final).notes, _aside)
 

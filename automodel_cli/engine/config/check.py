@@ -15,6 +15,7 @@ from automodel_cli.engine.config.check_layout import Refuse, check_layout
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import DEFAULT, KeyPath, dotted
+from automodel_cli.engine.config.secrets import masked_value
 from automodel_cli.engine.config.sections import (
     SECTIONS,
     TARGET_SECTIONS,
@@ -168,7 +169,8 @@ def _checked_value(config: Config, path: KeyPath, raw: Any, item: Field[Any], an
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     rule = item.metadata
-    shown = f"{dotted(path)} is {value!r}" if value is not None else f"{dotted(path)} is null"
+    found = "null" if value is None else repr(masked_value(dotted(path), value))
+    shown = f"{dotted(path)} is {found}"
     if rule["choices"] is not None:
         if value not in rule["choices"]:
             names = ", ".join("null" if choice is None else str(choice) for choice in rule["choices"])

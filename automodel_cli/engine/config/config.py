@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.config.origin import DEFAULT, KeyPath, Origin, dotted
+from automodel_cli.engine.config.secrets import masked_value
 from automodel_cli.engine.config.suggest import hint
 from automodel_cli.engine.config.yaml_reader import Parsed, parse_value, plain_types, read_yaml
 from automodel_cli.errors import ConfigError, UsageError
@@ -69,6 +70,10 @@ class Config:
     def key_origin(self, path: KeyPath) -> Origin:
         """Origin of the key at `path`: where an unknown key is reported."""
         return self.key_origins.get(path) or self.origin(path)
+
+    def masked(self) -> Config:
+        """This configuration as it may be printed, saved or sent: without the values of secret keys."""
+        return Config(masked_value("", self.values), self.origins, self.key_origins)
 
     def merged(self, other: Config) -> Config:
         """This configuration with `other` laid over it.
@@ -151,7 +156,7 @@ def apply_overrides(config: Config, assignments: Iterable[str]) -> Config:
         if not equals or not key or not all(key.split(".")):
             raise UsageError(f"--set takes KEY=VALUE, got `{assignment}`", help="for example --set model.n_layer=24")
         origin = Origin("option", f"--set {key}")
-        value = parse_value(text, source=f"--set {assignment}")
+        value = parse_value(text, source=f"--set {key}")
         config = config.with_value(tuple(key.split(".")), value, origin)
     return config
 
@@ -197,5 +202,6 @@ def _index(node: list[Any], part: str | int, above: KeyPath, origin: Origin) -> 
 
 
 def _below_scalar(node: Any, above: KeyPath, origin: Origin) -> ConfigError:
-    message = f"{dotted(above)} is the value {node!r}, not a section, so nothing can be set below it"
+    found = masked_value(dotted(above), node)
+    message = f"{dotted(above)} is the value {found!r}, not a section, so nothing can be set below it"
     return ConfigError(message, where=str(origin))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from automodel_cli.engine.config.builtin import BUILTIN_PATH, BUILTIN_SOURCE
 from automodel_cli.engine.config.origin import Origin
+from automodel_cli.engine.config.secrets import masked_text
 from automodel_cli.engine.config.yaml_reader import MAX_BYTES
 from automodel_cli.errors import AmcliError
 
@@ -52,7 +53,7 @@ def file_excerpt(origin: Origin) -> str | None:
     # One column beyond the line is where YAML reports a text that ends too early.
     if line is None or not 1 <= origin.column <= len(line) + 1:
         return None
-    return _marked(str(origin.line), line, origin.column - 1, 1)
+    return _marked(str(origin.line), masked_text(line), origin.column - 1, 1)
 
 
 def option_excerpt(key: str, arguments: Sequence[str], option: str = "--set") -> str | None:
@@ -72,7 +73,7 @@ def option_excerpt(key: str, arguments: Sequence[str], option: str = "--set") ->
                 found = f"{option}=" if equals else f"{option} ", typed
         elif name == f"--{key}" and option == "--set":
             found = "", argument if equals else f"{argument} {following}"
-    return _marked("", found[0] + found[1], len(found[0]), len(found[1])) if found else None
+    return _marked("", masked_text(found[0] + found[1]), len(found[0]), len(found[1])) if found else None
 
 
 def _of_place(where: str, arguments: Sequence[str]) -> str | None:

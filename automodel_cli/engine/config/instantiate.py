@@ -8,6 +8,7 @@ from typing import Any
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
+from automodel_cli.engine.config.secrets import MASK, is_secret
 from automodel_cli.engine.config.signature import keyword_problems, signature_of
 from automodel_cli.engine.config.target import resolve_target
 from automodel_cli.errors import AmcliError, ConfigError
@@ -69,7 +70,12 @@ def _build(config: Config, path: KeyPath, value: Any, runtime: dict[str, Any]) -
         return {name: _build(config, (*path, name), inner, runtime) for name, inner in value.items()}
     if isinstance(value, list):
         return [_build(config, (*path, index), inner, runtime) for index, inner in enumerate(value)]
-    return resolve_env(value, config.origin(path))
+    origin = config.origin(path)
+    if value == MASK and is_secret(dotted(path)):
+        message = f"{dotted(path)} holds a secret, which a saved configuration does not keep"
+        help_ = f"give it again: --set {dotted(path)}=..., better '${{VAR}}' in the run's own file, named with -c"
+        raise ConfigError(message, where=str(origin), help=help_)
+    return resolve_env(value, origin)
 
 
 def _call(factory: Callable[..., Any], arguments: dict[str, Any], config: Config, path: KeyPath) -> Any:

@@ -55,7 +55,7 @@ def plan_resume(
     base = read_configs(config_paths) if config_paths else saved
     config = with_defaults(apply_unsets(apply_overrides(base, overrides), unset))
     settings = checked(config)
-    changes = differences(saved, config)
+    changes = differences(saved, config.masked())
     _refuse_another_optimizer(changes)
     moved = any(change.key == "checkpoint.checkpoint_dir" for change in changes)
     # The saved checkpoint_dir may be relative to another working directory, so it counts only if changed.

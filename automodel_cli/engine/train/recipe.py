@@ -200,7 +200,7 @@ def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Plac
         vocab_size=parts.vocab_size,
     )
     validation = parts.validation
-    config_yaml = to_yaml(config, absolute_targets=True)
+    config_yaml = to_yaml(config.masked(), absolute_targets=True)
 
     def validation_batches() -> Iterable[dict[str, Any]]:
         return (
