@@ -3,6 +3,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# One test process for each core, and no more than four: each of them loads torch.
+PYTEST_PROCESSES ?= -n auto --maxprocesses 4
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -20,7 +22,7 @@ quickstart: $(INSTALLED)  ## install, prepare a text, train on it, resume, inspe
 	@PATH="$(abspath $(BIN)):$$PATH" scripts/quickstart.sh
 
 test: $(INSTALLED_DEV)  ## run the default test suite (PYTEST_ARGS="-k resume" narrows it)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_PROCESSES) $(PYTEST_ARGS)
 
 check: lint  ## lint, format, types, the layers of the package, the documents
 	$(BIN)/mypy
