@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from automodel_cli import app
+from automodel_cli.engine.checkpoint.run_lock import run_lock
 
 # A loss that does something to the process when it has been called often enough:
 # two micro-batches per step, so call 2 * k - 1 is the first of step k.
@@ -272,3 +273,16 @@ def test_resume_with_another_optimizer_is_refused(tiny_run, capsys):
 
     assert app.run(["resume", "--set", "optimizer._target_=torch.optim.SGD"]) == 4
     assert "torch.optim.AdamW" in capsys.readouterr().err
+
+
+def test_a_second_run_into_the_same_directory_is_refused(tiny_run, capsys):
+    """Neither a new run nor a resumed one starts while another saves there."""
+    assert app.run(["pretrain", "-c", str(tiny_run)]) == 0
+    capsys.readouterr()
+
+    with run_lock(Path("checkpoints")):
+        assert app.run(["pretrain", "-c", str(tiny_run), "--overwrite"]) == 4
+        assert app.run(["resume", "--set", "step_scheduler.max_steps=8"]) == 4
+
+    assert capsys.readouterr().err.count(f"process {os.getpid()}") == 2
+    assert (Path("checkpoints") / "step_000006").is_dir()

@@ -41,13 +41,13 @@ def pretrain(
         say("no -c given: this is the built-in configuration, a small GPT-2 on the embedded Shakespeare")
         say("for real data: amcli prep fineweb --max-tokens 2B, then amcli pretrain -c my.yaml (see examples/)")
 
-    from automodel_cli.engine.train.preflight import ensure_embedded_corpus, make_way
+    from automodel_cli.engine.train.preflight import ensure_embedded_corpus, new_run
 
-    root = make_way(settings, overwrite=overwrite)
-    ensure_embedded_corpus(final, say)
+    with new_run(settings, overwrite=overwrite) as root:
+        ensure_embedded_corpus(final, say)
 
-    from automodel_cli.engine.observe.build import run_sink
-    from automodel_cli.engine.train import recipe
+        from automodel_cli.engine.observe.build import run_sink
+        from automodel_cli.engine.train import recipe
 
-    summary = recipe.pretrain(final, settings, root, run_sink(settings, root, start_step=0, quiet=json_))
+        summary = recipe.pretrain(final, settings, root, run_sink(settings, root, start_step=0, quiet=json_))
     render.run_summary(summary, as_json=json_)

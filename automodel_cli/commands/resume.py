@@ -32,16 +32,19 @@ def resume(
     render.changes(plan.changes, say)
     render.notes(plan.settings.notes, say)
 
-    from automodel_cli.engine.train import recipe
+    from automodel_cli.engine.train.preflight import owned
 
-    resumed = recipe.open_checkpoint(plan, say)
-    if resumed.is_finished:
-        say(f"step {resumed.snapshot.step} of {plan.settings.step_scheduler.max_steps} is done: nothing to train")
-        say(f"to train on: amcli resume --set step_scheduler.max_steps={2 * resumed.snapshot.step}")
-        return
+    with owned(plan.settings, plan.root):
+        from automodel_cli.engine.train import recipe
 
-    from automodel_cli.engine.observe.build import run_sink
+        resumed = recipe.open_checkpoint(plan, say)
+        if resumed.is_finished:
+            say(f"step {resumed.snapshot.step} of {plan.settings.step_scheduler.max_steps} is done: nothing to train")
+            say(f"to train on: amcli resume --set step_scheduler.max_steps={2 * resumed.snapshot.step}")
+            return
 
-    open_sink = run_sink(plan.settings, plan.root, start_step=resumed.snapshot.step, quiet=json_)
-    summary = recipe.resume(plan.config, plan.settings, plan.root, open_sink, resumed.snapshot)
+        from automodel_cli.engine.observe.build import run_sink
+
+        open_sink = run_sink(plan.settings, plan.root, start_step=resumed.snapshot.step, quiet=json_)
+        summary = recipe.resume(plan.config, plan.settings, plan.root, open_sink, resumed.snapshot)
     render.run_summary(summary, as_json=json_)

@@ -3,8 +3,7 @@
 The order of `SaveStage` is the commit protocol: everything is written, synchronised and hashed
 under a hidden name, the manifest comes last, one rename makes the checkpoint appear, and only
 then do `LATEST` and `BEST` move and old checkpoints go. A kill leaves a hidden directory, which
-the next save removes. One directory belongs to one run: two runs saving into it at the same time
-are refused where their steps meet, not before.
+the next save removes. One directory belongs to one run: `run_lock.py` keeps others out.
 """
 
 from __future__ import annotations

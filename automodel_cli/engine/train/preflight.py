@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from automodel_cli.engine.checkpoint.layout import LINKS, list_steps
+from automodel_cli.engine.checkpoint.run_lock import run_lock
 from automodel_cli.engine.config.builtin import embedded_corpus_directory
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
@@ -15,21 +17,34 @@ from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 from automodel_cli.errors import CheckpointError
 
 
-def make_way(settings: Settings, *, overwrite: bool) -> Path:
-    """The directory of a new run's checkpoints, which must not hold another run.
+@contextmanager
+def new_run(settings: Settings, *, overwrite: bool) -> Iterator[Path]:
+    """Owns the directory of a new run's checkpoints, which must not hold another run.
 
     Args:
         settings: Names the directory.
         overwrite: Delete the checkpoints and metrics of the run that is there; other files stay.
 
     Raises:
-        CheckpointError: It holds checkpoints and `overwrite` is not given.
+        CheckpointError: It holds checkpoints and `overwrite` is not given, or another run is working there.
     """
     root = Path(settings.checkpoint.checkpoint_dir)
-    if not settings.checkpoint.enabled or not root.exists():
-        return root
-    if not root.is_dir():
-        raise CheckpointError("checkpoint.checkpoint_dir is a file, not a directory", where=str(root))
+    with owned(settings, root):
+        if settings.checkpoint.enabled:
+            _make_way(root, overwrite=overwrite)
+        yield root
+
+
+def owned(settings: Settings, root: Path) -> AbstractContextManager[None]:
+    """Keeps other runs out of `root` while this one works there; a run that saves nothing owns nothing.
+
+    Raises:
+        CheckpointError: Another run is working there, or it is no directory.
+    """
+    return run_lock(root) if settings.checkpoint.enabled else nullcontext()
+
+
+def _make_way(root: Path, *, overwrite: bool) -> None:
     steps = list_steps(root)
     if steps and not overwrite:
         newest = max(step for step, _ in steps)
@@ -43,7 +58,6 @@ def make_way(settings: Settings, *, overwrite: bool) -> Path:
         shutil.rmtree(directory)
     for name in (*LINKS, METRICS_FILE):
         (root / name).unlink(missing_ok=True)
-    return root
 
 
 def ensure_embedded_corpus(config: Config, say: Callable[[str], None]) -> None:

@@ -1,0 +1,104 @@
+"""One run per directory: a lock that the kernel frees when its process dies, however it dies.
+
+The file `.run.lock` says who holds the lock, for the message that a second run gets. It is the lock
+on it that counts: a file that a killed run left behind keeps nobody out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from automodel_cli.errors import CheckpointError
+
+LOCK_FILE = ".run.lock"
+
+# A file system without locks (some network mounts) must not keep anybody from training.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_MAX_HOLDER_BYTES = 4096
+
+
+@contextmanager
+def run_lock(root: Path) -> Iterator[None]:
+    """Keeps every other run out of a directory of checkpoints for the duration of the body.
+
+    Args:
+        root: The directory; made if need be, and removed again if nothing was put into it.
+
+    Raises:
+        CheckpointError: Another run holds the lock, or the directory cannot be written to.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows; saves of one step by two runs still refuse each other there
+        yield
+        return
+    descriptor = _acquire(root, fcntl)
+    try:
+        yield
+    finally:
+        # The file goes before the lock, so that whoever gets the lock next sees that its file is gone.
+        with contextlib.suppress(OSError):
+            (root / LOCK_FILE).unlink()
+            root.rmdir()
+        os.close(descriptor)
+
+
+def _acquire(root: Path, fcntl: Any) -> int:
+    """A descriptor that holds the lock on the file that bears the name at this moment."""
+    path = root / LOCK_FILE
+    while True:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:
+            continue  # the run before removed its empty directory in between
+        except OSError as error:
+            raise CheckpointError(
+                f"the directory of the checkpoints cannot be written to: {error.strerror}",
+                where=str(root),
+                help="checkpoint.checkpoint_dir must be a directory that can be written to",
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                message = _held_by(descriptor)
+                os.close(descriptor)
+                raise CheckpointError(
+                    message,
+                    where=str(root),
+                    help="wait for it, stop it, or start beside it with --set checkpoint.checkpoint_dir=DIR",
+                ) from error
+        if _still_bears_the_name(descriptor, path):
+            break
+        os.close(descriptor)
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = {"pid": os.getpid(), "host": os.uname().nodename, "since": since}
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, json.dumps(holder).encode())
+    return descriptor
+
+
+def _still_bears_the_name(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _held_by(descriptor: int) -> str:
+    """Who holds the lock, as far as the file tells."""
+    try:
+        holder = json.loads(os.pread(descriptor, _MAX_HOLDER_BYTES, 0))
+        who = f"process {int(holder['pid'])} on {str(holder['host'])[:255]!r}, since {str(holder['since'])[:40]}"
+    except (ValueError, KeyError, TypeError):
+        return "another run is saving into this directory"
+    return f"another run is saving into this directory: {who}"
