@@ -1,0 +1,146 @@
+"""The weights of a model, wherever they come from: our checkpoints, Hugging Face directories, single files.
+
+Nothing that a source contains is executed: safetensors cannot hold code, and pickled files are read
+by torch's restricted unpickler (`weights_only=True`), which refuses everything but tensors. Files
+that an index names must lie beside it. A checkpoint of ours is compared with its manifest first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from automodel_cli.engine.checkpoint import layout
+from automodel_cli.engine.checkpoint.manifest import MANIFEST_NAME, examine
+from automodel_cli.errors import CheckpointError
+
+SAFETENSORS_NAME = "model.safetensors"
+_INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SINGLE_NAMES = (SAFETENSORS_NAME, "pytorch_model.bin")
+_PICKLED = (".bin", ".pt", ".pth")
+_MAX_JSON_BYTES = 64 * 2**20
+_FORMS = "a checkpoint of amcli, a Hugging Face directory, a .safetensors file or a .bin, .pt or .pth file"
+
+
+def model_directory(path: Path) -> Path:
+    """Where the weights and their `config.json` lie: `model/` of a checkpoint of ours, else `path` itself.
+
+    Raises:
+        CheckpointError: There is nothing, or a checkpoint of ours that is damaged.
+    """
+    if path.name not in layout.LINKS and not path.exists():
+        raise CheckpointError("there is no such file or directory", where=str(path), help=f"name {_FORMS}")
+    is_run = path.is_dir() and bool(layout.list_steps(path))
+    directory = layout.resolve(path) if is_run or path.name in layout.LINKS else path
+    if not (directory / MANIFEST_NAME).exists():
+        return directory
+    broken = examine(directory).broken
+    if broken:
+        raise CheckpointError(
+            "the checkpoint is damaged: " + "; ".join(broken), where=str(directory), help="use another checkpoint"
+        )
+    return directory / layout.MODEL_DIRECTORY
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a model by name, on the CPU.
+
+    Args:
+        path: See the module's header; a run's directory means its `LATEST`.
+
+    Raises:
+        CheckpointError: There are no weights, or they cannot be read safely.
+    """
+    place = model_directory(path)
+    tensors: dict[str, torch.Tensor] = {}
+    for file in [place] if place.is_file() else _weight_files(place):
+        for name, tensor in _read(file).items():
+            if name in tensors:
+                raise CheckpointError(f"the tensor {name!r} stands in two files", where=str(file))
+            tensors[name] = tensor
+    return tensors
+
+
+def read_model_config(path: Path) -> dict[str, Any] | None:
+    """The contents of `config.json` beside the weights; None where there is none.
+
+    Raises:
+        CheckpointError: It is not a JSON object.
+    """
+    place = model_directory(path)
+    file = (place.parent if place.is_file() else place) / "config.json"
+    return _json_object(file) if file.is_file() else None
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The files of a directory that hold the weights, safetensors before pickled ones."""
+    for index, single in zip(_INDEX_NAMES, _SINGLE_NAMES, strict=True):
+        if (directory / single).is_file():
+            return [directory / single]
+        if (directory / index).is_file():
+            return _indexed_files(directory / index)
+    raise CheckpointError(
+        "there are no weights here: neither " + " nor ".join((*_SINGLE_NAMES, *_INDEX_NAMES)),
+        where=str(directory),
+        help=f"name {_FORMS}",
+    )
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    names = _json_object(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError("`weight_map` must map each tensor to its file", where=str(index))
+    files = sorted(set(names.values()))
+    _refuse_paths(index, files)
+    missing = [name for name in files if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"it names files that are not here: {', '.join(missing)}", where=str(index))
+    return [index.parent / name for name in files]
+
+
+def _refuse_paths(index: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"it names {name!r}, but only files beside it are read", where=str(index))
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        if file.suffix in _PICKLED:
+            return _tensors_of(torch.load(file, map_location="cpu", weights_only=True), file)
+        return load_file(file)
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"the weights cannot be read: {reason}", where=str(file), help=f"name {_FORMS}"
+        ) from error
+
+
+def _tensors_of(loaded: Any, file: Path) -> dict[str, torch.Tensor]:
+    """A state dict, or the one that training scripts keep under `model` or `state_dict`."""
+    if isinstance(loaded, dict):
+        for key in ("model", "state_dict", "model_state_dict"):
+            if isinstance(loaded.get(key), dict):
+                loaded = loaded[key]
+        if loaded and all(isinstance(name, str) and isinstance(item, torch.Tensor) for name, item in loaded.items()):
+            return loaded
+    raise CheckpointError("it holds no state dict: a mapping of names to tensors", where=str(file))
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"it has {file.stat().st_size:,} bytes, and at most {_MAX_JSON_BYTES:,} are read")
+        value = json.loads(file.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"it cannot be read: {error}", where=str(file)) from error
+    return value
