@@ -166,6 +166,7 @@ def test_resume_trains_on_and_says_what_changed(tiny_run, capsys):
 
     said = capsys.readouterr().out
     assert "changed  step_scheduler.max_steps: 6 -> 9" in said
+    assert "changed  the learning rate from step 7 on: 0.00389 instead of 0 there" in said
     assert "max_steps: 9" in Path("checkpoints/step_000009/config.yaml").read_text()
     assert [m["step"] for m in metrics(Path("checkpoints"))] == list(range(1, 10))
 

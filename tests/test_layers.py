@@ -121,6 +121,7 @@ def test_importing_the_light_modules_loads_nothing_heavy(contract: str, forbidde
         ["config", "show"],
         ["config", "show", "--json"],
         ["config", "show", "--check"],
+        ["config", "show", "--plot-lr"],
         ["config", "show", "--diff", "checkpoints/step_000003"],
         ["config", "show", "--explain", "optimizer.lr"],
         ["config", "init"],

@@ -18,6 +18,7 @@ from automodel_cli.commands.options import (
 )
 from automodel_cli.commands.render_config import Format
 from automodel_cli.engine.config.check import checked
+from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.diff import changed_only, differences
 from automodel_cli.engine.config.load import load_config
 from automodel_cli.errors import AmcliError, UsageError
@@ -68,6 +69,7 @@ def show(
         ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check it: one line, or all that is wrong.")] = False,
+    plot_lr: Annotated[bool, typer.Option("--plot-lr", help="Draw the learning rate over the steps.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Print the final configuration and where every value came from.
@@ -79,18 +81,22 @@ def show(
       amcli config show
       amcli config show -c base.yaml -c mine.yaml --set model.n_layer=24
       amcli config show -c mine.yaml --check
+      amcli config show -c mine.yaml --plot-lr --set lr_scheduler.lr_decay_style=WSD
       amcli config show -c mine.yaml --diff checkpoints/step_000600
       amcli config show --explain step_scheduler.global_batch_size
       amcli config show -c checkpoints/step_000600 --no-origins > again.yaml
     """
-    form = _form(form, json_, diff is not None, explain is not None, check)
+    form = _form(form, json_, diff is not None, explain is not None, check, plot_lr)
     as_json = form is Format.JSON
-    if changed and (check or diff is not None or explain is not None):
+    if changed and (check or plot_lr or diff is not None or explain is not None):
         raise UsageError("--changed-only is for a whole configuration", help="leave it out")
     if check:
         _check(config, set_ or [], unset, as_json=as_json)
         return
     final = load_config(config, set_ or [], unset or ())
+    if plot_lr:
+        _plot_lr(final, as_json=as_json)
+        return
     printed = final.masked()
     if diff is not None:
         other = load_config([_configuration_at(diff)]).masked()
@@ -146,12 +152,14 @@ def schema() -> None:
 def _form(form: Format | None, json_: bool, *single: bool) -> Format:
     """The format of the output; `--json` is short for `--format json`."""
     if sum(single) > 1:
-        raise UsageError("--diff, --explain and --check each ask for another output", help="give one of them")
+        raise UsageError(
+            "--diff, --explain, --check and --plot-lr each ask for another output", help="give one of them"
+        )
     if json_ and form not in (None, Format.JSON):
         raise UsageError(f"--json and --format {form} ask for two formats", help="give one of them")
     if any(single) and form in (Format.YAML, Format.FLAT, Format.TABLE):
         message = f"--format {form} is for a whole configuration"
-        raise UsageError(message, help="--diff, --explain and --check print text, or --format json")
+        raise UsageError(message, help="--diff, --explain, --check and --plot-lr print text, or --format json")
     return Format.JSON if json_ else form or Format.YAML
 
 
@@ -162,6 +170,16 @@ def _configuration_at(path: Path) -> Path:
     from automodel_cli.engine.checkpoint.layout import resolve
 
     return resolve(path)
+
+
+def _plot_lr(config: Config, *, as_json: bool) -> None:
+    from automodel_cli.commands import render_schedule
+    from automodel_cli.engine.config.durations import tokens_per_step
+    from automodel_cli.engine.optim.lr_schedule import schedule_of
+
+    settings = checked(config)
+    curve = schedule_of(config, settings)
+    render_schedule.schedule(curve, settings.step_scheduler.max_steps, tokens_per_step(config), as_json=as_json)
 
 
 def _check(paths: list[Path] | None, assignments: list[str], unset: list[str] | None, *, as_json: bool) -> None:

@@ -42,6 +42,8 @@ def resume(
             say(f"step {resumed.snapshot.step} of {plan.settings.step_scheduler.max_steps} is done: nothing to train")
             say(f"to train on: amcli resume --set step_scheduler.max_steps={2 * resumed.snapshot.step}")
             return
+        if plan.changes and (change := plan.schedule_change(resumed.snapshot.step)) is not None:
+            say(f"changed  {change}")
 
         from automodel_cli.engine.observe.build import run_sink
 

@@ -75,10 +75,10 @@ def test_the_output_is_yaml_that_says_where_everything_comes_from(show, tmp_path
     mine = tmp_path / "mine.yaml"
     mine.write_text("model:\n  n_layer: 6\n")
 
-    text = show("-c", QUICKSTART, "-c", mine, "--set", "optimizer.lr=1e-4").out
+    text = show("-c", QUICKSTART, "-c", mine, "--set", "optimizer.lr=1e-3").out
 
     values = parse_yaml(text, source="x", kind="file").value
-    assert (values["model"]["n_layer"], values["optimizer"]["lr"]) == (6, 1e-4)
+    assert (values["model"]["n_layer"], values["optimizer"]["lr"]) == (6, 1e-3)
     origins = {line.split(":")[0].strip(): line.split("# ")[-1] for line in text.splitlines() if "# " in line}
     assert origins["n_layer"].endswith("mine.yaml:2")
     assert origins["lr"] == "--set optimizer.lr"
@@ -278,7 +278,7 @@ def test_explain_tells_what_a_key_means_and_what_it_is(show):
     facts = json.loads(show("--explain", "lr_scheduler.lr_decay_style", "--json").out)
 
     assert text.splitlines()[0] == "lr_scheduler.lr_decay_style"
-    for words in ("shape of the decay", "text", "constant", "cosine, linear or constant", "--set lr_scheduler"):
+    for words in ("shape of the decay", "text", "constant", "inverse-square-root or WSD", "--set lr_scheduler"):
         assert words in text
     expected = {"key", "meaning", "type", "default", "allowed", "value", "origin", "used_by", "keys"}
     assert set(facts) == expected
@@ -309,6 +309,34 @@ def test_options_that_contradict_each_other_are_refused(show, arguments):
 def test_a_pipe_gets_no_control_codes(config, arguments):
     """Neither colours nor anything else that a file should not hold."""
     assert re.search(r"[^\n\x20-\x7e]", config(*arguments).out) is None
+
+
+@pytest.mark.usefixtures("named_shards")
+def test_the_learning_rate_is_drawn_and_listed(show):
+    """The same curve as a picture with labels, and as pairs of step and rate."""
+    wsd = ("--plot-lr", "--set", "lr_scheduler.lr_decay_style=WSD", "--set", "optimizer.lr=8e-3")
+
+    drawn = show(*wsd).out.splitlines()
+    listed = json.loads(show(*wsd, "--json").out)
+
+    assert drawn[0] == "learning rate: WSD (1-sqrt), 0.008 to 0.0004, warm-up 40 steps, decay from step 480 to 600"
+    assert drawn[1].startswith("  8.00e-03 ")
+    assert drawn[-1].split() == ["1", "step", "600", "(1,228,800", "tokens)"]
+    rates = dict(listed["lr"])
+    assert (rates[1], rates[40], rates[480]) == (pytest.approx(2e-4), 8e-3, 8e-3)
+    assert 4e-4 < rates[600] < 8e-4
+    assert listed["decay_begin_step"] == 480
+
+
+@pytest.mark.usefixtures("named_shards")
+def test_an_output_of_ascii_gets_a_curve_of_stars(show, monkeypatch):
+    """Rather than signs that it cannot write."""
+    monkeypatch.setenv("TERM", "dumb")
+
+    text = show("--plot-lr").out
+
+    assert text.isascii()
+    assert "*" in text
 
 
 def test_a_terminal_sees_origins_dimmed_unless_no_color_is_set():

@@ -12,6 +12,7 @@ from dataclasses import Field, dataclass, replace
 from typing import Any
 
 from automodel_cli.engine.config.check_layout import Refuse, check_layout
+from automodel_cli.engine.config.check_schedule import check_schedule
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import DEFAULT, KeyPath, dotted
@@ -180,6 +181,8 @@ def _checked_value(config: Config, path: KeyPath, raw: Any, item: Field[Any], an
         return value
     if type(value) not in allowed:
         raise ConfigError(f"{shown}, but it must be {type_words(allowed)}", where=str(origin), help=rule["meaning"])
+    if isinstance(value, str) and rule["duration"]:
+        return value  # converted and held to its range by `check_schedule`, which knows the tokens of a step
     if value is not None and rule["minimum"] is not None and not value >= rule["minimum"]:
         raise ConfigError(f"{shown}, but it must be at least {rule['minimum']}", where=str(origin))
     if value is not None and rule["above"] is not None and not value > rule["above"]:
@@ -203,16 +206,7 @@ def _check_across(config: Config, settings: Settings, problems: list[AmcliError]
             f"local_batch_size x data-parallel ranks = {steps.local_batch_size} x 1 = {steps.local_batch_size}.",
             f"{works} would work",
         )
-    schedule = settings.lr_scheduler
-    if schedule.lr_decay_steps is not None and schedule.lr_decay_steps <= schedule.lr_warmup_steps:
-        refuse(
-            "lr_scheduler.lr_decay_steps",
-            f"lr_scheduler.lr_decay_steps is {schedule.lr_decay_steps}, but the decay must end after "
-            f"the {schedule.lr_warmup_steps} steps of warm-up",
-            None,
-        )
-    if config.get("optimizer.lr") is None:
-        refuse("optimizer", "optimizer has no `lr`, and the schedule starts from it", "for example `lr: 3e-4`")
+    check_schedule(config, settings, refuse)
     if steps.val_every_steps is not None and config.get("validation_dataset") is None:
         refuse(
             "step_scheduler.val_every_steps",

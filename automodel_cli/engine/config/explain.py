@@ -55,7 +55,7 @@ CONSUMERS = {
     "step_scheduler.global_batch_size": "automodel_cli.engine.data.loader",
     "step_scheduler.local_batch_size": "automodel_cli.engine.data.loader",
     "step_scheduler.val_batches": _RECIPE,
-    "lr_scheduler": _RECIPE,
+    "lr_scheduler": "automodel_cli.engine.optim.lr_schedule",
     "clip_grad_norm": "automodel_cli.engine.train.step",
     "dataloader": "automodel_cli.engine.data.loader",
     "checkpoint": _RECIPE,

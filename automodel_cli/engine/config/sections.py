@@ -23,13 +23,15 @@ def key(
     above: float | None = None,
     choices: tuple[Any, ...] | None = None,
     quiet: bool = False,
+    duration: bool = False,
 ) -> Any:
     """A dataclass field with what users are told about it.
 
     A `quiet` key is left out of the configuration while nobody sets it: `config show` prints no
-    default for what most people never meet.
+    default for what most people never meet. The text of a `duration` is one of `durations.py`.
     """
     metadata = {"meaning": meaning, "minimum": minimum, "above": above, "choices": choices, "quiet": quiet}
+    metadata["duration"] = duration
     return field(default=default, metadata=metadata) if default is not MISSING else field(metadata=metadata)
 
 
@@ -67,14 +69,35 @@ class StepSchedulerSection:
     ckpt_every_steps: int | None = key("save every so many steps; null only at the end", default=None, minimum=1)
 
 
+DECAY_STYLES = ("cosine", "linear", "constant", "inverse-square-root", "WSD")
+WSD_STYLES = ("1-sqrt", "minus_sqrt", "linear", "cosine")
+
+
 @dataclass(frozen=True)
 class LRSchedulerSection:
-    """The learning rate as a function of the step."""
+    """The learning rate as a function of the step; lengths in steps, or in tokens as in `10M tokens`."""
 
     name: ClassVar[str] = "lr_scheduler"
-    lr_decay_style: str = key("shape of the decay", default="constant", choices=("cosine", "linear", "constant"))
-    lr_warmup_steps: int = key("steps of linear warm-up", default=0, minimum=0)
-    lr_decay_steps: int | None = key("step at which min_lr is reached; null is max_steps", default=None, minimum=1)
+    lr_decay_style: str = key(
+        "shape of the decay; WSD stays at the top and decays at the end", default="constant", choices=DECAY_STYLES
+    )
+    lr_warmup_steps: int | str = key("length of the linear warm-up", default=0, minimum=0, duration=True)
+    lr_decay_steps: int | str | None = key(
+        "where min_lr is reached, from the start; null is max_steps", default=None, minimum=1, duration=True
+    )
+    lr_wsd_decay_steps: int | str | None = key(
+        "length of the decay of WSD, which ends at lr_decay_steps; null is a fifth of that",
+        default=None,
+        minimum=1,
+        quiet=True,
+        duration=True,
+    )
+    lr_wsd_decay_style: str = key(
+        "shape of the decay of WSD; minus_sqrt is another name of 1-sqrt",
+        default="1-sqrt",
+        choices=WSD_STYLES,
+        quiet=True,
+    )
     min_lr: float = key("learning rate at the end of the decay", default=0.0, minimum=0.0)
 
 

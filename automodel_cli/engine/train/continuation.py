@@ -12,18 +12,20 @@ from automodel_cli.engine.config.check import Settings, checked, with_defaults
 from automodel_cli.engine.config.config import Config, apply_overrides, read_configs
 from automodel_cli.engine.config.diff import Change, differences
 from automodel_cli.engine.config.unset import apply_unsets
-from automodel_cli.errors import CheckpointError
+from automodel_cli.engine.optim.lr_schedule import change_after, schedule_of
+from automodel_cli.errors import AmcliError, CheckpointError
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """A checkpoint and the configuration to go on with.
+    """A checkpoint and the configurations so far and from here on.
 
     Args:
         directory: The checkpoint that will be read first.
         root: Where the run goes on saving: around the checkpoint, or where `checkpoint_dir` now points.
         named: Whether the user named this very checkpoint; then no other stands in for it.
         changes: Keys that differ from the configuration in the checkpoint.
+        saved: The configuration in the checkpoint.
     """
 
     directory: Path
@@ -32,6 +34,16 @@ class Continuation:
     config: Config
     settings: Settings
     changes: list[Change]
+    saved: Config
+
+    def schedule_change(self, step: int) -> str | None:
+        """One line on how the learning rate after `step` departs from what was planned; None if it does not."""
+        try:
+            before = schedule_of(self.saved, checked(self.saved))
+        except AmcliError:
+            return None  # of another version, or its data has moved: there is nothing to compare with
+        after = schedule_of(self.config, self.settings)
+        return change_after(step, before, after, self.settings.step_scheduler.max_steps)
 
 
 def plan_resume(
@@ -60,7 +72,7 @@ def plan_resume(
     moved = any(change.key == "checkpoint.checkpoint_dir" for change in changes)
     # The saved checkpoint_dir may be relative to another working directory, so it counts only if changed.
     root = Path(settings.checkpoint.checkpoint_dir) if moved else directory.parent
-    return Continuation(directory, root, named, config, settings, changes)
+    return Continuation(directory, root, named, config, settings, changes, saved)
 
 
 def _refuse_another_optimizer(changes: Sequence[Change]) -> None:

@@ -31,7 +31,7 @@ from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.export import import_tensors
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.optim.build import build_optimizer
-from automodel_cli.engine.optim.lr_schedule import LRSchedule
+from automodel_cli.engine.optim.lr_schedule import schedule_of
 from automodel_cli.engine.optim.state import load_optimizer_state
 from automodel_cli.engine.protocols import LossFunction, MapDataset
 from automodel_cli.engine.train.continuation import Continuation
@@ -183,13 +183,7 @@ def _build(config: Config, settings: Settings, placement: Placement) -> _Parts:
 def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Placement, root: Path, sink: Sink) -> Run:
     """The parts and the schedule as the loop wants them."""
     section = settings.step_scheduler
-    schedule = LRSchedule(
-        base_lr=float(config.get("optimizer.lr")),
-        min_lr=settings.lr_scheduler.min_lr,
-        style=settings.lr_scheduler.lr_decay_style,
-        warmup_steps=settings.lr_scheduler.lr_warmup_steps,
-        decay_steps=settings.lr_scheduler.lr_decay_steps or section.max_steps,
-    )
+    schedule = schedule_of(config, settings)
     loader = BatchLoader(
         parts.dataset,
         order_of(parts.dataset, settings.general.seed),

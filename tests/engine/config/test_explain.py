@@ -170,7 +170,14 @@ def test_a_section_lists_its_keys():
     """Ours from the table, others from the callable."""
     config = load_config(None)
 
-    assert explain(config, "lr_scheduler").keys == ("lr_decay_style", "lr_warmup_steps", "lr_decay_steps", "min_lr")
+    assert explain(config, "lr_scheduler").keys == (
+        "lr_decay_style",
+        "lr_warmup_steps",
+        "lr_decay_steps",
+        "lr_wsd_decay_steps",
+        "lr_wsd_decay_style",
+        "min_lr",
+    )
     assert "n_layer" in explain(config, "model").keys
 
 

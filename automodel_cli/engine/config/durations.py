@@ -1,0 +1,66 @@
+"""Lengths of a run's phases: a number of steps, or text such as `10M tokens` that becomes one.
+
+Torch-free, so that a length that cannot be converted is refused before anything starts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from automodel_cli.engine.config.config import Config
+
+_FORM = re.compile(r"(?P<number>\d+(?:[._]\d+)*(?:e\d+)?)\s*(?P<unit>[kmbtKMBT]?)\s*(?P<noun>tokens|steps)")
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+FORMS = "a number of steps, or text such as 10M tokens"
+
+
+class DurationError(ValueError):
+    """A length that is not one, with the rule."""
+
+
+def in_steps(value: int | str, tokens_per_step: int | None) -> int:
+    """A length in steps; of one in tokens, the steps until that many are seen.
+
+    Args:
+        value: Steps, or text: `300 steps`, `10M tokens`, `2.5B tokens`.
+        tokens_per_step: Label tokens of an optimisation step over all ranks; None where nobody knows.
+
+    Raises:
+        DurationError: The text is no length, or the tokens of a step are not known.
+
+    >>> in_steps(7, None), in_steps("10M tokens", 65536), in_steps("1_000 steps", None)
+    (7, 153, 1000)
+    """
+    if isinstance(value, int):
+        return value
+    found = _FORM.fullmatch(value.strip())
+    if found is None:
+        raise DurationError(f"it must be {FORMS}")
+    count = float(found["number"].replace("_", "")) * _UNITS[found["unit"].lower()]
+    if count != int(count) or count < 0:
+        raise DurationError(f"it must be a whole number of {found['noun']}")
+    if found["noun"] == "steps":
+        return int(count)
+    if tokens_per_step is None:
+        raise DurationError("the tokens of a step are not known, since the section `dataset` has no seq_len")
+    return -(-int(count) // tokens_per_step)
+
+
+def tokens_per_step(config: Config) -> int | None:
+    """Label tokens of an optimisation step: global_batch_size times the length of a sample, where both stand there."""
+    samples = config.get("step_scheduler.global_batch_size")
+    length = config.get("packed_sequence.packed_sequence_size") or _sample_length(config.get("dataset"))
+    return samples * length if type(samples) is int and type(length) is int and samples * length > 0 else None
+
+
+def _sample_length(section: Any) -> int | None:
+    """The first whole `seq_len` of a dataset, or of those inside it, such as the parts of a blend."""
+    if isinstance(section, Mapping):
+        if type(section.get("seq_len")) is int:
+            return int(section["seq_len"])
+        inner: list[Any] = list(section.values())
+    else:
+        inner = section if isinstance(section, list) else []
+    return next((length for part in inner if (length := _sample_length(part)) is not None), None)
