@@ -33,7 +33,7 @@ def load_bos_offsets(info: ShardInfo, tokens: TokenArray, bos_id: int) -> npt.ND
         tokens: Its tokens, shape (num_tokens,).
         bos_id: The id that begins a document.
     """
-    indexed = _read_index(bos_index_path(info.path))
+    indexed = read_index(bos_index_path(info.path))
     if indexed is not None and _points_at_bos(indexed, tokens, bos_id):
         return indexed
     return scan_bos_offsets(tokens, bos_id)
@@ -54,7 +54,8 @@ def scan_bos_offsets(tokens: TokenArray, bos_id: int, block_tokens: int = 1 << 2
     return np.concatenate(found).astype(np.int64) if found else np.empty(0, dtype=np.int64)
 
 
-def _read_index(path: Path) -> npt.NDArray[np.int64] | None:
+def read_index(path: Path) -> npt.NDArray[np.int64] | None:
+    """The entries of an index as they stand in the file, unchecked; `None` if there is none, or no whole number."""
     try:
         raw = path.read_bytes()
     except OSError:

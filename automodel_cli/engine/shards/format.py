@@ -42,13 +42,15 @@ class ShardInfo:
         path: The shard.
         num_tokens: Tokens in the shard.
         dtype: Little-endian uint16 or uint32.
-        magic: `MAGIC` or `LEGACY_MAGIC`.
+        magic: `MAGIC` or `LEGACY_MAGIC`; `None` where the file has no header (Megatron's).
+        begin_bytes: Where the first token stands in the file.
     """
 
     path: Path
     num_tokens: int
     dtype: np.dtype[Any]
-    magic: int
+    magic: int | None
+    begin_bytes: int = HEADER_BYTES
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -60,10 +62,16 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return TOKEN_DTYPES[2 if vocab_size <= 2**16 else 4]
 
 
-def build_header(num_tokens: int, dtype: np.dtype[Any]) -> bytes:
-    """The header of a shard with `num_tokens` tokens of type `dtype`, as `HEADER_BYTES` bytes."""
+def build_header(num_tokens: int, dtype: np.dtype[Any], *, legacy: bool = False) -> bytes:
+    """The header of a shard with `num_tokens` tokens of type `dtype`, as `HEADER_BYTES` bytes.
+
+    Args:
+        num_tokens: Tokens that follow.
+        dtype: Their type.
+        legacy: The form 20240520, whose tokens have 2 bytes without saying so.
+    """
     header = np.zeros(HEADER_INT32S, dtype="<i4")
-    header[:4] = MAGIC, VERSION, num_tokens, dtype.itemsize
+    header[:4] = (LEGACY_MAGIC, VERSION, num_tokens, 0) if legacy else (MAGIC, VERSION, num_tokens, dtype.itemsize)
     return header.tobytes()
 
 
@@ -92,7 +100,7 @@ def read_shard_header(path: Path | str) -> ShardInfo:
         raise DataError(
             f"the file begins with {magic}, but a token shard begins with {MAGIC} or {LEGACY_MAGIC} (legacy)",
             where=str(path),
-            help="give file_pattern the .bin files that `amcli prep` writes",
+            help=_other_format(path),
         )
     if version != VERSION:
         raise DataError(f"the shard has format version {version}, but only version {VERSION} is known", where=str(path))
@@ -114,6 +122,12 @@ def read_shard_header(path: Path | str) -> ShardInfo:
     return ShardInfo(path, num_tokens, dtype, magic)
 
 
+def _other_format(path: Path) -> str:
+    if path.with_suffix(".idx").is_file():
+        return "an .idx lies beside it: read this one with MegatronPretraining"
+    return "give file_pattern the .bin files that `amcli prep` writes"
+
+
 def _dtype_of(path: Path, magic: int, itemsize: int) -> np.dtype[Any]:
     if magic == LEGACY_MAGIC:
         return TOKEN_DTYPES[2]
@@ -130,4 +144,4 @@ def open_tokens(info: ShardInfo) -> TokenArray:
     """
     if info.num_tokens == 0:
         return np.empty(0, dtype=info.dtype)
-    return np.memmap(info.path, dtype=info.dtype, mode="r", offset=HEADER_BYTES, shape=(info.num_tokens,))
+    return np.memmap(info.path, dtype=info.dtype, mode="r", offset=info.begin_bytes, shape=(info.num_tokens,))

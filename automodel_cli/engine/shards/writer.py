@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from automodel_cli.engine.shards.bos_index import bos_index_path
 from automodel_cli.engine.shards.durable import explain_write_errors, replace_durably, temporary_path, write_durably
-from automodel_cli.engine.shards.format import HEADER_BYTES, MAX_SHARD_TOKENS, build_header
+from automodel_cli.engine.shards.format import MAX_SHARD_TOKENS, build_header
 from automodel_cli.engine.shards.manifest import ShardRecord
 from automodel_cli.errors import ConfigError, DataError
 
@@ -110,6 +110,14 @@ class ShardWriter:
     def _path(self) -> Path:
         return self._directory / shard_name(self._split, len(self._records))
 
+    def _header(self, num_tokens: int) -> bytes:
+        """What stands before the tokens; its length is the same for any number of them."""
+        return build_header(num_tokens, self._dtype)
+
+    def _write_index(self, path: Path, bos_offsets: npt.NDArray[np.int64], num_tokens: int) -> None:
+        """Write what says where the documents of the shard `path` begin."""
+        write_durably(bos_index_path(path), bos_offsets.astype("<i4").tobytes())
+
     def _check_range(self, tokens: npt.NDArray[np.integer[Any]]) -> None:
         if not len(tokens):
             return
@@ -126,7 +134,7 @@ class ShardWriter:
         with explain_write_errors(self._path):
             if self._file is None:
                 self._file = temporary_path(self._path).open("wb")
-                self._file.write(bytes(HEADER_BYTES))
+                self._file.write(bytes(len(self._header(0))))
             self._file.write(tokens.astype(self._dtype).tobytes())
         if self._bos_id is not None:
             self._bos_offsets.append(np.flatnonzero(tokens == self._bos_id) + self._num_tokens)
@@ -139,17 +147,18 @@ class ShardWriter:
         path = self._path
         with explain_write_errors(path):
             # The header is written last: only now is the number of tokens known.
+            header = self._header(self._num_tokens)
             self._file.seek(0)
-            self._file.write(build_header(self._num_tokens, self._dtype))
+            self._file.write(header)
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             # Read back what was written rather than hash what was meant to be written.
             with temporary_path(path).open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        num_bytes = HEADER_BYTES + self._num_tokens * self._dtype.itemsize
+        num_bytes = len(header) + self._num_tokens * self._dtype.itemsize
         if self._bos_id is not None:
-            write_durably(bos_index_path(path), np.concatenate(self._bos_offsets).astype("<i4").tobytes())
+            self._write_index(path, np.concatenate(self._bos_offsets), self._num_tokens)
         with explain_write_errors(path):
             replace_durably(path)
         self._records.append(ShardRecord(path.name, self._num_tokens, num_bytes, sha256, self._max_token_id))

@@ -1,0 +1,179 @@
+"""What `amcli data` shows: progress, problems, histograms and documents."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.prep.read_back import DecodedDocument
+    from automodel_cli.engine.prep.tokenizer import Tokenizer
+    from automodel_cli.engine.shards.merge import Merged
+    from automodel_cli.engine.shards.survey import SplitSurvey, Survey
+    from automodel_cli.engine.shards.verify import Verification, VerifyProgress
+
+_BAR_CELLS = 40
+_SHOWN_TEXT = 24
+
+
+@contextmanager
+def progress(verb: str, *, quiet: bool) -> Iterator[Callable[[VerifyProgress], None]]:
+    """Show on standard error how many bytes are done: a bar on a terminal, else a line every tenth."""
+    if quiet:
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        with _bar(verb) as show:
+            yield show
+    else:
+        yield _plain_lines(verb)
+
+
+@contextmanager
+def _bar(verb: str) -> Iterator[Callable[[VerifyProgress], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(verb, total=None)
+        yield lambda state: bar.update(task, total=state.total_bytes, completed=state.done_bytes)
+
+
+def _plain_lines(verb: str) -> Callable[[VerifyProgress], None]:
+    shown_tenths = 0
+
+    def show(state: VerifyProgress) -> None:
+        nonlocal shown_tenths
+        tenths = state.done_bytes * 10 // max(state.total_bytes, 1)
+        # The end has a summary of its own.
+        if shown_tenths < tenths < 10:
+            shown_tenths = tenths
+            typer.echo(f"{verb}: {tenths * 10}%, {state.done_bytes:,} bytes", err=True)
+
+    return show
+
+
+def verification(found: Verification, *, as_json: bool) -> None:
+    """Every problem, and a summary."""
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    for problem in found.problems:
+        typer.echo(f"{problem.kind:<11}  {problem.where}: {problem.message}")
+    read = f"{_shards(found.num_shards)}, {found.num_tokens:,} tokens, {found.num_bytes:,} bytes"
+    against = "headers, indices and manifest" if found.has_manifest else "headers and indices; there is no manifest"
+    if not found.problems:
+        typer.echo(f"{found.directory} is sound: {read}, compared with {against}")
+    else:
+        count = "1 problem" if len(found.problems) == 1 else f"{len(found.problems)} problems"
+        typer.echo(f"{found.directory} has {count}: {read}, compared with {against}")
+
+
+def merged(result: Merged, *, as_json: bool) -> None:
+    """What was joined, and the next command."""
+    if as_json:
+        facts = {"directory": str(result.directory), "num_parts": result.num_parts, "num_linked": result.num_linked}
+        typer.echo(json.dumps({**facts, "manifest": result.manifest.to_dict()}, indent=2))
+        return
+    typer.echo(f"{result.directory} is ready: {result.num_parts} parts, {result.num_linked} files linked")
+    for name, split in result.manifest.splits.items():
+        count = f"{split.num_tokens:>14,} tokens, {split.num_documents:,} documents, {_shards(len(split.shards))}"
+        typer.echo(f"  {name:<5} {count}")
+
+
+def document(found: DecodedDocument, *, as_json: bool) -> None:
+    """One document: where it lies, and its text or, without a tokenizer, its tokens."""
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+        return
+    where = f"document {found.number:,} of {found.split}: {found.shard}, token {found.offset:,}"
+    # Aside, so that a pipe gets the text alone.
+    typer.echo(f"{where}, {len(found.token_ids):,} tokens", err=True)
+    if found.text is None:
+        typer.echo("no tokenizer is known (--tokenizer names one); its token ids are", err=True)
+        typer.echo(" ".join(map(str, found.token_ids)))
+    else:
+        typer.echo(_printable(found.text) if sys.stdout.isatty() else found.text)
+
+
+def survey(found: Survey, tokenizer: Tokenizer | None, *, as_json: bool) -> None:
+    """Everything about a directory; tokens are shown as text where a tokenizer is known."""
+    if as_json:
+        values = found.to_dict()
+        for split in values["splits"].values():
+            for token in split["top_tokens"]:
+                token["text"] = _text(tokenizer, token["token_id"])
+        typer.echo(json.dumps(values, indent=2))
+        return
+    typer.echo(found.directory)
+    if found.manifest is None:
+        typer.echo("  no manifest.json: what follows is what headers, indices and tokens say")
+    else:
+        _lines({key: value for key, value in found.manifest.items() if key != "splits"}, indent=1)
+    for name, split in found.splits.items():
+        _split(name, split, (found.manifest or {}).get("splits", {}).get(name), tokenizer)
+
+
+def _split(name: str, split: SplitSurvey, record: dict[str, Any] | None, tokenizer: Tokenizer | None) -> None:
+    sizes = " and ".join(f"{size} bytes" for size in split.token_bytes)
+    documents = "" if split.num_documents is None else f", {split.num_documents:,} documents"
+    form = ", ".join(split.formats)
+    typer.echo(
+        f"\n{name}: {split.num_tokens:,} tokens{documents}, {_shards(split.num_shards)}, {form}, {sizes} a token"
+    )
+    if record is not None:
+        _lines({key: value for key, value in record.items() if key != "shards"}, indent=1)
+        for shard in record["shards"]:
+            facts = f"{shard['num_tokens']:,} tokens, {shard['num_bytes']:,} bytes, largest id {shard['max_token_id']}"
+            typer.echo(f"  {shard['name']}  {facts}\n    sha256 {shard['sha256']}")
+    if split.lengths:
+        typer.echo(f"\n  tokens per document, median {split.median_document_tokens:,.0f}")
+        _histogram(split)
+    if split.top_tokens:
+        typer.echo(f"\n  most frequent of {split.counted_tokens:,} tokens")
+        for token in split.top_tokens:
+            text = _text(tokenizer, token.token_id)
+            shown = "" if text is None else f"  {text[:_SHOWN_TEXT]!r}"
+            typer.echo(f"  {token.token_id:>9}  {token.count:>14,}  {token.share:7.3%}{shown}")
+
+
+def _histogram(split: SplitSurvey) -> None:
+    largest = max(found.num_documents for found in split.lengths)
+    width = len(f"{split.lengths[-1].to_tokens:,}")
+    for found in split.lengths:
+        # A bin with a single document among millions is still not empty.
+        cells = -(-found.num_documents * _BAR_CELLS // largest)
+        span = f"{found.from_tokens:>{width},} to {found.to_tokens:>{width},}"
+        typer.echo(f"  {span}  {found.num_documents:>11,}  {'█' * cells}".rstrip())
+
+
+def _lines(values: dict[str, Any], indent: int) -> None:
+    """Nested values, one line each."""
+    width = max((len(key) for key in values), default=0)
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            typer.echo(f"{'  ' * indent}{key}")
+            _lines(value, indent + 1)
+        else:
+            shown = f"{value:,}" if type(value) is int else "-" if value is None or value == {} else str(value)
+            typer.echo(f"{'  ' * indent}{key:<{width}}  {_printable(shown)}")
+
+
+def _text(tokenizer: Tokenizer | None, token_id: int) -> str | None:
+    if tokenizer is None or token_id >= tokenizer.vocab_size:
+        return None
+    return "(begins a document)" if token_id == tokenizer.bos_id else tokenizer.decode([token_id])
+
+
+def _printable(text: str) -> str:
+    """Text whose control characters cannot steer a terminal."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else f"\\x{ord(sign):02x}" for sign in text)
+
+
+def _shards(count: int) -> str:
+    return "1 shard" if count == 1 else f"{count} shards"

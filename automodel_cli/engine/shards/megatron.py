@@ -1,0 +1,177 @@
+"""Megatron's indexed dataset, version 1: `NAME.bin` holds tokens and nothing else, `NAME.idx` the rest.
+
+    9 bytes    "MMIDIDX" and two zeros
+    uint64     version: 1
+    uint8      type of the tokens: 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 8 uint16 (6 and 7 are floats)
+    uint64     number of sequences S
+    uint64     number of document indices D + 1
+    int32[S]   tokens of each sequence
+    int64[S]   byte offset of each sequence in the .bin
+    int64[D+1] sequence at which each document begins, and S at the end
+
+Everything is little endian. Only files whose sequences follow each other without gaps are read, as all
+known writers lay them out; the lengths then say everything.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from automodel_cli.engine.shards.format import ShardInfo
+from automodel_cli.errors import DataError
+
+INDEX_MAGIC = b"MMIDIDX\x00\x00"
+INDEX_VERSION = 1
+DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype("u1"),
+    2: np.dtype("i1"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<i4"),
+    5: np.dtype("<i8"),
+    8: np.dtype("<u2"),
+}
+
+_HEADER = struct.Struct("<9sQBQQ")
+
+
+@dataclass(frozen=True)
+class MegatronIndex:
+    """What an index says, after it was found to match its tokens.
+
+    Attributes:
+        info: The tokens.
+        document_starts: Token offset of each document, and the number of tokens at the end: int64, (D + 1,).
+    """
+
+    info: ShardInfo
+    document_starts: npt.NDArray[np.int64]
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the file."""
+        return len(self.document_starts) - 1
+
+
+def index_path(bin_path: Path) -> Path:
+    """The index of a file of tokens.
+
+    >>> index_path(Path("data/web_text_document.bin")).name
+    'web_text_document.idx'
+    """
+    return bin_path.with_suffix(".idx")
+
+
+def is_megatron(bin_path: Path) -> bool:
+    """Whether a Megatron index lies beside a file of tokens."""
+    return index_path(bin_path).is_file()
+
+
+def read_megatron(bin_path: Path) -> MegatronIndex:
+    """Read an index and check it against itself and the size of the file of tokens.
+
+    Args:
+        bin_path: The `.bin`; the `.idx` lies beside it.
+
+    Raises:
+        DataError: One of the files cannot be read, the index is of another kind or version, its tokens
+            are no whole numbers, its sequences have gaps, or the two files do not belong together.
+    """
+    path = index_path(bin_path)
+    try:
+        raw = path.read_bytes()
+        bin_bytes = bin_path.stat().st_size
+    except OSError as error:
+        missing = str(error.filename or path)
+        raise DataError(f"the Megatron dataset cannot be read: {error.strerror}", where=missing) from error
+    dtype, num_sequences, num_indices = _read_header(path, raw)
+    lengths_at = _HEADER.size
+    pointers_at = lengths_at + 4 * num_sequences
+    documents_at = pointers_at + 8 * num_sequences
+    end = documents_at + 8 * num_indices
+    # Multimodal writers append one byte per sequence.
+    if len(raw) not in (end, end + num_sequences):
+        raise DataError(
+            f"the index has {len(raw):,} bytes, but {num_sequences:,} sequences and {num_indices:,} document "
+            f"indices need {end:,}",
+            where=str(path),
+            help="the file was cut short or is still being written; copy or prepare it again",
+        )
+    lengths = np.frombuffer(raw, "<i4", num_sequences, lengths_at).astype(np.int64)
+    pointers = np.frombuffer(raw, "<i8", num_sequences, pointers_at)
+    documents = np.frombuffer(raw, "<i8", num_indices, documents_at)
+    starts = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(lengths)))
+    _check(path, lengths, pointers, documents, starts * dtype.itemsize)
+    num_tokens = int(starts[-1])
+    if bin_bytes != num_tokens * dtype.itemsize:
+        raise DataError(
+            f"the file has {bin_bytes:,} bytes, but {path.name} promises {num_tokens:,} tokens of {dtype.itemsize} "
+            f"bytes = {num_tokens * dtype.itemsize:,}",
+            where=str(bin_path),
+            help="the two files are not of one run, or one was cut short; copy or prepare them again",
+        )
+    return MegatronIndex(ShardInfo(bin_path, num_tokens, dtype, None, begin_bytes=0), starts[documents])
+
+
+def build_index(lengths: npt.NDArray[np.int64], dtype: np.dtype[Any]) -> bytes:
+    """The index of documents of these lengths, one sequence each, that stand one behind the other.
+
+    Args:
+        lengths: Tokens of each document, shape (D,), each below 2**31.
+        dtype: Of the tokens: uint16 or int32.
+    """
+    code = next(code for code, known in DTYPES.items() if known == dtype)
+    pointers = (np.cumsum(lengths) - lengths) * dtype.itemsize
+    parts = (
+        _HEADER.pack(INDEX_MAGIC, INDEX_VERSION, code, len(lengths), len(lengths) + 1),
+        lengths.astype("<i4").tobytes(),
+        pointers.astype("<i8").tobytes(),
+        np.arange(len(lengths) + 1, dtype="<i8").tobytes(),
+    )
+    return b"".join(parts)
+
+
+def _read_header(path: Path, raw: bytes) -> tuple[np.dtype[Any], int, int]:
+    if len(raw) < _HEADER.size or not raw.startswith(INDEX_MAGIC):
+        raise DataError(
+            f"the file does not begin with {INDEX_MAGIC!r}, so it is no Megatron index",
+            where=str(path),
+            help="`paths` names the .bin and .idx of an indexed dataset, without the ending",
+        )
+    _, version, code, num_sequences, num_indices = _HEADER.unpack_from(raw)
+    if version != INDEX_VERSION:
+        raise DataError(f"the index has version {version}, but only version {INDEX_VERSION} is known", where=str(path))
+    if code not in DTYPES:
+        known = ", ".join(f"{code} {dtype.name}" for code, dtype in DTYPES.items())
+        raise DataError(f"the index says type {code}, but tokens are one of {known}", where=str(path))
+    return DTYPES[code], num_sequences, num_indices
+
+
+def _check(
+    path: Path,
+    lengths: npt.NDArray[np.int64],
+    pointers: npt.NDArray[np.int64],
+    documents: npt.NDArray[np.int64],
+    expected: npt.NDArray[np.int64],
+) -> None:
+    """That lengths, pointers and documents are of one piece; `expected` are the pointers without gaps."""
+    if lengths.min(initial=0) < 0:
+        raise DataError("the index has a sequence of negative length", where=str(path))
+    if not np.array_equal(pointers, expected[:-1]):
+        place = int(np.flatnonzero(pointers != expected[:-1])[0])
+        raise DataError(
+            f"sequence {place:,} begins at byte {int(pointers[place]):,}, but the sequences before it end at "
+            f"{int(expected[place]):,}; only sequences without gaps are read",
+            where=str(path),
+        )
+    is_ascending = len(documents) > 0 and documents[0] == 0 and documents[-1] == len(lengths)
+    if not is_ascending or bool((np.diff(documents) < 0).any()):
+        raise DataError(
+            f"the document indices must ascend from 0 to the {len(lengths):,} sequences, but they do not",
+            where=str(path),
+        )
