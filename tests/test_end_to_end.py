@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,12 +187,21 @@ def test_resume_without_a_key_says_that_it_is_gone(tiny_run, capsys):
     assert "lr_scheduler.lr_warmup_steps: 2 -> 0" in resumed
 
 
-def test_resume_with_another_seed_or_other_data_is_refused(tiny_run, capsys):
-    """The rest of the samples would not be the rest: both identities are shown."""
+def test_resume_with_other_data_is_refused(tiny_run, tiny_data, capsys):
+    """The rest of the samples would not be the rest: both identities are shown. Equal data may have moved."""
     assert app.run(["pretrain", "-c", str(tiny_run)]) == 0
+    moved = shutil.copytree(tiny_data, "moved")
 
-    assert app.run(["resume", "--set", "seed=8", "--set", "step_scheduler.max_steps=9"]) == 4
-    assert "seed 7" in capsys.readouterr().err
+    other = app.run(
+        ["resume", "--set", f"dataset.file_pattern={moved}/val_*.bin", "--set", "step_scheduler.max_steps=9"]
+    )
+
+    said = capsys.readouterr().err
+    assert other == 4
+    assert "saved: seed 7, data " in said
+    assert "now:   seed 7, data " in said
+    equal = ["--set", f"dataset.file_pattern={moved}/train_*.bin", "--set", "step_scheduler.max_steps=9"]
+    assert app.run(["resume", *equal]) == 0
 
 
 @pytest.mark.parametrize(
@@ -287,3 +297,20 @@ def test_a_second_run_into_the_same_directory_is_refused(tiny_run, capsys):
 
     assert capsys.readouterr().err.count(f"process {os.getpid()}") == 2
     assert (Path("checkpoints") / "step_000006").is_dir()
+
+
+def test_what_makes_another_run_of_it_needs_consent(tiny_run, capsys):
+    """Refused with both values; with consent the run goes on, with other samples or a fresh optimizer."""
+    assert app.run(["pretrain", "-c", str(tiny_run)]) == 0
+    changed = ["--set", "seed=8", "--set", "optimizer._target_=torch.optim.SGD", "--set", "step_scheduler.max_steps=8"]
+    capsys.readouterr()
+
+    refused = app.run(["resume", *changed])
+
+    said = capsys.readouterr().err
+    assert refused == 4
+    assert "seed: 7 -> 8" in said
+    assert "torch.optim.AdamW -> torch.optim.SGD" in said
+    consent = ["--override-resume", "seed", "--override-resume", "optimizer._target_"]
+    assert app.run(["resume", "6", *changed, *consent]) == 0
+    assert metrics(Path("checkpoints"))[-1]["step"] == 8

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from automodel_cli.commands import render
 from automodel_cli.commands.options import CheckpointArgument, ConfigOption, JsonOption, SetOption, UnsetOption
 
@@ -11,23 +15,33 @@ def resume(
     config: ConfigOption = None,
     set_: SetOption = None,
     unset: UnsetOption = None,
+    override_resume: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--override-resume",
+            metavar="KEY",
+            help="Let a key change that makes another run of it, as often as wanted.",
+            show_default=False,
+        ),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Continue a run from its checkpoint, bit for bit.
 
     The configuration is the checkpoint's own, or the files given with -c; --set changes
-    single values, and every change is said. A broken checkpoint is set aside, and the one
+    single values, and every change is said. What would make another run of it (the model, the
+    seed, the batch, ...) changes only with --override-resume. A broken checkpoint is set aside, and the one
     before it is used.
 
     \b
     Examples:
       amcli resume
-      amcli resume --set step_scheduler.max_steps=600
+      amcli resume 200 --set step_scheduler.max_steps=600
       amcli resume runs/wide/step_000200 -c wide.yaml
     """
     from automodel_cli.engine.train.continuation import plan_resume
 
-    plan = plan_resume(checkpoint, config, set_ or [], unset or [])
+    plan = plan_resume(checkpoint, config, set_ or [], unset or [], override_resume or [])
     say = render.speaker(json_)
     render.changes(plan.changes, say)
     render.notes(plan.settings.notes, say)

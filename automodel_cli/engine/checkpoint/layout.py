@@ -166,7 +166,8 @@ def resolve(path: Path | None = None, default_root: Path = Path("checkpoints")) 
 
     Args:
         path: A checkpoint, `LATEST` or `BEST`, or a directory of checkpoints, which means its
-            `LATEST`, or the highest complete step if it has none. None means `default_root`.
+            `LATEST`, or the highest complete step if it has none. None means `default_root`, and
+            a bare number, `LATEST` or `BEST` one in it.
         default_root: Where runs save unless told otherwise.
 
     Raises:
@@ -174,7 +175,10 @@ def resolve(path: Path | None = None, default_root: Path = Path("checkpoints")) 
     """
     place = default_root if path is None else path
     if place.name in LINKS:
-        return _linked(place.parent, place.name)
+        is_bare = str(place) in LINKS and not os.path.lexists(place)
+        return _linked(default_root if is_bare else place.parent, place.name)
+    if str(place).isdecimal() and not place.exists():
+        place = default_root / step_directory_name(int(str(place)))
     if not place.is_dir():
         raise CheckpointError(
             "there is no such directory" if not place.exists() else "this is a file, not a checkpoint directory",

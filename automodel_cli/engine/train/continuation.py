@@ -13,6 +13,7 @@ from automodel_cli.engine.config.config import Config, apply_overrides, read_con
 from automodel_cli.engine.config.diff import Change, differences
 from automodel_cli.engine.config.unset import apply_unsets
 from automodel_cli.engine.optim.lr_schedule import change_after, schedule_of
+from automodel_cli.engine.train.resume_rules import check_changes
 from automodel_cli.errors import AmcliError, CheckpointError
 
 
@@ -26,6 +27,7 @@ class Continuation:
         named: Whether the user named this very checkpoint; then no other stands in for it.
         changes: Keys that differ from the configuration in the checkpoint.
         saved: The configuration in the checkpoint.
+        consented: Keys that the user lets change although they make another run of it.
     """
 
     directory: Path
@@ -35,6 +37,7 @@ class Continuation:
     settings: Settings
     changes: list[Change]
     saved: Config
+    consented: tuple[str, ...] = ()
 
     def schedule_change(self, step: int) -> str | None:
         """One line on how the learning rate after `step` departs from what was planned; None if it does not."""
@@ -47,7 +50,11 @@ class Continuation:
 
 
 def plan_resume(
-    path: Path | None, config_paths: Sequence[Path] | None, overrides: Sequence[str], unset: Sequence[str] = ()
+    path: Path | None,
+    config_paths: Sequence[Path] | None,
+    overrides: Sequence[str],
+    unset: Sequence[str] = (),
+    consented: Sequence[str] = (),
 ) -> Continuation:
     """Finds the checkpoint and checks the configuration, before anything heavy is imported.
 
@@ -56,9 +63,10 @@ def plan_resume(
         config_paths: The run's own YAML files; without them the checkpoint's configuration is used.
         overrides: `key=value` assignments over either.
         unset: Keys taken out after that.
+        consented: Keys of `resume_rules.py` that may change.
 
     Raises:
-        CheckpointError: There is no checkpoint.
+        CheckpointError: There is no checkpoint, or something changed that needs consent.
         ConfigError: The configuration is not sound.
     """
     directory = resolve(path)
@@ -68,21 +76,11 @@ def plan_resume(
     config = with_defaults(apply_unsets(apply_overrides(base, overrides), unset))
     settings = checked(config)
     changes = differences(saved, config.masked())
-    _refuse_another_optimizer(changes)
+    check_changes(changes, consented)
     moved = any(change.key == "checkpoint.checkpoint_dir" for change in changes)
     # The saved checkpoint_dir may be relative to another working directory, so it counts only if changed.
     root = Path(settings.checkpoint.checkpoint_dir) if moved else directory.parent
-    return Continuation(directory, root, named, config, settings, changes, saved)
-
-
-def _refuse_another_optimizer(changes: Sequence[Change]) -> None:
-    """The state of one optimizer means nothing to another, which would notice at its first step or never."""
-    for change in changes:
-        if change.key == "optimizer._target_":
-            raise CheckpointError(
-                f"the run was trained with {change.old}, and its state cannot be continued with {change.new}",
-                help="keep the optimizer, or start a new run",
-            )
+    return Continuation(directory, root, named, config, settings, changes, saved, tuple(consented))
 
 
 def _saved_config(directory: Path, named: bool) -> Config:

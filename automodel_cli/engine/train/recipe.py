@@ -38,6 +38,7 @@ from automodel_cli.engine.train.continuation import Continuation
 from automodel_cli.engine.train.device import Placement, place
 from automodel_cli.engine.train.fit import check_fit
 from automodel_cli.engine.train.loop import Run, train
+from automodel_cli.engine.train.resume_rules import allows_other_samples, drops_optimizer_state
 from automodel_cli.engine.train.saving import save_run
 from automodel_cli.engine.train.signals import StopSignal
 from automodel_cli.engine.train.state import TrainState, restore_rng
@@ -90,6 +91,10 @@ def open_checkpoint(plan: Continuation, say: Callable[[str], None]) -> OpenedChe
             "        --set checkpoint.checkpoint_dir=DIR continues this one in another directory",
         )
     say(f"resuming after step {snapshot.step} from {directory}")
+    if drops_optimizer_state(plan.changes):
+        snapshot.optim_tensors = {}
+    if allows_other_samples(plan.consented):
+        snapshot.train_state["order_key"] = ""
     return OpenedCheckpoint(snapshot, snapshot.step >= plan.settings.step_scheduler.max_steps)
 
 

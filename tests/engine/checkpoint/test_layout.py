@@ -100,6 +100,21 @@ def test_a_link_falls_back_to_a_text_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert layout.resolve(tmp_path) == directory
 
 
+def test_a_number_and_a_bare_link_mean_the_default_directory(tmp_path, monkeypatch):
+    """`amcli resume 3` and `amcli inspect-ckpt BEST` need no path."""
+    monkeypatch.chdir(tmp_path)
+    for step in (3, 5):
+        directory = Path("checkpoints") / layout.step_directory_name(step)
+        directory.mkdir(parents=True)
+        (directory / "manifest.json").touch()
+    layout.point_link(Path("checkpoints"), "BEST", Path("checkpoints/step_000003"))
+
+    assert layout.resolve(Path("5")) == Path("checkpoints/step_000005")
+    assert layout.resolve(Path("BEST")) == Path("checkpoints/step_000003")
+    with pytest.raises(CheckpointError, match=r"step_000003, step_000005"):
+        layout.resolve(Path("4"))
+
+
 def test_nothing_named_means_the_default_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`resolve()` is `checkpoints/LATEST` of the working directory."""
     monkeypatch.chdir(tmp_path)
