@@ -17,6 +17,7 @@ PACKAGE = "nemo_automodel"
 _MODULES = {
     "nemo_automodel.components.models.gpt2": "automodel_cli.engine.models.gpt2",
     "nemo_automodel.components.datasets.llm.nanogpt_dataset": "automodel_cli.engine.data.nanogpt_dataset",
+    "nemo_automodel.components.datasets.llm.megatron_dataset": "automodel_cli.engine.data.megatron_dataset",
     "nemo_automodel.components.loss.masked_ce": "automodel_cli.engine.loss.masked_ce",
 }
 # Managers that name a strategy: amcli spreads the model itself and builds none of them.

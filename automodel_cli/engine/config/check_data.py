@@ -8,7 +8,7 @@ through many directories can take long, so they are left to the dataset.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,28 @@ from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.builtin import BUILTIN_SOURCE, embedded_corpus_directory
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
-from automodel_cli.engine.config.file_pattern import matching_files, vocabulary_error
+from automodel_cli.engine.config.file_pattern import (
+    MEGATRON_SPLITS,
+    matching_files,
+    megatron_files,
+    pattern_parts,
+    vocabulary_error,
+)
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.errors import AmcliError, ConfigError, DataError
 
 OUR_DATASET = "automodel_cli.engine.data.nanogpt_dataset.NanogptDataset"
+MEGATRON_DATASET = "automodel_cli.engine.data.megatron_dataset.MegatronPretraining"
+# The argument that names the files of each, and what it means.
+_FILES_OF: dict[str, tuple[str, Callable[[Path], list[Path]]]] = {
+    OUR_DATASET: ("file_pattern", matching_files),
+    MEGATRON_DATASET: ("paths", megatron_files),
+}
 DATASETS = ("dataset", "validation_dataset")
 
 # As `engine.shards.manifest` writes it; that package lies above this one, and needs numpy.
-_MANIFEST = ("manifest.json", "amcli-token-shards", 1)
+_MANIFEST = ("manifest.json", "amcli-token-shards")
+_MANIFEST_VERSIONS = (1, 2)
 _MAX_MANIFEST_BYTES = 16_000_000
 _MAX_WILD_PARTS = 2  # data/*/train_*.bin
 
@@ -34,14 +47,12 @@ def data_problems(config: Config) -> list[AmcliError]:
     problems: list[AmcliError] = []
     for name in DATASETS:
         section = config.get(name)
-        if isinstance(section, Mapping) and _is_ours(section) and not _will_be_prepared(config, name):
-            problems += _problems_of(config, name, section.get("file_pattern"))
+        if isinstance(section, Mapping) and not _will_be_prepared(config, name):
+            target = section.get(TARGET)
+            ours = _FILES_OF.get(resolved(target)) if isinstance(target, str) else None
+            if ours is not None:
+                problems += _problems_of(config, name, ours[0], ours[1])
     return problems
-
-
-def _is_ours(section: Mapping[str, Any]) -> bool:
-    target = section.get(TARGET)
-    return isinstance(target, str) and resolved(target) == OUR_DATASET
 
 
 def _will_be_prepared(config: Config, name: str) -> bool:
@@ -51,10 +62,15 @@ def _will_be_prepared(config: Config, name: str) -> bool:
     return is_builtin and directory is not None and not (directory / _MANIFEST[0]).exists()
 
 
-def _problems_of(config: Config, name: str, file_pattern: Any) -> Iterator[AmcliError]:
+def _problems_of(config: Config, name: str, key: str, find: Callable[[Path], list[Path]]) -> Iterator[AmcliError]:
     paths: list[Path] = []
     is_complete = True
-    for path, raw in _patterns((name, "file_pattern"), file_pattern):
+    try:
+        patterns = list(_patterns((name, key), config.get(f"{name}.{key}")))
+    except ConfigError as error:
+        yield ConfigError(f"{name}.{key}: {error.message}", where=str(config.origin((name, key))), help=error.help)
+        return
+    for path, raw in patterns:
         origin = config.origin(path)
         try:
             pattern = resolve_env(raw, origin)
@@ -69,7 +85,7 @@ def _problems_of(config: Config, name: str, file_pattern: Any) -> Iterator[Amcli
             is_complete = False
             continue
         try:
-            paths += matching_files(Path(pattern))
+            paths += find(Path(pattern))
         except DataError as error:
             yield DataError(f"{dotted(path)} is {pattern}: {error.message}", where=str(origin), help=error.help)
             is_complete = False
@@ -88,13 +104,15 @@ def _is_wide(pattern: str) -> bool:
     return "**" in pattern or len(wild) > _MAX_WILD_PARTS
 
 
-def _patterns(path: KeyPath, file_pattern: Any) -> Iterator[tuple[KeyPath, Any]]:
-    if file_pattern is None:  # that it is missing is said where the arguments are checked
+def _patterns(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
+    """Where each pattern stands, and the pattern; of a mapping by split, those of all splits."""
+    if value is None:  # that it is missing is said where the arguments are checked
         return
-    if isinstance(file_pattern, list):
-        yield from (((*path, index), item) for index, item in enumerate(file_pattern))
+    if isinstance(value, Mapping) and not set(value) - MEGATRON_SPLITS:
+        for split, patterns in value.items():
+            yield from _patterns((*path, split), patterns)
     else:
-        yield path, file_pattern
+        yield from (((*path, *part.key), part.pattern) for part in pattern_parts(value))
 
 
 def _vocab_size(config: Config) -> tuple[int | None, str]:
@@ -107,11 +125,18 @@ def _vocab_size(config: Config) -> tuple[int | None, str]:
 
 
 def largest_token_id(shards: list[Path]) -> int | None:
-    """The largest token id in these shards according to their manifest; None where none describes them all."""
-    directories = {path.parent for path in shards}
-    if len(directories) != 1:
-        return None
-    records = _records(directories.pop() / _MANIFEST[0])
+    """The largest token id in these shards as far as manifests tell; None where none of them is described.
+
+    Args:
+        shards: In one directory or several; a manifest counts if it describes all that are in its directory.
+    """
+    directories = dict.fromkeys(path.parent for path in shards)
+    found = [_largest_in(directory, [path for path in shards if path.parent == directory]) for directory in directories]
+    return max((largest for largest in found if largest is not None), default=None)
+
+
+def _largest_in(directory: Path, shards: list[Path]) -> int | None:
+    records = _records(directory / _MANIFEST[0])
     try:
         found = [records[path.name] for path in shards]
         # Of another length than its record, a shard was replaced, and the manifest describes other data.
@@ -128,7 +153,7 @@ def _records(manifest: Path) -> dict[str, Any]:
         if not manifest.is_file() or manifest.stat().st_size > _MAX_MANIFEST_BYTES:
             return {}
         raw = json.loads(manifest.read_bytes())
-        if (raw["format"], raw["format_version"]) != _MANIFEST[1:]:
+        if raw["format"] != _MANIFEST[1] or raw["format_version"] not in _MANIFEST_VERSIONS:
             return {}
         return {shard["name"]: shard for split in raw["splits"].values() for shard in split["shards"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

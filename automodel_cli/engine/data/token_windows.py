@@ -33,7 +33,7 @@ class TokenWindows:
         self._window_tokens = window_tokens
         self._open: OrderedDict[int, TokenArray] = OrderedDict()
         self._lock = threading.Lock()
-        self._dtype = max((info.dtype for info in self._shards), key=lambda dtype: dtype.itemsize)
+        self._dtype = np.result_type(*{info.dtype for info in self._shards})
 
     def __reduce__(self) -> tuple[type[TokenWindows], tuple[list[ShardInfo], int]]:
         return TokenWindows, (self._shards, self._window_tokens)

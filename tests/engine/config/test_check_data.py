@@ -12,7 +12,7 @@ from automodel_cli.engine.config.builtin import builtin_config
 from automodel_cli.engine.config.check import checked, with_defaults
 from automodel_cli.engine.config.check_data import largest_token_id
 from automodel_cli.engine.config.config import apply_overrides
-from automodel_cli.engine.data.find_shards import find_shards
+from automodel_cli.engine.data.data_parts import find_parts
 from automodel_cli.engine.data.nanogpt_dataset import NanogptDataset
 from automodel_cli.errors import ConfigError, DataError, ExitCode
 
@@ -44,7 +44,7 @@ def test_a_pattern_without_files_shows_what_there_is(tiny_data):
     with pytest.raises(DataError) as caught:
         on(tiny_data, f"dataset.file_pattern={pattern}")
     with pytest.raises(DataError) as at_run_time:
-        find_shards(pattern)
+        find_parts(pattern)
 
     assert caught.value.where == "--set dataset.file_pattern"
     assert caught.value.message == f"dataset.file_pattern is {pattern}: {at_run_time.value.message}"
@@ -184,3 +184,48 @@ print({"numpy", "torch"} & set(sys.modules))
     done = subprocess.run([sys.executable, "-c", code, *patterns], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "set()"
+
+
+def test_each_pattern_of_a_blend_is_looked_for(tiny_data):
+    """Weights are not; the place of a pattern without files is its own."""
+    with pytest.raises(DataError) as caught:
+        on(tiny_data, f'dataset.file_pattern=["30", {tiny_data}/train_*.bin, "70", nowhere/*.bin]')
+    assert "dataset.file_pattern.3 is nowhere/*.bin" in str(caught.value)
+
+    blend = f"[{{pattern: {tiny_data}/train_*.bin, weight: 1}}, {{pattern: nowhere/*.bin, weight: 2}}]"
+    with pytest.raises(DataError) as caught:
+        on(tiny_data, f"dataset.file_pattern={blend}")
+    assert "dataset.file_pattern.1.pattern is nowhere/*.bin" in str(caught.value)
+
+
+def test_a_blend_that_is_not_well_formed_is_found(tiny_data):
+    """With an example of one that is."""
+    with pytest.raises(ConfigError, match="take turns") as caught:
+        on(tiny_data, f"dataset.file_pattern=[30, {tiny_data}/train_*.bin, 70]")
+
+    assert caught.value.where == "--set dataset.file_pattern"
+
+
+def test_the_vocabulary_is_checked_against_each_part_of_a_blend(tiny_data, tmp_path):
+    """One part that is described is enough, though another is not."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "train_000000.bin").touch()
+
+    with pytest.raises(DataError, match="holds the token id 256"):
+        on(tiny_data, f"dataset.file_pattern=[1, {other}/*.bin, 1, {tiny_data}/train_*.bin]", "model.vocab_size=100")
+
+
+def test_megatron_datasets_are_looked_for_by_prefix(tmp_path):
+    """Both files; a mapping by split has patterns of its own."""
+    (tmp_path / "web.bin").touch()
+    (tmp_path / "web.idx").touch()
+    (tmp_path / "code.bin").touch()
+    target = "automodel_cli.engine.data.megatron_dataset.MegatronPretraining"
+    rest = ("validation_dataset=null", "step_scheduler.val_every_steps=null")
+
+    assert check(f"dataset={{_target_: {target}, paths: [30, web, 70, web.idx]}}", *rest)
+    with pytest.raises(DataError, match=r"dataset\.paths\.1 is code: there is no \.idx"):
+        check(f"dataset={{_target_: {target}, paths: [web, code]}}", *rest)
+    with pytest.raises(DataError, match=r"dataset\.paths\.train is nothing: no file matches"):
+        check(f"dataset={{_target_: {target}, paths: {{train: nothing}}}}", *rest)

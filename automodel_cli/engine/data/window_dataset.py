@@ -1,0 +1,179 @@
+"""Fixed-length samples from shards of tokens: what the datasets of every format have in common.
+
+A map-style dataset: the order in which samples are read is arithmetic that lives outside it
+(`order.py`, `blend.py`), so it holds no position and knows nothing of ranks or workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from automodel_cli.engine.data.blend import BlendOrder, BlendSchedule
+from automodel_cli.engine.data.data_parts import DataPart, common_manifest
+from automodel_cli.engine.data.order import SampleOrder, ShardOrder
+from automodel_cli.engine.data.sample_layout import AlignedLayout, DenseLayout
+from automodel_cli.engine.data.token_windows import TokenWindows
+from automodel_cli.engine.protocols import Order
+from automodel_cli.engine.shards.format import ShardInfo
+from automodel_cli.engine.shards.manifest import DataManifest
+from automodel_cli.errors import DataError
+
+Int64Array = npt.NDArray[np.int64]
+
+_PROBE_TOKENS = 2048
+
+
+class WindowDataset:
+    """Samples of `seq_len` inputs and their next-token labels; no sample spans two shards.
+
+    Args:
+        parts: Of a blend, or a single one.
+        layout: Where the samples of all shards of all parts lie.
+        seq_len: Inputs per sample.
+        identity: Goes into the fingerprint, before the shards: what else decides about the samples.
+        shuffle: Read the samples of each epoch in a new random order, a function of the run's seed.
+        shuffle_files: Without `shuffle`, read the shards in another order each epoch.
+
+    Attributes:
+        fingerprint: Identifies the samples, whatever the directory is called.
+        manifest: What preparation wrote down, or `None` when the shards have no manifest that fits. That of a
+            blend has no splits.
+        max_token_id: The largest id according to the manifests, or `None` when it is unknown.
+        num_tokens: Tokens in all shards.
+        parts: As given.
+        shards: Of all parts.
+
+    Raises:
+        DataError: Two parts were made with different tokenizers, or a part of a blend has no samples.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[DataPart],
+        layout: DenseLayout | AlignedLayout,
+        seq_len: int,
+        identity: str,
+        *,
+        shuffle: bool,
+        shuffle_files: bool = False,
+    ) -> None:
+        self.seq_len = seq_len
+        self.shuffle = shuffle
+        self.shuffle_files = shuffle_files
+        self.parts = list(parts)
+        self.shards = [info for part in parts for info in part.shards]
+        self.manifest: DataManifest | None = common_manifest(self.parts)
+        self._layout = layout
+        self._windows = TokenWindows(self.shards, seq_len + 1)
+        self._num_samples = sum(layout.samples_per_shard)
+        self.num_tokens = sum(info.num_tokens for info in self.shards)
+        largest = [part.max_token_id for part in self.parts]
+        self.max_token_id = None if None in largest else max(found for found in largest if found is not None)
+        self._identity = identity
+        self.fingerprint = self._fingerprint()
+        self._check_parts()
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def __getitem__(self, index: int) -> dict[str, Int64Array]:
+        """Sample `index`: `input_ids` (T,) and `labels` (T,), int64; labels are the next tokens."""
+        batch = self.gather(np.array([operator.index(index)], dtype=np.int64))
+        return {name: rows[0] for name, rows in batch.items()}
+
+    def gather(self, sample_ids: Int64Array) -> dict[str, Int64Array]:
+        """The samples `sample_ids` (B,) as `input_ids` (B, T) and `labels` (B, T), int64.
+
+        Raises:
+            IndexError: An id is not in 0 to len - 1.
+        """
+        sample_ids = np.asarray(sample_ids, dtype=np.int64)
+        if sample_ids.size and not (sample_ids.min() >= 0 and sample_ids.max() < self._num_samples):
+            raise IndexError(f"sample ids go from 0 to {self._num_samples - 1}")
+        windows = self._windows.read(*self._layout.locate(sample_ids))
+        return {"input_ids": windows[:, :-1].astype(np.int64), "labels": windows[:, 1:].astype(np.int64)}
+
+    def locate(self, sample_id: int) -> tuple[str, int]:
+        """The shard of a sample and the token offset of its first input."""
+        shards, offsets = self._layout.locate(np.array([sample_id], dtype=np.int64))
+        return str(self.shards[int(shards[0])].path), int(offsets[0])
+
+    def sample_order(self, seed: int) -> Order:
+        """The order in which a run with this seed reads the samples."""
+        counts = self._samples_of_parts()
+        weights = [part.weight for part in self.parts if part.weight is not None]
+        if not weights:
+            return self._order(counts[0], seed, self.fingerprint)
+        orders = [
+            self._order(samples, seed, fingerprint(self._identity, part.shards))
+            for part, samples in zip(self.parts, counts, strict=True)
+        ]
+        return BlendOrder(orders, BlendSchedule(weights))
+
+    @property
+    def num_unused_tokens(self) -> int:
+        """Tokens that are never an input: the ends of shards, and the gaps before an aligned start."""
+        return self.num_tokens - self._num_samples * self.seq_len
+
+    def _order(self, samples_per_shard: Sequence[int], seed: int, data: str) -> SampleOrder | ShardOrder:
+        if self.shuffle_files and not self.shuffle:
+            return ShardOrder(samples_per_shard, seed, data)
+        return SampleOrder(sum(samples_per_shard), seed, data, self.shuffle)
+
+    def _samples_of_parts(self) -> list[list[int]]:
+        """Samples of each shard of each part."""
+        counts = iter(self._layout.samples_per_shard)
+        return [[next(counts) for _ in part.shards] for part in self.parts]
+
+    def _check_parts(self) -> None:
+        for part, counts in zip(self.parts, self._samples_of_parts(), strict=True):
+            if part.weight is not None and not sum(counts):
+                raise DataError(
+                    f"this part of the blend has no sample of {self.seq_len:,} inputs, but a weight",
+                    where=str(part.shards[0].path),
+                    help="leave it out, or choose a smaller seq_len",
+                )
+
+    def _fingerprint(self) -> str:
+        weights = "".join(f"|{part.weight} of {len(part.shards)}" for part in self.parts if part.weight is not None)
+        return fingerprint(f"{self._identity}{weights}", self.shards)
+
+
+def fingerprint(identity: str, shards: Sequence[ShardInfo]) -> str:
+    """A hash of probes of each shard: cheap, and equal after a move or copy.
+
+    It does not use the manifest, so that losing `manifest.json` does not change the order.
+    """
+    digest = hashlib.sha256(identity.encode())
+    for info in shards:
+        digest.update(f"|{info.num_tokens} x {info.dtype.itemsize}".encode())
+        digest.update(_probe(info))
+    return digest.hexdigest()
+
+
+def _probe(info: ShardInfo) -> bytes:
+    """Tokens from the beginning, the middle and the end of a shard."""
+    starts = (0, max(0, info.num_tokens // 2), max(0, info.num_tokens - _PROBE_TOKENS))
+    with info.path.open("rb") as file:
+        parts = []
+        for start in starts:
+            file.seek(info.begin_bytes + start * info.dtype.itemsize)
+            parts.append(file.read(min(_PROBE_TOKENS, info.num_tokens - start) * info.dtype.itemsize))
+    return b"".join(parts)
+
+
+def too_short(shards: Sequence[ShardInfo], seq_len: int) -> DataError:
+    """That no shard has a single sample, with what would work."""
+    longest = max(shards, key=lambda info: info.num_tokens)
+    works = f"seq_len {longest.num_tokens - 1:,} or less would work, or more text in larger shards"
+    return DataError(
+        f"seq_len {seq_len:,} needs shards of at least {seq_len + 1:,} tokens, "
+        f"but the longest of {len(shards)} has {longest.num_tokens:,}",
+        where=str(longest.path),
+        help=works if longest.num_tokens > 1 else "prepare more text",
+    )
