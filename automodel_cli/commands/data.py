@@ -15,9 +15,7 @@ data_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A directory of token shards.")]
 BosOption = Annotated[
     int | None,
-    typer.Option(
-        metavar="ID", help="The token that begins a document, if no manifest says.", show_default=False
-    ),
+    typer.Option(metavar="ID", help="The token that begins a document, if no manifest says.", show_default=False),
 ]
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from automodel_cli.engine.config.aliases import resolved
+from automodel_cli.engine.config.check_param_groups import param_group_problems
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import KeyPath, dotted
-from automodel_cli.engine.config.sections import RUNTIME, SUPPLIED, TARGET_SECTIONS
+from automodel_cli.engine.config.sections import ENGINE_KEYS, RUNTIME, SUPPLIED, TARGET_SECTIONS
 from automodel_cli.engine.config.signature import keyword_problems
 from automodel_cli.engine.config.source_classes import declared_names
 from automodel_cli.engine.config.source_modules import Sources
@@ -71,7 +72,9 @@ def _check(config: Config, path: KeyPath, section: Mapping[str, Any], found: Tar
         return
     found.targets.append(target)
     result = static_target(resolved(target), origin, dotted(key), sources)
-    given = [name for name in section if name != TARGET]
+    if path == ("optimizer",):
+        found.problems += param_group_problems(config, target, result.signature)
+    given = [name for name in section if name not in {TARGET, *ENGINE_KEYS.get(dotted(path), ())}]
     if result.signature is None:
         found.unchecked.append(_unchecked_line(config, path, target, given, result))
         return

@@ -16,6 +16,7 @@ from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.emit import inline, label
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.sections import (
+    ENGINE_KEYS,
     RUNTIME,
     SECTIONS,
     SUPPLIED,
@@ -56,6 +57,7 @@ CONSUMERS = {
     "step_scheduler.local_batch_size": "automodel_cli.engine.data.loader",
     "step_scheduler.val_batches": _RECIPE,
     "lr_scheduler": "automodel_cli.engine.optim.lr_schedule",
+    "optimizer.param_groups": "automodel_cli.engine.optim.param_groups",
     "clip_grad_norm": "automodel_cli.engine.train.step",
     "dataloader": "automodel_cli.engine.data.loader",
     "checkpoint": _RECIPE,
@@ -114,6 +116,8 @@ def explain(config: Config, key: str, callables: Callables | None = None) -> Exp
         if owner.name == key:
             return Explanation(key, _first_line(owner), used_by=_consumer(key), keys=tuple(section_fields(owner)))
     path: KeyPath = tuple(key.split("."))
+    if name in ENGINE_KEYS.get(section, {}):
+        return _present(config, path, ENGINE_KEYS[section][name], default="null", used_by=_consumer(key))
     built = _enclosing_target(config, path)
     if built is not None:
         return _of_callable(config, path, built, (callables or Callables(config)).of(built))

@@ -9,6 +9,7 @@ from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
 from automodel_cli.engine.config.secrets import MASK, is_secret
+from automodel_cli.engine.config.sections import ENGINE_KEYS
 from automodel_cli.engine.config.signature import keyword_problems, signature_of
 from automodel_cli.engine.config.target import resolve_target
 from automodel_cli.errors import AmcliError, ConfigError
@@ -55,8 +56,9 @@ def _bind(
     if not isinstance(target, str):
         raise ConfigError(f"{dotted(target_path)} is {target!r}, but it must be text", where=str(origin))
     factory = resolve_target(target, origin, dotted(target_path))
+    reserved = {TARGET, *ENGINE_KEYS.get(dotted(path), ())}
     arguments = {
-        name: _build(config, (*path, name), value, runtime) for name, value in section.items() if name != TARGET
+        name: _build(config, (*path, name), value, runtime) for name, value in section.items() if name not in reserved
     }
     _check_keywords(factory, target, arguments, supplied, runtime, config, path)
     return factory, arguments

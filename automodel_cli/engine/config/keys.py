@@ -18,6 +18,7 @@ from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.emit import flat, inline
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.sections import (
+    ENGINE_KEYS,
     SECTIONS,
     SUPPLIED,
     TARGET_SECTIONS,
@@ -79,6 +80,8 @@ def known_keys(config: Config, section: str | None = None) -> dict[str, Key]:
         found[dotted((*path, TARGET))] = Key(_TARGET_MEANING)
         if section in (None, dotted(path)):
             found.update(_keys_of_callable(config, path))
+    for owner, keys in ENGINE_KEYS.items():
+        found |= {f"{owner}.{name}": Key(meaning) for name, meaning in keys.items()}
     for name in TARGET_SECTIONS:
         found.setdefault(f"{name}.{TARGET}", Key(_TARGET_MEANING))
     for key, value, _ in flat(config):

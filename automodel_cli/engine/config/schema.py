@@ -13,6 +13,7 @@ from typing import Any
 from automodel_cli.engine.config.config import TARGET
 from automodel_cli.engine.config.explain import PURPOSES, TARGET_MEANING
 from automodel_cli.engine.config.sections import (
+    ENGINE_KEYS,
     SECTIONS,
     TARGET_SECTIONS,
     General,
@@ -68,13 +69,14 @@ def _required_keys(section: type[Any]) -> list[str]:
 
 def _target_section(name: str, required: bool) -> dict[str, Any]:
     properties: dict[str, Any] = {TARGET: {"description": TARGET_MEANING, "type": "string", "minLength": 1}}
+    properties |= {key: {"description": meaning} for key, meaning in ENGINE_KEYS.get(name, {}).items()}
     if name == "optimizer":
         properties["lr"] = {"description": "learning rate after warm-up; the schedule starts from it"}
     return {
         "description": PURPOSES.get(name, ""),
         "type": "object" if required else ["object", "null"],
         "properties": properties,
-        "required": list(properties),
+        "required": [key for key in properties if key not in ENGINE_KEYS.get(name, {})],
         "additionalProperties": True,
     }
 

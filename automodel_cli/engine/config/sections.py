@@ -224,7 +224,18 @@ SECTIONS: tuple[type[Any], ...] = (
 TARGET_SECTIONS = {"model": True, "dataset": True, "validation_dataset": False, "loss_fn": False, "optimizer": True}
 # What the engine passes by itself: always, or where the callable names it and the section does not.
 SUPPLIED: dict[str, tuple[str, ...]] = {"optimizer": ("params",)}
-RUNTIME: dict[str, tuple[str, ...]] = {"model": ("device",), "dataset": ("seed", "dp_rank", "dp_world_size")}
+RUNTIME: dict[str, tuple[str, ...]] = {
+    "model": ("device",),
+    "dataset": ("seed", "dp_rank", "dp_world_size"),
+    "optimizer": ("hidden_names",),
+}
+# Keys beside a `_target_` that the engine acts on itself and its callable never sees, with their meaning.
+ENGINE_KEYS: dict[str, dict[str, str]] = {
+    "optimizer": {
+        "param_groups": "a list of {pattern, lr_mult, weight_decay, ...}: what holds for the parameters of a pattern, "
+        "such as `wte*|lm_head*`; the first that fits counts"
+    }
+}
 
 
 def section_fields(section: type[Any]) -> dict[str, Field[Any]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from automodel_cli.engine.optim.param_groups import parameter_groups
+from automodel_cli.engine.optim.param_groups import GroupRule, hidden_matrices, parameter_groups
 from automodel_cli.errors import ConfigError
 
 # One kernel over all parameters instead of a Python loop: 5 to 9 times faster on a CPU.
@@ -19,27 +19,33 @@ _CHOOSES_KERNEL = {"fused", "foreach", "differentiable"}
 
 
 def build_optimizer(
-    factory: Callable[..., torch.optim.Optimizer], arguments: dict[str, Any], model: nn.Module
+    factory: Callable[..., torch.optim.Optimizer],
+    arguments: dict[str, Any],
+    model: nn.Module,
+    rules: Sequence[GroupRule] = (),
 ) -> torch.optim.Optimizer:
-    """Calls `factory(groups, **arguments)`.
+    """Calls `factory(groups, **arguments)`; one that names `hidden_names` is told the model's hidden matrices.
 
     Args:
         factory: An optimizer class; where it takes `weight_decay`, matrices get it and norms, biases and
             embeddings do not.
         arguments: Its other arguments.
         model: Its trainable parameters are optimized.
+        rules: What holds for some of them.
 
     Raises:
-        ConfigError: The model has no trainable parameter.
+        ConfigError: The model has no trainable parameter, or a rule fits none or not this optimizer.
     """
     arguments = dict(arguments)
     decay = arguments.get("weight_decay", _default_decay(factory))
-    groups = parameter_groups(model, float(decay or 0.0))
+    groups = parameter_groups(model, float(decay or 0.0), rules)
     if not groups:
         raise ConfigError(f"{type(model).__name__} has no parameter that is trained, so there is nothing to optimize")
     if decay is None:
         for group in groups:
             del group["weight_decay"]
+    if "hidden_names" in inspect.signature(factory).parameters:
+        arguments.setdefault("hidden_names", hidden_matrices(model, rules))
     if factory in _FUSED and not _CHOOSES_KERNEL & arguments.keys():
         arguments["fused"] = True
     return factory(groups, **arguments)

@@ -32,6 +32,7 @@ from automodel_cli.engine.models.export import import_tensors
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.optim.build import build_optimizer
 from automodel_cli.engine.optim.lr_schedule import schedule_of
+from automodel_cli.engine.optim.param_groups import group_rules
 from automodel_cli.engine.optim.state import load_optimizer_state
 from automodel_cli.engine.protocols import LossFunction, MapDataset
 from automodel_cli.engine.train.continuation import Continuation
@@ -181,7 +182,7 @@ def _build(config: Config, settings: Settings, placement: Placement) -> _Parts:
     model: nn.Module = instantiate(config, "model", {"device": placement.device})
     vocab_size = check_fit(config, model, dataset, validation)
     model.to(placement.device)
-    optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model)
+    optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model, group_rules(config))
     return _Parts(dataset, validation, model, vocab_size, loss_fn, optimizer)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim.build import build_optimizer
-from automodel_cli.engine.optim.param_groups import parameter_groups
+from automodel_cli.engine.optim.param_groups import GroupRule, parameter_groups
 from automodel_cli.engine.optim.state import load_optimizer_state, optimizer_state_tensors
 from automodel_cli.errors import CheckpointError, ConfigError
 
@@ -169,3 +169,53 @@ def test_a_state_that_is_neither_tensor_nor_number_is_refused_when_saved():
 
     with pytest.raises(CheckpointError, match="Records keeps history as list"):
         optimizer_state_tensors(optimizer, network)
+
+
+def test_a_rule_sets_rate_and_decay_of_what_its_pattern_fits():
+    """By the end of a name; the first rule that fits counts, and a tied head goes by either name."""
+    network = model()
+    rules = [
+        GroupRule("wte*|lm_head*", lr_mult=0.1, weight_decay=0.3),
+        GroupRule("h.0.*", lr_mult=0.5, options={"betas": (0.8, 0.9)}),
+        GroupRule("*", lr_mult=2.0),
+    ]
+
+    optimizer = build_optimizer(torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 0.1}, network, rules)
+
+    of = {name: group for group in optimizer.param_groups for name in group["param_names"]}
+    assert sorted(of) == sorted(name for name, _ in network.named_parameters())
+    facts = {name: (of[name]["lr_mult"], of[name]["weight_decay"]) for name in of}
+    assert facts["transformer.wte.weight"] == (0.1, 0.3)
+    assert facts["transformer.h.0.mlp.c_fc.weight"] == (0.5, 0.1)
+    assert facts["transformer.h.0.mlp.c_fc.bias"] == (0.5, 0.0)
+    assert facts["transformer.h.1.mlp.c_fc.weight"] == (2.0, 0.1)
+    assert of["transformer.h.0.ln_1.weight"]["betas"] == (0.8, 0.9)
+
+
+def test_a_pattern_that_fits_nothing_names_the_nearest():
+    """Each alternative has to fit something, or a misspelling would train at the wrong rate in silence."""
+    with pytest.raises(ConfigError, match=r"`wtf\.weight` .* fits no parameter") as caught:
+        parameter_groups(model(), 0.1, [GroupRule("wpe*|wtf.weight", where="my.yaml:3")])
+
+    assert caught.value.help == "did you mean `wte.weight`?"
+    assert caught.value.where == "my.yaml:3"
+    with pytest.raises(ConfigError, match="fits no parameter") as caught:
+        parameter_groups(model(), 0.1, [GroupRule("wpx.*")])
+    assert caught.value.help == "did you mean `wpe.*`?"
+
+
+def test_a_run_with_rules_is_resumed_bit_for_bit():
+    """The state goes by name, so the number of groups does not matter."""
+    rules = [GroupRule("wte*", lr_mult=0.1)]
+    straight, resumed = model(), model()
+    optimizer = build_optimizer(torch.optim.AdamW, {"lr": 1e-2}, straight, rules)
+    steps(straight, optimizer, 2)
+    tensors = {name: tensor.clone() for name, tensor in optimizer_state_tensors(optimizer, straight).items()}
+    resumed.load_state_dict(straight.state_dict())
+    second = build_optimizer(torch.optim.AdamW, {"lr": 1e-2}, resumed, rules)
+    load_optimizer_state(second, resumed, tensors)
+
+    steps(straight, optimizer, 2)
+    steps(resumed, second, 2)
+
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
