@@ -14,6 +14,7 @@ from automodel_cli.commands.options import (
     JsonOption,
     OverridableCommand,
     SetOption,
+    TrustOption,
     UnsetOption,
 )
 from automodel_cli.commands.render_config import Format
@@ -69,6 +70,7 @@ def show(
         ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check it: one line, or all that is wrong.")] = False,
+    trust_config: TrustOption = False,
     plot_lr: Annotated[bool, typer.Option("--plot-lr", help="Draw the learning rate over the steps.")] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -91,9 +93,10 @@ def show(
     if changed and (check or plot_lr or diff is not None or explain is not None):
         raise UsageError("--changed-only is for a whole configuration", help="leave it out")
     if check:
-        _check(config, set_ or [], unset, as_json=as_json)
+        _check(config, set_ or [], unset, trust=trust_config, as_json=as_json)
         return
-    final = load_config(config, set_ or [], unset or ())
+    # Shown, nothing runs: there is nothing to consent to.
+    final = load_config(config, set_ or [], unset or (), trust=True)
     if plot_lr:
         _plot_lr(final, as_json=as_json)
         return
@@ -182,11 +185,13 @@ def _plot_lr(config: Config, *, as_json: bool) -> None:
     render_schedule.schedule(curve, settings.step_scheduler.max_steps, tokens_per_step(config), as_json=as_json)
 
 
-def _check(paths: list[Path] | None, assignments: list[str], unset: list[str] | None, *, as_json: bool) -> None:
+def _check(
+    paths: list[Path] | None, assignments: list[str], unset: list[str] | None, *, trust: bool, as_json: bool
+) -> None:
     """One line if the configuration is sound, else everything that is wrong, and its exit code."""
     source = ", ".join(map(str, paths)) if paths else "the built-in configuration"
     try:
-        settings = checked(load_config(paths, assignments, unset or ()))
+        settings = checked(load_config(paths, assignments, unset or (), trust=trust))
     except AmcliError as error:
         if not as_json:
             raise

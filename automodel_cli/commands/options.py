@@ -49,6 +49,9 @@ CheckpointArgument = Annotated[
         autocompletion=complete.checkpoints,
     ),
 ]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-config", help="Run code that a checkpoint's own configuration names.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 

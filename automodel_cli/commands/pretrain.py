@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from automodel_cli.commands import render
-from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption, UnsetOption
+from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption, TrustOption, UnsetOption
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.load import load_config
 
@@ -19,6 +19,7 @@ def pretrain(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the checkpoints of the run that is in the directory.")
     ] = False,
+    trust_config: TrustOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Train a new model as the configuration says.
@@ -33,7 +34,7 @@ def pretrain(
       amcli pretrain -c nanogpt.yaml --model.n_layer 24 --optimizer.lr=3e-4
       amcli pretrain --set checkpoint.checkpoint_dir=runs/wide --set model.n_embd=384
     """
-    final = load_config(config, set_ or (), unset or ())
+    final = load_config(config, set_ or (), unset or (), trust=trust_config)
     settings = checked(final)
     say = render.speaker(json_)
     render.notes(settings.notes, say)

@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 
 from automodel_cli.commands import render
-from automodel_cli.commands.options import CheckpointArgument, ConfigOption, JsonOption, SetOption, UnsetOption
+from automodel_cli.commands.options import (
+    CheckpointArgument,
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    TrustOption,
+    UnsetOption,
+)
 
 
 def resume(
@@ -24,6 +31,7 @@ def resume(
             show_default=False,
         ),
     ] = None,
+    trust_config: TrustOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Continue a run from its checkpoint, bit for bit.
@@ -41,7 +49,7 @@ def resume(
     """
     from automodel_cli.engine.train.continuation import plan_resume
 
-    plan = plan_resume(checkpoint, config, set_ or [], unset or [], override_resume or [])
+    plan = plan_resume(checkpoint, config, set_ or [], unset or [], override_resume or [], trust=trust_config)
     say = render.speaker(json_)
     render.changes(plan.changes, say)
     render.notes(plan.settings.notes, say)

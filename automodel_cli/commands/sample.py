@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from automodel_cli.commands import complete
-from automodel_cli.commands.options import CheckpointArgument
+from automodel_cli.commands.options import CheckpointArgument, TrustOption
 
 
 def sample(
@@ -26,6 +26,7 @@ def sample(
             autocompletion=complete.tokenizers,
         ),
     ] = None,
+    trust_config: TrustOption = False,
 ) -> None:
     """Let a trained checkpoint write.
 
@@ -41,7 +42,7 @@ def sample(
 
     from automodel_cli.engine.sample.writer import load_writer
 
-    writer = load_writer(directory, tokenizer)
+    writer = load_writer(directory, tokenizer, trust=trust_config)
     typer.echo(prompt, nl=False)
     pieces = writer.write(
         prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k or None, seed=seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -235,7 +236,40 @@ def test_check_says_what_it_could_not_check(show, tmp_path):
     assert printed.out == "the built-in configuration: every check passed\n"
     assert printed.err.startswith("note: ")
     assert "mine.py:build" in printed.err
-    assert len(json.loads(show("--check", "--json", "--set", model).out)["notes"]) == 1
+    assert [
+        note.count("not checked") for note in json.loads(show("--check", "--json", "--set", model).out)["notes"]
+    ] == [0, 1]
+
+
+def test_code_of_the_users_own_is_listed_with_its_digest(show, tmp_path):
+    """Once for each file, however many targets it holds, before anything of it runs."""
+    source = tmp_path / "mine.py"
+    source.write_text("def build(vocab_size=1): ...\ndef loss(): ...\n")
+
+    parts = ["--set", f"model={{_target_: '{source}:build'}}", "--set", f"loss_fn._target_={source}:loss"]
+    notes = json.loads(show("--check", "--json", *parts).out)["notes"]
+
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert notes == [f"{source}:build, {source}:loss: runs code of {source}, SHA-256 {digest}"]
+
+
+def test_a_checkpoints_own_code_needs_consent(show, named_shards, tmp_path):
+    """It is shown as it is; to run it, `--trust-config` has to be said, and the error names it."""
+    (tmp_path / "mine.py").write_text("def build(vocab_size=1): ...\n")
+    stored = QUICKSTART.read_text().replace("automodel_cli.engine.models.gpt2.build_gpt2_model", "mine.py:build")
+    (tmp_path / "config.yaml").write_text(stored)
+    unset = [
+        word
+        for key in ("n_positions", "n_embd", "n_layer", "n_head", "dropout")
+        for word in ("--unset", f"model.{key}")
+    ]
+
+    refused = show("-c", str(tmp_path), *unset, "--check", code=2).err
+
+    assert "--trust-config" in refused
+    assert "mine.py:build" in refused
+    assert "every check passed" in show("-c", str(tmp_path), *unset, "--check", "--trust-config").out
+    assert "mine.py:build" in show("-c", str(tmp_path), *unset).out
 
 
 def test_diff_tells_old_and_new_value_and_both_origins(show):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.config.aliases import resolved
@@ -21,6 +22,14 @@ from automodel_cli.engine.config.source_modules import Sources
 from automodel_cli.engine.config.source_names import Class
 from automodel_cli.engine.config.static_target import StaticTarget, static_target
 from automodel_cli.engine.config.suggest import nearest
+from automodel_cli.engine.config.target_errors import Place
+from automodel_cli.engine.config.trust import (
+    is_built_by_amcli,
+    is_well_known,
+    may_import,
+    remote_code_problems,
+    untrusted,
+)
 from automodel_cli.errors import AmcliError, ConfigError
 
 
@@ -32,11 +41,13 @@ class TargetCheck:
         problems: What is certainly wrong.
         unchecked: One line for each target whose keywords could not be checked.
         targets: All targets, as written.
+        foreign: Source files of code that not everybody has, and the targets that run it.
     """
 
     problems: list[AmcliError] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
     targets: list[str] = field(default_factory=list)
+    foreign: dict[Path, list[str]] = field(default_factory=dict)
 
 
 def check_targets(config: Config) -> TargetCheck:
@@ -48,6 +59,7 @@ def check_targets(config: Config) -> TargetCheck:
                 _check(config, path, section, found, sources)
             except ConfigError as error:
                 found.problems.append(error)
+    found.problems += remote_code_problems(config, list(TARGET_SECTIONS))
     return found
 
 
@@ -72,6 +84,7 @@ def _check(config: Config, path: KeyPath, section: Mapping[str, Any], found: Tar
         return
     found.targets.append(target)
     result = static_target(resolved(target), origin, dotted(key), sources)
+    _check_trust(target, result, Place(origin, dotted(key)), found)
     if path == ("optimizer",):
         found.problems += param_group_problems(config, target, result.signature)
     given = [name for name in section if name not in {TARGET, *ENGINE_KEYS.get(dotted(path), ())}]
@@ -83,6 +96,23 @@ def _check(config: Config, path: KeyPath, section: Mapping[str, Any], found: Tar
     found.problems += keyword_problems(
         result.signature, target, given, config, path, supplied=supplied, runtime=runtime
     )
+
+
+def _check_trust(target: str, result: StaticTarget, place: Place, found: TargetCheck) -> None:
+    """Refuses what a checkpoint may not name, and keeps where code of the user's own or of others stands.
+
+    Raises:
+        ConfigError: It is refused. What source does not show is decided when it is resolved.
+    """
+    if not may_import(resolved(target), place.origin):
+        raise untrusted(target, place)
+    definition = result.definition
+    if place.origin.kind == "checkpoint" and definition and not is_built_by_amcli(definition.module.name):
+        raise untrusted(target, place)
+    for module in result.modules:
+        if module.path is not None and not is_well_known(module.name):
+            targets = found.foreign.setdefault(module.path, [])
+            targets += [] if target in targets else [target]
 
 
 def _unchecked_line(config: Config, path: KeyPath, target: str, given: list[str], result: StaticTarget) -> str:

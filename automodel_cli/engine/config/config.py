@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from automodel_cli.engine.config.origin import DEFAULT, KeyPath, Origin, dotted
+from automodel_cli.engine.config.origin import DEFAULT, KeyPath, Kind, Origin, dotted
 from automodel_cli.engine.config.secrets import masked_value
 from automodel_cli.engine.config.suggest import hint
 from automodel_cli.engine.config.yaml_reader import Parsed, parse_value, plain_types, read_yaml
@@ -133,12 +133,21 @@ def from_parsed(parsed: Parsed) -> Config:
     return Config(parsed.value or {}, parsed.origins, parsed.key_origins)
 
 
-def read_configs(paths: Iterable[Path]) -> Config:
-    """The YAML files merged left to right; a checkpoint directory stands for the `config.yaml` in it."""
+def read_configs(paths: Iterable[Path], *, trust: bool = False) -> Config:
+    """The YAML files merged left to right; a checkpoint directory stands for the `config.yaml` in it.
+
+    Args:
+        paths: Files are code, checkpoints are data.
+        trust: Whether the user consents to run what the checkpoints name, which makes them code too.
+
+    Raises:
+        ConfigError: One of them is no configuration, or is not there.
+    """
     config = Config({})
     for path in paths:
         in_checkpoint = path.is_dir() and (path / "config.yaml").is_file()
-        parsed = read_yaml(path / "config.yaml", kind="checkpoint") if in_checkpoint else read_yaml(path)
+        kind: Kind = "checkpoint" if in_checkpoint and not trust else "file"
+        parsed = read_yaml(path / "config.yaml" if in_checkpoint else path, kind)
         config = config.merged(from_parsed(parsed))
     return config
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,8 +13,13 @@ from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
 from automodel_cli.engine.config.secrets import MASK, is_secret
 from automodel_cli.engine.config.sections import ENGINE_KEYS
 from automodel_cli.engine.config.signature import keyword_problems, signature_of
-from automodel_cli.engine.config.target import resolve_target
+from automodel_cli.engine.config.target import refuse_blocked, resolve_target
+from automodel_cli.engine.config.target_errors import Place
+from automodel_cli.engine.config.trust import refuse_remote_code
 from automodel_cli.errors import AmcliError, ConfigError
+
+# What a part may turn out to be that is called rather than used.
+_CALLED = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 
 
 def instantiate(config: Config, path: str, runtime: Mapping[str, Any] | None = None) -> Any:
@@ -73,6 +80,7 @@ def _build(config: Config, path: KeyPath, value: Any, runtime: dict[str, Any]) -
     if isinstance(value, list):
         return [_build(config, (*path, index), inner, runtime) for index, inner in enumerate(value)]
     origin = config.origin(path)
+    refuse_remote_code(config, path, value)
     if value == MASK and is_secret(dotted(path)):
         message = f"{dotted(path)} holds a secret, which a saved configuration does not keep"
         help_ = f"give it again: --set {dotted(path)}=..., better '${{VAR}}' in the run's own file, named with -c"
@@ -83,7 +91,7 @@ def _build(config: Config, path: KeyPath, value: Any, runtime: dict[str, Any]) -
 def _call(factory: Callable[..., Any], arguments: dict[str, Any], config: Config, path: KeyPath) -> Any:
     origin = config.origin((*path, TARGET))
     try:
-        return factory(**arguments)
+        built = factory(**arguments)
     except AmcliError as error:
         if error.where is None:
             error.where = _where_of_argument(error, arguments, config, path, origin)
@@ -91,6 +99,10 @@ def _call(factory: Callable[..., Any], arguments: dict[str, Any], config: Config
     except Exception as error:
         error.add_note(f"while building `{dotted(path)}` from {origin}")
         raise
+    # A part that only finds `os.system` and hands it to another would get around the check of targets.
+    if isinstance(built, _CALLED):
+        refuse_blocked(built, str(config.at((*path, TARGET))), Place(origin, dotted((*path, TARGET))))
+    return built
 
 
 def _where_of_argument(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
 from automodel_cli.engine.config.aliases import substitution_note
 from automodel_cli.engine.config.check_targets import TargetCheck
 from automodel_cli.engine.config.config import Config
@@ -9,10 +13,20 @@ from automodel_cli.engine.config.sections import WandbSection
 
 
 def notes_on(config: Config, wandb: WandbSection, found: TargetCheck) -> tuple[str, ...]:
-    """What stands in for what, what has no effect yet, and what could not be checked; one line each."""
+    """What stands in for what, whose code runs, what has no effect, and what could not be checked; one line each."""
     named = [*found.targets, str(config.get("distributed._target_")), str(config.get("dataloader.collate_fn"))]
-    notes = [substitution_note(named), *found.unchecked]
+    notes = [substitution_note(named), *_foreign_code(found.foreign), *found.unchecked]
     if config.get("wandb") is not None and wandb.enabled and wandb.mode != "disabled":
         where = config.key_origin(("wandb",))
         notes.append(f"{where}: this version does not report to Weights & Biases yet; metrics.jsonl has the numbers")
     return tuple(note for note in notes if note)
+
+
+def _foreign_code(files: Mapping[Path, Sequence[str]]) -> Iterator[str]:
+    """A line for each file that the targets run: what is in it may be compared with what was read or agreed on."""
+    for path, targets in files.items():
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            digest = f"not known: {error.strerror}"
+        yield f"{', '.join(targets)}: runs code of {path}, SHA-256 {digest}"

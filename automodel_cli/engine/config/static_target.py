@@ -6,7 +6,7 @@ that the import would give (`target_errors.py`); or a value that cannot be calle
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from automodel_cli.engine.config.origin import Origin
@@ -24,6 +24,7 @@ from automodel_cli.engine.config.source_names import (
     lookup,
     names_like,
 )
+from automodel_cli.engine.config.static_blocked import refuse_by_source, refuse_name
 from automodel_cli.engine.config.suggest import nearest
 from automodel_cli.engine.config.target_errors import (
     Place,
@@ -43,11 +44,13 @@ class StaticTarget:
         signature: What calling it takes; None where source does not tell.
         unchecked: Why not; None if there is a signature.
         definition: The function or class that the name stands for, where it was found.
+        modules: What is imported for it, and where it is defined, as far as source shows it.
     """
 
     signature: Signature | None
     unchecked: str | None = None
     definition: Function | Class | None = None
+    modules: tuple[Module, ...] = ()
 
 
 def static_target(target: str, origin: Origin, key: str, sources: Sources | None = None) -> StaticTarget:
@@ -70,16 +73,22 @@ def static_target(target: str, origin: Origin, key: str, sources: Sources | None
             file = (origin.directory() / Path(path).expanduser()).resolve()
             if not file.is_file():
                 raise no_file(file, name, place)
-            return _member(sources, sources.file(file), [name], target, place)
+            module = sources.file(file)
+            return _located(module, _member(sources, module, [name], target, place))
         parts = target.split(".")
         if len(parts) < 2 or not all(part.isidentifier() for part in parts):
             raise malformed(target, place)
         module, rest = _longest_module(sources, parts, place)
-        return _member(sources, module, rest, target, place)
+        return _located(module, _member(sources, module, rest, target, place))
     except SyntaxError as error:
         return _unchecked(f"{error.filename}:{error.lineno or 1} cannot be read: {error.msg}")
     except (SourceLimitError, OSError) as error:
         return _unchecked(str(error))
+
+
+def _located(module: Module, found: StaticTarget) -> StaticTarget:
+    defined_in = (found.definition.module,) if found.definition else ()
+    return replace(found, modules=tuple(dict.fromkeys((module, *defined_in))))
 
 
 def _longest_module(sources: Sources, parts: list[str], place: Place) -> tuple[Module, list[str]]:
@@ -101,11 +110,13 @@ def _member(sources: Sources, module: Module, names: list[str], target: str, pla
         if isinstance(found, Module):
             owner = found
             found = lookup(sources, owner, name)
+            refuse_by_source(sources, owner, name, found, target, place)
             if isinstance(found, Absent):
                 raise no_attribute("module", _short(owner), name, names_like(sources, owner, name), place)
             if isinstance(found, Unknown):
                 return _unchecked(_with_hint(sources, found, name))
         elif isinstance(found, Class) and index == len(names) - 1:
+            refuse_name(found.module.name, f"{found.node.name}.{name}", target, place)
             return _method(sources, found, name, target, place)
         elif isinstance(found, Builtin):
             return _unchecked("it is built into Python")

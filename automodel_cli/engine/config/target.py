@@ -1,7 +1,8 @@
 """`_target_`: from an import path or `file.py:object` to the object itself.
 
 Errors tell apart what people confuse: the package is not installed, the module is broken (the
-module's own exception is chained), the object is not in it, or it is not callable.
+module's own exception is chained), the object is not in it, or it is not callable. What a checkpoint
+names must be known to amcli (`trust.py`), and what `blocked.py` lists is refused to everybody.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from types import ModuleType
 from typing import Any
 
 from automodel_cli.engine.config.aliases import resolved
+from automodel_cli.engine.config.blocked import refusal
 from automodel_cli.engine.config.origin import Origin
 from automodel_cli.engine.config.target_errors import (
     Place,
+    blocked,
     malformed,
     no_attribute,
     no_file,
     not_callable,
     not_installed,
 )
+from automodel_cli.engine.config.trust import is_built_by_amcli, may_import, untrusted
 from automodel_cli.errors import ConfigError
-
-# A checkpoint may name what these packages define, because amcli itself would build it.
-KNOWN_PACKAGES = ("automodel_cli.engine", "torch.optim", "torch.nn", "transformers.models", "transformers.modeling")
 
 # What the modules of `file.py:object` are called in sys.modules.
 _FILE_PREFIX = "_amcli_target_"
@@ -49,23 +50,35 @@ def resolve_target(target: str, origin: Origin, key: str) -> Callable[..., Any]:
     path, colon, name = target.rpartition(":")
     if colon and path.endswith(".py"):
         if origin.kind == "checkpoint":
-            raise _untrusted(target, origin, key)
+            raise untrusted(target, Place(origin, key))
         found: Any = _attribute(_load_file(path, name, origin, key), name, target, origin, key)
     else:
         found = _import(target, origin, key)
     if not callable(found):
         raise not_callable(target, type(found).__name__, Place(origin, key))
-    if origin.kind == "checkpoint" and not _is_known(found):
-        raise _untrusted(target, origin, key)
+    if origin.kind == "checkpoint" and not is_built_by_amcli(_own_module(found)):
+        raise untrusted(target, Place(origin, key))
+    refuse_blocked(found, target, Place(origin, key))
     return found  # type: ignore[no-any-return]  # just shown to be callable
+
+
+def refuse_blocked(found: object, target: str, place: Place) -> None:
+    """Refuses what comes down to a call that no part of a training run makes.
+
+    Raises:
+        ConfigError: `found` is one.
+    """
+    why = refusal(found)
+    if why is not None:
+        raise blocked(target, why, place)
 
 
 def _import(target: str, origin: Origin, key: str) -> Any:
     parts = target.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise malformed(target, Place(origin, key))
-    if origin.kind == "checkpoint" and not target.startswith(("automodel_cli.", "torch.", "transformers.")):
-        raise _untrusted(target, origin, key)
+    if not may_import(target, origin):
+        raise untrusted(target, Place(origin, key))
     module: ModuleType | None = None
     depth = 0
     for length in range(1, len(parts) + 1):
@@ -133,13 +146,7 @@ def _broken(name: str, error: Exception, origin: Origin, key: str) -> ConfigErro
     return Place(origin, key).error(found, "--traceback shows where in that module")
 
 
-def _is_known(found: Any) -> bool:
-    """Judged by where the object itself was defined, so that an alias cannot smuggle another in."""
+def _own_module(found: Any) -> str:
+    """Where the object itself was defined, so that an alias cannot smuggle another in."""
     owner = getattr(found, "__self__", None)
-    module = getattr(owner if isinstance(owner, type) else found, "__module__", "") or ""
-    return any(module == known or module.startswith((f"{known}.", f"{known}_")) for known in KNOWN_PACKAGES)
-
-
-def _untrusted(target: str, origin: Origin, key: str) -> ConfigError:
-    message = f"a checkpoint's configuration names `{target}`, which is code that amcli does not know"
-    return Place(origin, key).error(message, "if you trust it, name the run's own configuration with -c")
+    return getattr(owner if isinstance(owner, type) else found, "__module__", "") or ""

@@ -64,18 +64,19 @@ class Writer:
             yield self.tokenizer.decode(pending)
 
 
-def load_writer(directory: Path, tokenizer_name: str | None = None) -> Writer:
+def load_writer(directory: Path, tokenizer_name: str | None = None, *, trust: bool = False) -> Writer:
     """Loads the model of a checkpoint and the tokenizer its data was prepared with.
 
     Args:
         directory: The checkpoint.
         tokenizer_name: Use this tokenizer instead; needed where the data had no manifest.
+        trust: Whether the user consents to run what its configuration names.
 
     Raises:
         CheckpointError: The checkpoint is broken, or does not say which tokenizer it belongs to.
     """
     snapshot = load(directory)
-    config = read_configs([directory])
+    config = read_configs([directory], trust=trust)
     recorded = snapshot.train_state.get("tokenizer") or {}
     name = tokenizer_name or recorded.get("name")
     if name is None:

@@ -55,6 +55,8 @@ def plan_resume(
     overrides: Sequence[str],
     unset: Sequence[str] = (),
     consented: Sequence[str] = (),
+    *,
+    trust: bool = False,
 ) -> Continuation:
     """Finds the checkpoint and checks the configuration, before anything heavy is imported.
 
@@ -64,6 +66,7 @@ def plan_resume(
         overrides: `key=value` assignments over either.
         unset: Keys taken out after that.
         consented: Keys of `resume_rules.py` that may change.
+        trust: Whether the user consents to run what the checkpoint's own configuration names.
 
     Raises:
         CheckpointError: There is no checkpoint, or something changed that needs consent.
@@ -71,8 +74,8 @@ def plan_resume(
     """
     directory = resolve(path)
     named = path is not None and path.resolve() == directory.resolve() and not path.is_symlink()
-    saved = with_defaults(_saved_config(directory, named))
-    base = read_configs(config_paths) if config_paths else saved
+    saved = with_defaults(_saved_config(directory, named, trust))
+    base = read_configs(config_paths, trust=trust) if config_paths else saved
     config = with_defaults(apply_unsets(apply_overrides(base, overrides), unset))
     settings = checked(config)
     changes = differences(saved, config.masked())
@@ -83,7 +86,7 @@ def plan_resume(
     return Continuation(directory, root, named, config, settings, changes, saved, tuple(consented))
 
 
-def _saved_config(directory: Path, named: bool) -> Config:
+def _saved_config(directory: Path, named: bool, trust: bool) -> Config:
     """The configuration of a checkpoint; of one before it where it is damaged and was not asked for by name.
 
     The weights are verified, and what is broken set aside, when the checkpoint is opened: later, with torch.
@@ -92,16 +95,16 @@ def _saved_config(directory: Path, named: bool) -> Config:
     earlier = [] if named or step is None else [path for found, path in list_steps(directory.parent) if found < step]
     for candidate in (directory, *reversed(earlier)):
         try:
-            return _config_as_saved(candidate)
+            return _config_as_saved(candidate, trust)
         except NewerFormatError:
             raise
         except (CheckpointError, OSError):
             continue
     # None is sound: the newest says what is wrong with it.
-    return _config_as_saved(directory)
+    return _config_as_saved(directory, trust)
 
 
-def _config_as_saved(directory: Path) -> Config:
+def _config_as_saved(directory: Path, trust: bool) -> Config:
     """The `config.yaml` of a checkpoint, once its bytes are those of the manifest."""
     record = read_manifest(directory).files.get(CONFIG_FILE)
     path = directory / CONFIG_FILE
@@ -111,4 +114,4 @@ def _config_as_saved(directory: Path) -> Config:
             where=str(path),
             help="use an earlier checkpoint; `amcli inspect-ckpt` on the directory above lists them",
         )
-    return read_configs([directory])
+    return read_configs([directory], trust=trust)
