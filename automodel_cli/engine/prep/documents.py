@@ -10,7 +10,7 @@ This module imports only the standard library: the command line reads it to desc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
@@ -46,6 +46,10 @@ class StdinFormat(StrEnum):
     JSONL = "jsonl"
 
 
+def ignore_wait(_: str) -> None:
+    """Tell nobody."""
+
+
 @dataclass(frozen=True)
 class SourceOptions:
     """Which documents a user asks for.
@@ -66,6 +70,7 @@ class SourceOptions:
         max_document_bytes: Longer documents, in bytes of UTF-8, are bad.
         on_bad_document: Leave bad documents out and count them, or stop at the first.
         retry_seconds: How long a lost connection is tried again before the run ends.
+        on_wait: Told about every wait for a lost connection.
     """
 
     sources: tuple[str, ...] = ()
@@ -80,6 +85,7 @@ class SourceOptions:
     max_document_bytes: int = MAX_DOCUMENT_BYTES
     on_bad_document: OnBadDocument = OnBadDocument.SKIP
     retry_seconds: float = RETRY_SECONDS
+    on_wait: Callable[[str], None] = ignore_wait
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ class DocumentBatch:
         source_bytes: Bytes of the source that the batch took, for the estimate of what is left.
         cursor: JSON text; `batches(start=cursor)` continues with the document after this batch.
         skipped: Bad documents met while this batch was read, by reason: `null`, `empty`,
-            `too_large`, `invalid_utf8`, `lone_surrogate`, `invalid_json`, `not_text`, `invalid_csv`.
+            `too_large`, `invalid_utf8`, `lone_surrogate`, `invalid_json`, `not_an_object`, `not_text`,
+            `invalid_csv`.
         first_document: Index of the batch's first document in the source, over kept documents.
         place: Where the source is being read, for progress: `a.parquet, file 3 of 14`.
     """
@@ -123,13 +130,12 @@ class SourceDescription:
 
 
 class Source(Protocol):
-    """A sequence of documents that is the same at every reading.
+    """A sequence of documents that is the same at every reading."""
 
-    Attributes:
-        total_bytes: Sum of `source_bytes` over all batches, or `None` when it is not known.
-    """
-
-    total_bytes: int | None
+    @property
+    def total_bytes(self) -> int | None:
+        """About the sum of `source_bytes` over all batches; `None` when it is not known."""
+        ...
 
     def record(self) -> SourceRecord:
         """What the manifest says of this source."""

@@ -1,0 +1,23 @@
+"""The column that holds the text, and what is said where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from automodel_cli.engine.config.suggest import hint
+from automodel_cli.errors import DataError
+
+
+def missing_column(column: str, columns: Iterable[str], where: str) -> DataError:
+    """The error for a file without the column: it names those that there are."""
+    names = sorted(columns)
+    return DataError(
+        f"there is no column {column!r}; the columns are {', '.join(names) or 'none'}",
+        where=where,
+        help=f"{hint(column, names, noun='columns')} Name it with --text-column",
+    )
+
+
+def not_text(column: str, found: str, where: str) -> DataError:
+    """The error for a column that holds something else than text."""
+    return DataError(f"the column {column!r} holds {found}, not text", where=where, help="name another --text-column")

@@ -1,0 +1,212 @@
+"""A source made of readers: cleans their pieces, gathers them into batches, and writes the cursors."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from automodel_cli.engine.prep.corpus.clean import CleanTexts, clean
+from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
+from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Reader
+from automodel_cli.engine.prep.documents import DocumentBatch, OnBadDocument, SourceDescription
+from automodel_cli.engine.shards.manifest import SourceRecord
+from automodel_cli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# A batch is closed at the first end of a piece where it has either.
+_BATCH_BYTES = 1 << 21
+_BATCH_DOCUMENTS = 1024
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A `Source` of the documents that readers give, one reader after the other.
+
+    Attributes:
+        readers: One for each file, in order.
+        description: What would be read.
+        source_record: What the manifest says.
+        max_document_bytes: Longer documents are bad.
+        on_bad_document: What happens to bad documents.
+        share: `(index, count)`: only every `count`-th piece is taken, from the one at `index` on.
+    """
+
+    readers: Sequence[Reader]
+    description: SourceDescription
+    source_record: SourceRecord
+    max_document_bytes: int
+    on_bad_document: OnBadDocument
+    share: tuple[int, int] = (0, 1)
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Bytes of all files, or `None` when that is not known."""
+        sizes = [reader.num_bytes for reader in self.readers]
+        return None if None in sizes else sum(size or 0 for size in sizes) // self.share[1]
+
+    def record(self) -> SourceRecord:
+        """What the manifest says of this source."""
+        return self.source_record
+
+    def describe(self) -> SourceDescription:
+        """What would be read."""
+        return self.description
+
+    def batches(self, start: str | None = None) -> Iterator[DocumentBatch]:
+        """The documents in order; see `Source.batches`.
+
+        Raises:
+            DataError: A file cannot be read, `start` is no cursor, or a document is bad and must not be.
+        """
+        cursor = _Cursor() if start is None else _Cursor.from_json(start, len(self.readers))
+        if start is not None and not self.description.resumable:
+            raise DataError("standard input cannot be read again from where it was", help="give files instead")
+        return self._batches(cursor)
+
+    def partition(self, index: int, count: int) -> Corpus:
+        """Part `index` (from 0) of `count`, by files, else by row groups, else by pieces.
+
+        Raises:
+            UsageError: It is standard input.
+        """
+        if not self.description.resumable:
+            raise UsageError("standard input cannot be divided into parts", help="give files instead")
+        if self.share != (0, 1):
+            raise ValueError("a part of a source cannot be divided again")
+        if len(self.readers) >= count:
+            return replace(self, readers=self.readers[index::count])
+        parquet = [reader for reader in self.readers if isinstance(reader, ParquetReader)]
+        if len(parquet) == len(self.readers):
+            return replace(self, readers=_row_groups(parquet, index, count))
+        return replace(self, share=(index, count))
+
+    def _batches(self, cursor: _Cursor) -> Iterator[DocumentBatch]:
+        batch = _Batch(cursor.documents)
+        for file in range(cursor.file, len(self.readers)):
+            reader = self.readers[file]
+            at = cursor.at if file == cursor.file else None
+            for piece in _guarded(reader, at):
+                if (file + piece.number) % self.share[1] != self.share[0]:
+                    continue
+                batch.add(self._clean(reader, piece), piece)
+                if batch.is_full:
+                    yield batch.close(file, piece.end, self._place(file))
+                    batch = _Batch(batch.end_document)
+        if batch.source_bytes:
+            # Nothing is left, so a reading that starts here has nothing to read.
+            yield batch.close(len(self.readers), (), self._place(len(self.readers) - 1))
+
+    def _clean(self, reader: Reader, piece: Piece) -> CleanTexts:
+        found = clean(piece.rows(), self.max_document_bytes)
+        if found.first_bad is not None and self.on_bad_document is OnBadDocument.FAIL:
+            number, reason = found.first_bad
+            raise DataError(
+                f"the document is bad: {_REASONS.get(reason, reason)}",
+                where=f"{reader.name}:{number}",
+                help="--on-bad-doc skip leaves such documents out and counts them",
+            )
+        return found
+
+    def _place(self, file: int) -> str:
+        name = self.readers[file].name
+        return name if len(self.readers) == 1 else f"{name}, file {file + 1:,} of {len(self.readers):,}"
+
+
+_REASONS = {
+    "null": "it is null",
+    "empty": "it is empty, or white space alone",
+    "too_large": "it is larger than --max-document-bytes",
+    "invalid_utf8": "it is not UTF-8",
+    "lone_surrogate": "it holds half of a surrogate pair, which no UTF-8 can",
+    "invalid_json": "the line is not JSON",
+    "not_an_object": "the line is JSON, but no object",
+    "not_text": "it is no text",
+    "invalid_csv": "the row has another number of columns than the header",
+}
+
+
+@dataclass(frozen=True)
+class _Cursor:
+    """Where to read on: the file, the position in it (`None` is its beginning), and documents so far."""
+
+    file: int = 0
+    at: Position | None = None
+    documents: int = 0
+
+    def to_json(self) -> str:
+        return json.dumps({"file": self.file, "at": self.at, "documents": self.documents})
+
+    @classmethod
+    def from_json(cls, text: str, num_files: int) -> _Cursor:
+        try:
+            raw = json.loads(text)
+            at = None if raw["at"] is None else tuple(map(int, raw["at"]))
+            cursor = cls(int(raw["file"]), at, int(raw["documents"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{text!r} is no cursor of a source") from error
+        if not 0 <= cursor.file <= num_files:
+            raise DataError(f"the cursor is in file {cursor.file + 1:,}, but the source has {num_files:,}")
+        return cursor
+
+
+@dataclass
+class _Batch:
+    """A batch that is being gathered."""
+
+    first_document: int
+    texts: list[pa.LargeStringArray] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    source_bytes: int = 0
+    _text_bytes: int = 0
+    _num_documents: int = 0
+
+    def add(self, found: CleanTexts, piece: Piece) -> None:
+        self.texts.append(found.texts)
+        self.skipped.update(found.skipped)
+        self.source_bytes += piece.source_bytes
+        self._num_documents += len(found.texts)
+        self._text_bytes += found.texts.nbytes
+
+    @property
+    def is_full(self) -> bool:
+        return self._text_bytes >= _BATCH_BYTES or self._num_documents >= _BATCH_DOCUMENTS
+
+    @property
+    def end_document(self) -> int:
+        return self.first_document + self._num_documents
+
+    def close(self, file: int, at: Position, place: str) -> DocumentBatch:
+        import pyarrow as pa
+
+        texts = self.texts[0] if len(self.texts) == 1 else pa.concat_arrays(self.texts)
+        cursor = _Cursor(file, at or None, self.end_document).to_json()
+        return DocumentBatch(texts, self.source_bytes, cursor, dict(self.skipped), self.first_document, place)
+
+
+def _guarded(reader: Reader, at: Position | None) -> Iterator[Piece]:
+    """The reader's pieces; what its libraries raise becomes an error that names the file."""
+    import pyarrow as pa
+
+    try:
+        yield from reader.pieces(at)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        reason = str(getattr(error, "strerror", None) or error).split("\n")[0]
+        raise DataError(f"the file cannot be read: {reason}", where=reader.name) from error
+
+
+def _row_groups(readers: Sequence[ParquetReader], index: int, count: int) -> list[ParquetReader]:
+    """Every `count`-th row group of all files, counted through, from the one at `index` on."""
+    chosen = []
+    before = 0
+    for reader in readers:
+        num_groups = reader.num_groups()
+        first = (index - before) % count
+        if first < num_groups:
+            chosen.append(reader.every(first, count))
+        before += num_groups
+    return chosen

@@ -1,0 +1,67 @@
+"""The one place where what a user names becomes a source."""
+
+from __future__ import annotations
+
+from automodel_cli.engine.prep.corpus.corpus import Corpus
+from automodel_cli.engine.prep.corpus.embedded import EmbeddedReader
+from automodel_cli.engine.prep.corpus.local import STDIN, open_files, open_stdin
+from automodel_cli.engine.prep.documents import Source, SourceDescription, SourceOptions
+from automodel_cli.engine.prep.package_data import SHA256, SHAKESPEARE
+from automodel_cli.engine.prep.presets import PRESETS, HubLocation
+from automodel_cli.engine.shards.manifest import SourceRecord
+from automodel_cli.errors import UsageError
+
+_DEFAULT_COLUMN = "text"
+_HUB_ONLY = ("set_name", "split", "revision")
+
+
+def open_source(options: SourceOptions) -> Source:
+    """The source that a user names: a preset, a data set on the hub, files, or standard input.
+
+    Reads no document, but asks the hub for what lies there.
+
+    Raises:
+        UsageError: The names do not fit together, or stand for nothing.
+        DataError: The hub has no such data set, configuration, split or column, or cannot be reached.
+    """
+    _check(options)
+    name = options.sources[0] if options.sources else ""
+    column = options.text_column or _DEFAULT_COLUMN
+    preset = PRESETS.get(name)
+    if options.dataset is not None or (preset is not None and preset.hub is not None):
+        # Asked for here only: without the hub, nothing of it is needed.
+        from automodel_cli.engine.prep.corpus.hub import open_hub
+
+        location = HubLocation(options.dataset or "") if preset is None or preset.hub is None else preset.hub
+        return open_hub(location, options)
+    if preset is not None:
+        return _embedded(options)
+    return open_stdin(options, column) if name == STDIN else open_files(options, column)
+
+
+def _check(options: SourceOptions) -> None:
+    if options.dataset is not None and options.sources:
+        raise UsageError(
+            f"there are two sources: --dataset {options.dataset} and {options.sources[0]}", help="name one of them"
+        )
+    if options.dataset is None and not options.sources:
+        raise UsageError("there is no source", help="try `amcli prep shakespeare`, or `amcli prep --list`")
+    alone = [name for name in options.sources if name in PRESETS or name == STDIN]
+    if alone and len(options.sources) > 1:
+        raise UsageError(f"{alone[0]!r} is a source of its own and cannot be read together with others")
+    preset = PRESETS.get(options.sources[0]) if options.sources else None
+    is_hub = options.dataset is not None or (preset is not None and preset.hub is not None)
+    given = [field for field in _HUB_ONLY if getattr(options, field) is not None]
+    if given and not is_hub:
+        option = "--" + given[0].replace("_", "-")
+        raise UsageError(f"{option} is for data sets on the hub, and {options.sources[0]} is none")
+
+
+def _embedded(options: SourceOptions) -> Corpus:
+    return Corpus(
+        [EmbeddedReader()],
+        SourceDescription("embedded", ("shakespeare",), None, resumable=True),
+        SourceRecord("shakespeare", sha256=SHA256[SHAKESPEARE]),
+        options.max_document_bytes,
+        options.on_bad_document,
+    )

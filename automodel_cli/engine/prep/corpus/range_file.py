@@ -1,0 +1,115 @@
+"""A file on the hub, read by ranges of bytes as if it lay here.
+
+Its content belongs to one commit and never changes, so a range that failed can be asked for again
+at any time. Nothing is stored; one stretch is held in memory.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from automodel_cli.engine.prep.corpus.retry import Retry, TransientError
+from automodel_cli.errors import DataError
+
+_READ_AHEAD_BYTES = 1 << 23
+# Small columns that stand between two chunks of the text are cheaper to read than to pass over.
+_NEAR_BYTES = 1 << 20
+_TIMEOUT_S = 30.0
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class RangeFile(io.RawIOBase):
+    """A file behind a URL.
+
+    Args:
+        url: Its place.
+        name: What messages call it.
+        num_bytes: Its size.
+        retry: How often a range is asked for.
+    """
+
+    def __init__(self, url: str, name: str, num_bytes: int, retry: Retry) -> None:
+        self._url = url
+        self._name = name
+        self._num_bytes = num_bytes
+        self._retry = retry
+        self._at = 0
+        self._held = b""
+        self._held_from = 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next byte is read."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a byte; asks for nothing."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._num_bytes}[whence]
+        self._at = base + offset
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        """Exactly `size` bytes, or fewer at the end.
+
+        Raises:
+            DataError: The server refuses, or the connection is lost for longer than is tried.
+        """
+        end = self._num_bytes if size < 0 else min(self._at + size, self._num_bytes)
+        parts = []
+        while self._at < end:
+            offset = self._at - self._held_from
+            if not 0 <= offset < len(self._held):
+                self._hold(self._at, end)
+                offset = 0
+            part = self._held[offset : offset + end - self._at]
+            parts.append(part)
+            self._at += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _hold(self, start: int, end: int) -> None:
+        """Ask for a range, and for more where reading goes forward."""
+        beyond = start - (self._held_from + len(self._held))
+        if 0 <= beyond <= _NEAR_BYTES:
+            end = min(max(end, start + _READ_AHEAD_BYTES), self._num_bytes)
+        self._held = self._retry.run(lambda: self._fetch(start, end), self._name)
+        self._held_from = start
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        from huggingface_hub.utils import build_hf_headers, get_session
+
+        # A compressed answer would count other bytes than those of the file.
+        headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        try:
+            response: Any = get_session().get(self._url, headers=headers, timeout=_TIMEOUT_S)
+            status, content = int(response.status_code), bytes(response.content)
+        # The client's own exceptions, in whichever release of it, are of no common class but this.
+        except Exception as error:
+            raise TransientError(str(error) or type(error).__name__) from error
+        if status in _BUSY:
+            raise TransientError(f"the server answers {status}", retry_after_s(response.headers))
+        if status != 206 and not (status == 200 and len(content) == end - start):
+            raise DataError(
+                f"the server answers {status} to a request for bytes {start:,} to {end:,}", where=self._name
+            )
+        if len(content) != end - start:
+            raise TransientError(f"the connection broke after {len(content):,} of {end - start:,} bytes")
+        return content
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds that an answer asks to wait; `None` when it does not, or names a date.
+
+    >>> retry_after_s({"Retry-After": "7"}), retry_after_s({})
+    (7.0, None)
+    """
+    value = headers.get("Retry-After") or headers.get("retry-after") or ""
+    return float(value) if value.isdecimal() else None
