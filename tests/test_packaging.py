@@ -27,7 +27,7 @@ from automodel_cli.engine.prep.tokenizer import load_tokenizer
 from pathlib import Path
 
 result = prepare(PrepOptions(source="shakespeare", output_dir=Path("shards")))
-ids = load_tokenizer("gpt2").encode_batch(["Hello, world!"])[0].tolist()
+ids = load_tokenizer("gpt2").encode("Hello, world!").tolist()
 print(json.dumps({"file": automodel_cli.__file__, "tokens": result.manifest.num_tokens, "ids": ids}))
 """
 

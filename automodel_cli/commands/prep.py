@@ -9,17 +9,40 @@ import typer
 
 from automodel_cli.commands import complete, render_prep
 from automodel_cli.commands.options import JsonOption
-from automodel_cli.engine.prep.options import DEFAULT_SHARD_TOKENS, PrepOptions, parse_token_count
+from automodel_cli.engine.prep.documents import SourceOptions
+from automodel_cli.engine.prep.options import (
+    DEFAULT_CHUNK_SIZE,
+    DEFAULT_SHARD_TOKENS,
+    OverLength,
+    PrepOptions,
+    parse_partition,
+    parse_token_count,
+)
 from automodel_cli.errors import UsageError
 
 
 def prep(
-    source: Annotated[
-        str | None,
+    sources: Annotated[
+        list[str] | None,
         typer.Argument(
-            help="A preset (see --list), a .txt or .jsonl file, or a pattern in quotes.",
+            metavar="[SOURCE]...",
+            help="A preset (see --list), files, or a pattern in quotes.",
             autocompletion=complete.sources,
         ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A data set on the Hugging Face hub.", show_default=False)
+    ] = None,
+    set_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its configuration, such as sample-10BT.", show_default=False)
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Its split.  [default: train]", show_default=False)] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Its branch, tag or commit.  [default: the newest]", show_default=False)
+    ] = None,
+    text_column: Annotated[
+        str | None,
+        typer.Option(help="Column or field that holds the text.  [default: text]", show_default=False),
     ] = None,
     max_tokens: Annotated[
         str | None,
@@ -37,47 +60,109 @@ def prep(
             autocompletion=complete.tokenizers,
         ),
     ] = None,
+    bos: Annotated[bool, typer.Option("--bos/--no-bos", help="Begin each document with BOS.")] = True,
+    bos_token: Annotated[
+        str | None,
+        typer.Option(metavar="TOKEN", help="Entry of the vocabulary to use as BOS.", show_default=False),
+    ] = None,
+    eos: Annotated[bool, typer.Option("--eos/--no-eos", help="End each document with EOS.")] = False,
+    max_length: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Longest document in tokens, BOS and EOS included.", show_default=False),
+    ] = None,
+    over_length: Annotated[
+        OverLength, typer.Option(help="Cut longer documents, or split them into several.")
+    ] = OverLength.CUT,
+    shuffle_buffer: Annotated[
+        int, typer.Option(metavar="N", help="Shuffle within blocks of N documents; 0 keeps the order.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
     output_dir: Annotated[
         Path | None, typer.Option(help="Where the shards go.  [default: data/<source>]", show_default=False)
     ] = None,
     shard_tokens: Annotated[
         str | None, typer.Option(metavar="N", help="Tokens per shard file.  [default: 100M]", show_default=False)
     ] = None,
-    text_column: Annotated[str, typer.Option(help="Field of a JSON line or a row that holds the text.")] = "text",
+    format_: Annotated[str, typer.Option("--format", help="bin, legacy (20240520) or megatron.")] = "bin",
+    partition: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Prepare part I of N (from 0) into a directory of its own.", show_default=False
+        ),
+    ] = None,
+    num_workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Threads that tokenize.  [default: cores]", show_default=False)
+    ] = None,
+    chunk_size: Annotated[int, typer.Option(metavar="N", help="Documents tokenized in one go.")] = DEFAULT_CHUNK_SIZE,
+    prefetch: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Chunks in work or waiting.  [default: 4 per worker]", show_default=False),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace data that are there already.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every byte again when all is written.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show the presets and stop.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Prepare text as token shards for training.
 
-    Finished data with the same settings are left alone; an interrupted run is started again.
+    Finished data with the same settings are left alone; an interrupted run goes on where it was.
+    How the work is divided (workers, chunks, prefetch) changes no byte of the result.
 
     \b
     Examples:
       amcli prep shakespeare
       amcli prep fineweb --max-tokens 500M --val-tokens 1M
+      amcli prep --dataset HuggingFaceFW/fineweb --set-name sample-10BT --max-tokens 500M
       amcli prep 'books/*.txt' --tokenizer gpt2 --output-dir data/books
-      amcli prep notes.jsonl --text-column body --tokenizer bytes
+      amcli prep notes.jsonl --text-column body --tokenizer bytes --dry-run
       amcli prep --list
     """
     if list_:
         render_prep.presets(as_json=json_)
         return
-    if source is None:
+    if not sources and dataset is None:
         raise UsageError("`amcli prep` needs a source", help="try `amcli prep shakespeare`, or `amcli prep --list`")
     options = PrepOptions(
-        source=source,
+        source=SourceOptions(
+            sources=tuple(sources or ()),
+            dataset=dataset,
+            set_name=set_name,
+            split=split,
+            text_column=text_column,
+            revision=revision,
+        ),
         max_tokens=None if max_tokens is None else parse_token_count(max_tokens),
         val_tokens=None if val_tokens is None else parse_token_count(val_tokens),
         tokenizer=tokenizer,
         output_dir=output_dir,
         shard_tokens=DEFAULT_SHARD_TOKENS if shard_tokens is None else parse_token_count(shard_tokens),
-        text_column=text_column,
+        format=format_,
+        max_length=max_length,
+        over_length=over_length,
+        bos=bos,
+        bos_token=bos_token,
+        eos=eos,
+        seed=seed,
+        shuffle_buffer=shuffle_buffer,
+        partition=None if partition is None else parse_partition(partition),
+        chunk_size=chunk_size,
+        num_workers=num_workers,
+        prefetch=prefetch,
         overwrite=overwrite,
     )
+    if dry_run:
+        from automodel_cli.engine.prep.dry_run import estimate
+
+        render_prep.estimate(estimate(options), as_json=json_)
+        return
 
     from automodel_cli.engine.prep.prepare import prepare
 
-    with render_prep.progress(source, quiet=json_) as on_progress:
-        result = prepare(options, on_progress)
-    render_prep.result(result, as_json=json_)
+    with render_prep.progress(", ".join(sources or [str(dataset)]), quiet=json_) as on_progress:
+        result = prepare(options, on_progress, render_prep.note)
+    if verify:
+        from automodel_cli.engine.prep.check_result import check_result
+
+        check_result(result.directory)
+    render_prep.result(result, verified=verify, as_json=json_)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,7 +15,11 @@ import typer
 from automodel_cli.engine.prep.presets import PRESETS
 
 if TYPE_CHECKING:
+    from automodel_cli.engine.prep.dry_run import Estimate
     from automodel_cli.engine.prep.prepare import PrepProgress, PrepResult
+
+# A line on a pipe at least so often, for sources whose end is not known.
+_LINE_SECONDS = 60.0
 
 
 def presets(*, as_json: bool) -> None:
@@ -42,47 +47,118 @@ def progress(source: str, *, quiet: bool) -> Iterator[Callable[[PrepProgress], N
 @contextmanager
 def _bar(source: str) -> Iterator[Callable[[PrepProgress], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[tokens]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[facts]}"),
     )
     # Transient: the summary that follows says the same with exact numbers.
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"preparing {source}", total=None, tokens="")
+        task = bar.add_task(f"preparing {source}", total=None, facts="")
 
         def show(state: PrepProgress) -> None:
             total = None if state.fraction is None else 1.0
-            bar.update(task, total=total, completed=state.fraction or 0.0, tokens=_tokens(state))
+            bar.update(task, total=total, completed=state.fraction or 0.0, facts=_facts(state) + _time_left(state))
 
         yield show
 
 
 def _plain_lines(source: str) -> Callable[[PrepProgress], None]:
-    shown_tenths = 0
+    shown_tenths, shown_at = 0, time.monotonic()
 
     def show(state: PrepProgress) -> None:
-        nonlocal shown_tenths
+        nonlocal shown_tenths, shown_at
         tenths = int((state.fraction or 0.0) * 10)
         # The end has the summary; a line for it too would say everything twice.
-        if shown_tenths < tenths < 10:
-            shown_tenths = tenths
-            typer.echo(f"preparing {source}: {tenths * 10}%, {_tokens(state)}", err=True)
+        if shown_tenths < tenths < 10 or time.monotonic() - shown_at > _LINE_SECONDS:
+            shown_tenths, shown_at = tenths, time.monotonic()
+            done = "" if state.fraction is None else f"{state.fraction:.0%}, "
+            typer.echo(f"preparing {source}: {done}{_facts(state)}{_time_left(state)}", err=True)
 
     return show
 
 
-def _tokens(state: PrepProgress) -> str:
-    return f"{state.train_tokens + state.val_tokens:,} tokens"
+def _facts(state: PrepProgress) -> str:
+    return (
+        f"{state.train_tokens + state.val_tokens:,} tokens of {state.num_documents:,} documents, "
+        f"{_short(state.tokens_per_second)} tokens/s, {state.text_bytes_per_second / 1e6:.1f} MB/s, "
+        f"{state.workers_busy}/{state.workers} workers busy, limited by {state.limited_by}"
+    )
 
 
-def result(prepared: PrepResult, *, as_json: bool) -> None:
+def _time_left(state: PrepProgress) -> str:
+    return "" if state.seconds_left is None else f", {_duration(state.seconds_left)} left"
+
+
+def _duration(seconds: float) -> str:
+    """A time for people.
+
+    >>> [_duration(seconds) for seconds in (0.4, 75, 7300)]
+    ['0 s', '1 min 15 s', '2 h 1 min']
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _short(number: float) -> str:
+    """A number with its unit.
+
+    >>> [_short(number) for number in (950, 12_345, 36_700_000)]
+    ['950', '12.3 K', '36.7 M']
+    """
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " K")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+def note(text: str) -> None:
+    """Say at once what cannot wait for the summary."""
+    typer.echo(f"note: {text}", err=True)
+
+
+def estimate(found: Estimate, *, as_json: bool) -> None:
+    """Print what would be done."""
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    names = ", ".join(found.names[:3]) + (f" and {len(found.names) - 3} more" if len(found.names) > 3 else "")
+    column = "" if found.text_column is None else f", column {found.text_column}"
+    typer.echo(f"would read {names} ({found.kind}{column})")
+    typer.echo(f"  tokenizer {found.tokenizer}, vocabulary {found.vocab_size:,}, by {found.engine}")
+    if found.num_tokens is None or found.output_bytes is None or found.seconds is None:
+        typer.echo("  tokens, bytes and time are not known: the source does not tell its size; give --max-tokens")
+    else:
+        typer.echo(
+            f"  about {_short(found.num_tokens)} tokens, {_short(found.output_bytes)}B on disk, "
+            f"{_duration(found.seconds)}"
+        )
+    typer.echo(
+        f"  estimated from {found.sample_documents:,} documents with {found.text_bytes_per_token:.2f} bytes per token"
+    )
+    for text in found.notes:
+        typer.echo(f"  note: {text}")
+    typer.echo(f"would write to {found.directory}; nothing was written")
+
+
+def result(prepared: PrepResult, *, verified: bool, as_json: bool) -> None:
     """Print what lies in the directory now, and the next command."""
     if as_json:
-        facts = {"directory": str(prepared.directory), "reused": prepared.reused, "notes": list(prepared.notes)}
+        facts = {
+            "directory": str(prepared.directory),
+            "reused": prepared.reused,
+            "verified": verified,
+            "notes": list(prepared.notes),
+            "resumed_tokens": prepared.resumed_tokens,
+            "seconds": prepared.seconds,
+            "tokens_per_second": prepared.tokens_per_second,
+            "stages": prepared.stages,
+        }
         typer.echo(json.dumps({**facts, "manifest": prepared.manifest.to_dict()}, indent=2))
         return
     manifest = prepared.manifest
@@ -95,8 +171,17 @@ def result(prepared: PrepResult, *, as_json: bool) -> None:
             f"  {name:<5} {split.num_tokens:>12,} tokens, {split.num_documents:,} documents, {shards}, "
             f"unigram entropy {split.unigram_entropy_nats:.3f} nats"
         )
-    for note in prepared.notes:
-        typer.echo(f"  note: {note}")
+    for reason, count in (manifest.reading.skipped if manifest.reading else {}).items():
+        typer.echo(f"  left out: {count:,} documents ({reason})")
+    over_length = sum(split.over_length_documents for split in manifest.splits.values())
+    if over_length:
+        typer.echo(f"  {over_length:,} documents were longer than {manifest.settings['max_length']:,} tokens")
+    if prepared.tokens_per_second:
+        typer.echo(f"  {_short(prepared.tokens_per_second)} tokens/s for {_duration(prepared.seconds)}")
+    if verified:
+        typer.echo("  every byte was read again and is as the manifest says")
+    for text in prepared.notes:
+        typer.echo(f"  note: {text}")
     typer.echo(f"next: {_next_command(prepared)}")
 
 

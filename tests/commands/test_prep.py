@@ -106,7 +106,7 @@ def test_the_help_ends_with_examples(run):
 def test_preparing_the_embedded_text_imports_neither_torch_nor_transformers(tmp_path):
     """It takes a fraction of a second because of that."""
     script = (
-        "import sys; from automodel_cli.commands.prep import prep; prep('shakespeare'); "
+        "import sys; from automodel_cli.commands.prep import prep; prep(['shakespeare']); "
         "print({'torch', 'transformers', 'tokenizers', 'datasets'} & set(sys.modules))"
     )
 

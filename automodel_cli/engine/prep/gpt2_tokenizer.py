@@ -7,47 +7,56 @@ Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-import numpy as np
-
+from automodel_cli.engine.prep.json_tokenizer import JsonTokenizer
 from automodel_cli.engine.prep.package_data import GPT2_MERGES, SHA256, read_asset
-from automodel_cli.engine.prep.token_ids import check_ids
-from automodel_cli.engine.prep.tokenizer import TokenIds, replace_surrogates
 
-if TYPE_CHECKING:
-    import tokenizers
+END_OF_TEXT = "<|endoftext|>"
 
 
-class Gpt2Tokenizer:
-    """Exact GPT-2 token ids; special tokens in a text are encoded as text."""
+def gpt2_tokenizer() -> JsonTokenizer:
+    """GPT-2's tokenizer, as a `tokenizer.json` that any engine can load."""
+    # The merge list determines every id, so its hash stands for the content.
+    return JsonTokenizer("gpt2", gpt2_json(read_merges()), END_OF_TEXT, END_OF_TEXT, SHA256[GPT2_MERGES])
 
-    name = "gpt2"
-    vocab_size = 50_257
-    bos_id: int | None = 50_256
-    # The merge list determines every id.
-    sha256 = SHA256[GPT2_MERGES]
 
-    def __init__(self) -> None:
-        merges = read_merges()
-        self._token_bytes = vocabulary_bytes(merges)
-        self._bpe = _build_bpe(merges)
-
-    def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
-        """The ids of each text, as uint32 arrays; several threads work on one batch."""
-        encoded = self._bpe.encode_batch_fast([replace_surrogates(text) for text in texts], add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encoded]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, without BOS; bytes that are no UTF-8 become U+FFFD.
-
-        Raises:
-            DataError: An id is not in 0 to 50,256.
-        """
-        checked = check_ids(ids, self.name, self.vocab_size)
-        joined = b"".join(self._token_bytes[token] for token in checked if token != self.bos_id)
-        return joined.decode("utf-8", errors="replace")
+def gpt2_json(merges: Sequence[tuple[str, str]]) -> str:
+    """The content of a `tokenizer.json` for these merges."""
+    entries = [*byte_alphabet().values(), *(left + right for left, right in merges), END_OF_TEXT]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    end_of_text = {
+        "id": len(entries) - 1,
+        "content": END_OF_TEXT,
+        **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
+        "special": True,
+    }
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [end_of_text],
+            "normalizer": None,
+            "pre_tokenizer": byte_level,
+            "post_processor": None,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": "",
+                "end_of_word_suffix": "",
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": False,
+                "vocab": {entry: token for token, entry in enumerate(entries)},
+                "merges": [f"{left} {right}" for left, right in merges],
+            },
+        },
+        ensure_ascii=False,
+    )
 
 
 def read_merges() -> list[tuple[str, str]]:
@@ -76,12 +85,3 @@ def vocabulary_bytes(merges: Sequence[tuple[str, str]]) -> list[bytes]:
     byte_of = {character: byte for byte, character in byte_alphabet().items()}
     entries = [*byte_of, *(left + right for left, right in merges)]
     return [bytes(byte_of[character] for character in entry) for entry in entries]
-
-
-def _build_bpe(merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    entries = [*byte_alphabet().values(), *(left + right for left, right in merges)]
-    bpe = Tokenizer(models.BPE(vocab={entry: token for token, entry in enumerate(entries)}, merges=merges))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return bpe

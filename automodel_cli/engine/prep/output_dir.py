@@ -1,34 +1,52 @@
 """The directory that preparation writes into: who owns it and what lies in it.
 
-While preparation runs, a hidden marker with a lock stands in the directory. A marker without
-a lock means that an earlier run was killed: what it left is cleared and made again. Shards
-without marker and manifest were not made here and are never touched unless asked.
+While preparation runs, a hidden marker with a lock stands in the directory. A marker without a
+lock, or a `progress.json`, means that an earlier run was killed: the next one goes on with what it
+left. Shards without any of these and without a manifest were not made here and are never touched
+unless asked.
 """
 
 from __future__ import annotations
 
 import fcntl
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from automodel_cli.engine.prep.progress import PROGRESS_NAME, Unfinished, load_progress
 from automodel_cli.engine.shards.durable import explain_write_errors
 from automodel_cli.engine.shards.manifest import MANIFEST_NAME, DataManifest
 from automodel_cli.errors import DataError
 
 MARKER_NAME = ".amcli-prep"
 
-_OUR_FILES = re.compile(r"\.?(train|val)_\d{6}\.(bin|bos\.idx)(\.tmp)?")
+_OUR_FILES = re.compile(r"\.?(train|val)_\d{6}\.(bin|bos\.idx|idx)(\.tmp)?")
 _REMAKE = "--overwrite makes the data again, another --output-dir keeps both"
+# What a setting was before there was an option for it.
+_BEFORE = {
+    "shuffle_buffer": 0,
+    "seed": 0,
+    "max_length": None,
+    "over_length": "cut",
+    "bos": True,
+    "bos_token": None,
+    "eos": False,
+    "partition": None,
+    "format": "bin",
+}
 
 
 @contextmanager
-def claimed(directory: Path, *, overwrite: bool) -> Iterator[None]:
-    """Own an emptied directory for the duration of the body.
+def claimed(directory: Path, *, overwrite: bool) -> Iterator[Unfinished | None]:
+    """Own a directory for the duration of the body; gives what an earlier run left unfinished.
 
-    The marker is removed when the body returns, and stays when it raises.
+    When the body returns, marker and progress are removed; when it raises, they stay.
+
+    Args:
+        directory: Made if it is missing.
+        overwrite: Begin anew, whatever lies there.
 
     Raises:
         DataError: Another run is writing there, or there are shards of unknown origin.
@@ -46,16 +64,34 @@ def claimed(directory: Path, *, overwrite: bool) -> Iterator[None]:
                 "another `amcli prep` is writing into this directory", where=str(directory), help="wait for it to end"
             ) from error
         try:
-            _clear(directory, allowed=overwrite or was_interrupted)
+            unfinished = None if overwrite else load_progress(directory)
+            if unfinished is None:
+                clear(directory, allowed=overwrite or was_interrupted)
         except DataError:
-            marker.unlink()
+            if not was_interrupted:
+                marker.unlink()
             raise
-        yield
+        yield unfinished
+        (directory / PROGRESS_NAME).unlink(missing_ok=True)
         marker.unlink()
 
 
-def _clear(directory: Path, *, allowed: bool) -> None:
-    leftovers = [path for path in directory.iterdir() if _OUR_FILES.fullmatch(path.name)]
+def clear(directory: Path, *, allowed: bool, keep: frozenset[str] = frozenset()) -> None:
+    """Remove what an earlier run left.
+
+    Args:
+        directory: Where it lies.
+        allowed: Whether the shards there are known to be ours.
+        keep: Names of shards that stay, with what belongs to them.
+
+    Raises:
+        DataError: There are shards of unknown origin.
+    """
+    leftovers = [
+        path
+        for path in directory.iterdir()
+        if _OUR_FILES.fullmatch(path.name) and path.name.removeprefix(".").split(".")[0] not in keep
+    ]
     if leftovers and not allowed:
         raise DataError(
             f"the directory holds {len(leftovers)} shard files without a manifest, such as {min(leftovers).name}, "
@@ -64,33 +100,43 @@ def _clear(directory: Path, *, allowed: bool) -> None:
             help=_REMAKE,
         )
     # The manifest goes first: if this is interrupted, no manifest may speak of missing shards.
-    (directory / MANIFEST_NAME).unlink(missing_ok=True)
+    for name in (MANIFEST_NAME, PROGRESS_NAME) if not keep else ():
+        (directory / name).unlink(missing_ok=True)
     for path in leftovers:
         path.unlink()
 
 
-def check_reusable(directory: Path, found: DataManifest, wanted: dict[str, Any]) -> None:
-    """Refuse prepared data that were made with other settings, or are no longer complete.
+def check_same(directory: Path, existing: Mapping[str, Any], wanted: Mapping[str, Any], state: str) -> None:
+    """Refuse a directory whose data are made with other settings.
 
     Args:
-        directory: Where the data lie.
-        found: Their manifest.
-        wanted: The settings, as `identity` gives them.
+        directory: Where they lie.
+        existing: Its settings.
+        wanted: The settings asked for, as `identity` gives them.
+        state: What lies there, in words.
 
     Raises:
-        DataError: A setting differs, or a shard is missing or has another size.
+        DataError: A setting differs; each is named.
     """
-    existing = identity(found)
-    differing = [name for name, value in wanted.items() if existing.get(name) != value]
+    before = {**_BEFORE, **existing}
+    differing = [name for name, value in wanted.items() if before.get(name) != value]
     # "source sha256" says nothing new where "source" differs already.
     telling = [name for name in differing if name.split()[0] == name or name.split()[0] not in differing]
     if telling:
         raise DataError(
-            "the directory holds data made with other settings: "
-            + "; ".join(f"{name} is {existing.get(name)!r} there and {wanted[name]!r} here" for name in telling),
+            f"the directory holds {state} made with other settings: "
+            + "; ".join(f"{name} is {before.get(name)!r} there and {wanted[name]!r} here" for name in telling),
             where=str(directory),
             help=_REMAKE,
         )
+
+
+def check_complete(directory: Path, found: DataManifest) -> None:
+    """Refuse finished data of which a shard is missing or has another size.
+
+    Raises:
+        DataError: As said.
+    """
     for shard in (shard for split in found.splits.values() for shard in split.shards):
         path = directory / shard.name
         found_bytes = path.stat().st_size if path.is_file() else None
@@ -107,6 +153,7 @@ def identity(manifest: DataManifest) -> dict[str, Any]:
     """Everything that decides what the data are, by name of the setting."""
     return {
         "source": manifest.source.name,
+        "source revision": manifest.source.revision,
         "source sha256": manifest.source.sha256,
         "tokenizer": manifest.tokenizer.name,
         "tokenizer sha256": manifest.tokenizer.sha256,

@@ -1,67 +1,169 @@
-"""Writes the documents of one split and counts what goes by."""
+"""Writes the documents of one split, counts what goes by, and can say at any time how far it is.
+
+A snapshot is what another process needs to go on (`continue_from`): numbers, and how many tokens
+of the unfinished shard belong to it.
+"""
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from automodel_cli.engine.prep.tokenizer import TokenIds
+from automodel_cli.engine.prep.framing import Documents
 from automodel_cli.engine.shards.entropy import unigram_entropy_nats
-from automodel_cli.engine.shards.format import token_dtype
-from automodel_cli.engine.shards.manifest import SplitRecord
-from automodel_cli.engine.shards.writer import ShardWriter
+from automodel_cli.engine.shards.manifest import ShardRecord, SplitRecord
+from automodel_cli.engine.shards.writer import Run, ShardWriter
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What was counted in one split.
+
+    Attributes:
+        num_documents: Documents, the last of which may be cut.
+        num_tokens: Tokens.
+        text_bytes: Bytes of UTF-8 that they came from.
+        longest_document_tokens: The longest document.
+        over_length_documents: Documents that were cut or split because they were too long.
+    """
+
+    num_documents: int = 0
+    num_tokens: int = 0
+    text_bytes: int = 0
+    longest_document_tokens: int = 0
+    over_length_documents: int = 0
+
+
+@dataclass(frozen=True)
+class SplitSnapshot:
+    """One split between two units.
+
+    Attributes:
+        tally: What was counted.
+        counts: How often each id occurs, shape (vocab_size,).
+        shards: The full shards; the futures are done when the shards are safe.
+        open_tokens: Tokens in the unfinished shard.
+        open_file: Its file, which is not synchronised yet; `None` if there is no unfinished shard.
+    """
+
+    tally: Tally
+    counts: npt.NDArray[np.int64]
+    shards: tuple[Future[ShardRecord], ...]
+    open_tokens: int
+    open_file: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; waits for the shards."""
+        return {
+            **asdict(self.tally),
+            "counts": self.counts.tolist(),
+            "shards": [asdict(shard.result()) for shard in self.shards],
+            "open_tokens": self.open_tokens,
+        }
 
 
 class SplitWriter:
-    """Collects documents, writes them with `flush`, and closes with the split's record.
+    """Appends documents to the shards of one split.
 
     Args:
-        directory: Exists already.
-        split: `train` or `val`.
-        vocab_size: Chooses the type of the tokens.
-        bos_id: As for `ShardWriter`; the documents hold it already.
-        shard_tokens: As for `ShardWriter`.
+        shards: What writes the tokens.
+        vocab_size: Every id is below it.
+        run: Finishes full shards.
     """
 
-    def __init__(self, directory: Path, split: str, vocab_size: int, bos_id: int | None, shard_tokens: int) -> None:
-        self._shards = ShardWriter(directory, split, token_dtype(vocab_size), shard_tokens, bos_id)
-        self._pending: list[TokenIds] = []
+    def __init__(self, shards: ShardWriter, vocab_size: int, run: Run) -> None:
+        self._shards = shards
+        self._shards.run = run
         self._counts = np.zeros(vocab_size, dtype=np.int64)
-        self._num_documents = 0
-        self._text_bytes = 0
-        self._longest_document_tokens = 0
-        self.num_tokens = 0
+        self.tally = Tally()
 
-    def add(self, document: TokenIds, text_bytes: int) -> None:
-        """Append one document, BOS included, shape (n,)."""
-        self._pending.append(document)
-        self._num_documents += 1
-        self._text_bytes += text_bytes
-        self._longest_document_tokens = max(self._longest_document_tokens, len(document))
-        self.num_tokens += len(document)
+    def continue_from(self, state: dict[str, Any]) -> None:
+        """Take up the work at a snapshot that became JSON.
 
-    def flush(self) -> None:
-        """Write what was added; many small writes become one."""
-        if self._pending:
-            tokens = np.concatenate(self._pending)
-            self._pending = []
-            self._shards.write(tokens)
-            self._counts += np.bincount(tokens, minlength=len(self._counts))
+        Raises:
+            DataError: The unfinished shard is not there.
+            KeyError: The state is none that `SplitSnapshot.to_dict` gave.
+        """
+        self.tally = Tally(**{name: state[name] for name in asdict(self.tally)})
+        self._counts = np.array(state["counts"], dtype=np.int64)
+        self._shards.continue_from([ShardRecord(**shard) for shard in state["shards"]], state["open_tokens"])
 
-    def discard(self) -> None:
-        """Remove the unfinished shard."""
-        self._shards.discard()
+    def add(
+        self, documents: Documents, chosen: npt.NDArray[np.bool_], cursor: str | None, room: int | None = None
+    ) -> None:
+        """Append the chosen documents of a unit.
+
+        Args:
+            documents: The unit; those beyond the length of `chosen` are left out.
+            chosen: Whether each one is meant, shape (at most documents,).
+            cursor: The place in the source before the unit.
+            room: Tokens that may still be written; the last document is cut there. `None` for no limit.
+        """
+        used = np.flatnonzero(chosen)
+        lengths = np.diff(documents.offsets)[used]
+        if room is not None:
+            before = np.cumsum(lengths) - lengths
+            # Nothing begins behind the budget, not even a document without tokens.
+            used, lengths, before = (part[before < room] for part in (used, lengths, before))
+            lengths = np.minimum(lengths, room - before)
+        if not len(used):
+            return
+        tokens = _gather(documents, used, int(lengths.sum()))
+        self._shards.source_cursor = cursor
+        self._shards.write(tokens)
+        self._counts += np.bincount(tokens, minlength=len(self._counts))
+        self.tally = Tally(
+            self.tally.num_documents + len(used),
+            self.tally.num_tokens + len(tokens),
+            self.tally.text_bytes + int(documents.text_bytes[used].sum()),
+            max(self.tally.longest_document_tokens, int(lengths.max())),
+            self.tally.over_length_documents + int(documents.over_length[used].sum()),
+        )
+
+    def snapshot(self) -> SplitSnapshot:
+        """How far the split is; what was written is with the operating system by then."""
+        return SplitSnapshot(
+            self.tally,
+            self._counts.copy(),
+            tuple(self._shards.records),
+            self._shards.open_tokens,
+            self._shards.flush(),
+        )
+
+    def release(self) -> None:
+        """Leave the unfinished shard where it is."""
+        self._shards.release()
+
+    @property
+    def num_full_shards(self) -> int:
+        """Shards that are full."""
+        return len(self._shards.records)
 
     def close(self) -> SplitRecord:
         """Finish the last shard."""
-        self.flush()
         return SplitRecord(
-            num_documents=self._num_documents,
-            num_tokens=self.num_tokens,
-            text_bytes=self._text_bytes,
+            num_documents=self.tally.num_documents,
+            num_tokens=self.tally.num_tokens,
+            text_bytes=self.tally.text_bytes,
             max_token_id=int(np.flatnonzero(self._counts).max(initial=0)),
-            longest_document_tokens=self._longest_document_tokens,
+            longest_document_tokens=self.tally.longest_document_tokens,
             unigram_entropy_nats=unigram_entropy_nats(self._counts),
             shards=tuple(self._shards.close()),
+            over_length_documents=self.tally.over_length_documents,
         )
+
+
+def _gather(documents: Documents, used: npt.NDArray[np.int64], num_tokens: int) -> npt.NDArray[Any]:
+    """The first `num_tokens` tokens of the documents with these numbers."""
+    # Neighbours are copied together: nearly all documents of a unit go to the same split.
+    breaks = np.flatnonzero(np.diff(used) != 1) + 1
+    firsts = used[np.concatenate(([0], breaks))]
+    lasts = used[np.concatenate((breaks - 1, [len(used) - 1]))]
+    begins, ends = documents.offsets[firsts].tolist(), documents.offsets[lasts + 1].tolist()
+    runs = [documents.tokens[begin:end] for begin, end in zip(begins, ends, strict=True)]
+    return (runs[0] if len(runs) == 1 else np.concatenate(runs))[:num_tokens]

@@ -1,7 +1,8 @@
 """What a tokenizer offers, and how one is found by name.
 
-`bytes` and `gpt2` need no network and no files but the package's own. Any other name, or a
-directory, goes to `transformers.AutoTokenizer`, which is imported only then.
+`bytes` and `gpt2` need no network and no files but the package's own. Any other name is a
+directory or a name on the Hugging Face hub, and its `tokenizer.json` is read; `transformers` is
+imported only for a tokenizer that has none.
 
 Text is text: whatever a document contains, such as the letters `<|endoftext|>`, is never read
 as a special token. Document boundaries are made by preparation, which puts BOS before each.
@@ -10,31 +11,68 @@ as a special token. Document boundaries are made by preparation, which puts BOS 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 TokenIds = npt.NDArray[np.uint32]
 
 
-class Tokenizer(Protocol):
+class Encoded(NamedTuple):
+    """The ids of several texts in one flat array, without special tokens.
+
+    Attributes:
+        ids: uint32, shape (n,); text `i` has `ids[offsets[i]:offsets[i + 1]]`.
+        offsets: int64, shape (texts + 1,), from 0 to n.
+    """
+
+    ids: TokenIds
+    offsets: npt.NDArray[np.int64]
+
+
+class Encoder(Protocol):
+    """Text to token ids, from several threads at once.
+
+    Attributes:
+        engine: Name and version of the program that does it.
+    """
+
+    engine: str
+
+    def encode_batch(self, texts: pa.Array) -> Encoded:
+        """The ids of strings without nulls, without BOS."""
+        ...
+
+
+class Tokenizer(Encoder, Protocol):
     """Text to token ids and back.
 
     Attributes:
         name: What `load_tokenizer` takes.
         vocab_size: Every id is below it, BOS included.
         bos_id: The id that begins a document; `None` when the vocabulary has none.
+        eos_id: The id that ends a text; `None` when the vocabulary has none.
         sha256: Equal hashes mean equal ids for any text.
+        json: The `tokenizer.json` that other engines can load; `None` when there is none.
     """
 
     name: str
     vocab_size: int
     bos_id: int | None
+    eos_id: int | None
     sha256: str
+    json: str | None
 
-    def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
-        """The ids of each text, without BOS."""
+    def encode(self, text: str) -> TokenIds:
+        """The ids of one text, without BOS; lone surrogates are read as U+FFFD."""
+        ...
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one entry of the vocabulary, `None` when there is no such entry."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -51,7 +89,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     Raises:
         DataError: The tokenizer cannot be loaded.
     """
-    return _BUILTIN.get(name, _load_hub)(name)
+    return _BUILTIN.get(name, _load_named)(name)
 
 
 def _load_bytes(_: str) -> Tokenizer:
@@ -61,15 +99,15 @@ def _load_bytes(_: str) -> Tokenizer:
 
 
 def _load_gpt2(_: str) -> Tokenizer:
-    from automodel_cli.engine.prep.gpt2_tokenizer import Gpt2Tokenizer
+    from automodel_cli.engine.prep.gpt2_tokenizer import gpt2_tokenizer
 
-    return Gpt2Tokenizer()
+    return gpt2_tokenizer()
 
 
-def _load_hub(name: str) -> Tokenizer:
-    from automodel_cli.engine.prep.hub_tokenizer import HubTokenizer
+def _load_named(name: str) -> Tokenizer:
+    from automodel_cli.engine.prep.named_tokenizer import named_tokenizer
 
-    return HubTokenizer(name)
+    return named_tokenizer(name)
 
 
 _BUILTIN: dict[str, Callable[[str], Tokenizer]] = {"bytes": _load_bytes, "gpt2": _load_gpt2}

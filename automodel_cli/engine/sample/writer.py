@@ -39,7 +39,7 @@ class Writer:
         """Yields the text after the prompt, in pieces that are whole characters."""
         prompt_ids = [] if self.bos_id is None else [self.bos_id]
         if prompt:
-            prompt_ids += self.tokenizer.encode_batch([prompt])[0].tolist()
+            prompt_ids += self.tokenizer.encode(prompt).tolist()
         if not prompt_ids:
             raise CheckpointError("this tokenizer has no BOS token, so an empty prompt has nothing to start from")
         pending: list[int] = []

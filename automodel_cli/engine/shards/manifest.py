@@ -18,7 +18,9 @@ from automodel_cli.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "amcli-token-shards"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Version 1 lacks `reading` and `versions`, and the fields that have a default here.
+_READABLE_VERSIONS = (1, 2)
 
 _AGAIN = "run `amcli prep` again with --overwrite"
 
@@ -40,23 +42,42 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class TokenizerRecord:
-    """What made the tokens; equal hashes mean equal token ids for any text."""
+    """What made the tokens; equal hashes mean equal token ids for any text.
+
+    Attributes:
+        name: As the user gave it.
+        vocab_size: Every id is below it.
+        bos_id: Begins each document; `None` if nothing does.
+        sha256: Of the files that decide about the ids.
+        eos_id: Ends each document; `None` if nothing does.
+    """
 
     name: str
     vocab_size: int
     bos_id: int | None
     sha256: str
+    eos_id: int | None = None
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One shard: its file name, length, hash of the whole file, and largest token id."""
+    """One shard.
+
+    Attributes:
+        name: File name.
+        num_tokens: Its length.
+        num_bytes: Size of the file.
+        sha256: Hash of the whole file.
+        max_token_id: The largest id that occurs.
+        source_cursor: Place in the source shortly before the end of the shard; `None` is its beginning.
+    """
 
     name: str
     num_tokens: int
     num_bytes: int
     sha256: str
     max_token_id: int
+    source_cursor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +93,7 @@ class SplitRecord:
         unigram_entropy_nats: Cross-entropy, in nats per token, of the best model that ignores
             all context; a trained model must fall well below it.
         shards: In reading order.
+        over_length_documents: Documents that were longer than the limit, and were cut or split.
     """
 
     num_documents: int
@@ -81,17 +103,47 @@ class SplitRecord:
     longest_document_tokens: int
     unigram_entropy_nats: float
     shards: tuple[ShardRecord, ...]
+    over_length_documents: int = 0
+
+
+@dataclass(frozen=True)
+class ReadingRecord:
+    """What was read from the source.
+
+    Attributes:
+        num_documents: Texts that went into a split.
+        source_bytes: Bytes of the source that they took, as far as it tells.
+        skipped: Texts left out, by reason.
+    """
+
+    num_documents: int
+    source_bytes: int
+    skipped: dict[str, int]
 
 
 @dataclass(frozen=True)
 class DataManifest:
-    """All of `manifest.json`."""
+    """All of `manifest.json`.
+
+    Attributes:
+        source: What was read.
+        tokenizer: What made the tokens.
+        settings: Everything that decides about the bytes of the shards; how many threads worked does not.
+        splits: What was written.
+        amcli_version: Version that wrote it.
+        reading: What was read; `None` before format version 2.
+        versions: Programs that had a part in it, such as `tokenizer_engine` and `python`.
+        format: Says that this is a manifest of token shards.
+        format_version: Grows when readers must change.
+    """
 
     source: SourceRecord
     tokenizer: TokenizerRecord
     settings: dict[str, Any]
     splits: dict[str, SplitRecord]
     amcli_version: str
+    reading: ReadingRecord | None = None
+    versions: dict[str, str] = field(default_factory=dict)
     format: str = field(default=FORMAT)
     format_version: int = field(default=FORMAT_VERSION)
 
@@ -147,9 +199,10 @@ def load_manifest(directory: Path) -> DataManifest | None:
         raise DataError(f"the manifest is not valid JSON: {error}", where=str(path), help=_AGAIN) from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise DataError(f"this is no manifest of token shards (its `format` is not {FORMAT!r})", where=str(path))
-    if raw.get("format_version") != FORMAT_VERSION:
+    if raw.get("format_version") not in _READABLE_VERSIONS:
         raise DataError(
-            f"the manifest has format version {raw.get('format_version')!r}, but this amcli reads {FORMAT_VERSION}",
+            f"the manifest has format version {raw.get('format_version')!r}, but this amcli reads "
+            f"{' and '.join(map(str, _READABLE_VERSIONS))}",
             where=str(path),
             help=_AGAIN,
         )
@@ -165,7 +218,10 @@ def _from_dict(raw: dict[str, Any]) -> DataManifest:
         for name, split in raw["splits"].items()
     }
     fields = {**raw, "source": SourceRecord(**raw["source"]), "tokenizer": TokenizerRecord(**raw["tokenizer"])}
-    return DataManifest(**{**fields, "splits": splits})
+    reading = raw.get("reading")
+    return DataManifest(
+        **{**fields, "splits": splits, "reading": None if reading is None else ReadingRecord(**reading)}
+    )
 
 
 def manifest_for(shards: Sequence[ShardInfo]) -> DataManifest | None:

@@ -3,12 +3,17 @@
 A shard appears under its name only when it is complete and flushed. Every id is checked
 before it is narrowed to the shard's type, where a larger one would silently become another
 token. There is no limit on the size of the data set, only on the size of one shard.
+
+An unfinished shard stands under a hidden name. Who knows how many of its tokens are safe on the
+disk can continue it there (`continue_from`), in another process, with the same bytes in the end.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +24,7 @@ import numpy.typing as npt
 
 from automodel_cli.engine.shards.bos_index import bos_index_path
 from automodel_cli.engine.shards.durable import explain_write_errors, replace_durably, temporary_path, write_durably
-from automodel_cli.engine.shards.format import MAX_SHARD_TOKENS, build_header
+from automodel_cli.engine.shards.format import MAX_SHARD_TOKENS, TokenArray, build_header
 from automodel_cli.engine.shards.manifest import ShardRecord
 from automodel_cli.errors import ConfigError, DataError
 
@@ -31,6 +36,16 @@ def shard_name(split: str, index: int) -> str:
     'train_000007.bin'
     """
     return f"{split}_{index:06d}.bin"
+
+
+Run = Callable[[Callable[[], ShardRecord]], "Future[ShardRecord]"]
+
+
+def run_now(task: Callable[[], ShardRecord]) -> Future[ShardRecord]:
+    """Finish a shard at once, in this thread."""
+    done: Future[ShardRecord] = Future()
+    done.set_result(task())
+    return done
 
 
 class ShardWriter:
@@ -46,6 +61,11 @@ class ShardWriter:
         shard_tokens: Every shard but the last holds exactly this many tokens.
         bos_id: The id whose offsets go into the index; `None` writes no index.
 
+    Attributes:
+        run: Runs what is left to do when a shard is full, in the order of the shards: hashing and
+            flushing to the disk take long, so a thread of its own may do it.
+        source_cursor: Goes into the record of each shard that is finished.
+
     Raises:
         ConfigError: `shard_tokens` is not in 1 to 2,147,483,647.
     """
@@ -58,12 +78,14 @@ class ShardWriter:
                 f"a shard cannot have {shard_tokens:,} tokens: its header counts them in 32 bits, "
                 f"so the number must be in 1 to {MAX_SHARD_TOKENS:,}"
             )
+        self.run: Run = run_now
+        self.source_cursor: str | None = None
         self._directory = directory
         self._split = split
         self._dtype = dtype
         self._shard_tokens = shard_tokens
         self._bos_id = bos_id
-        self._records: list[ShardRecord] = []
+        self._records: list[Future[ShardRecord]] = []
         self._file: BinaryIO | None = None
         self._num_tokens = 0
         self._max_token_id = 0
@@ -77,17 +99,66 @@ class ShardWriter:
     ) -> None:
         self.discard()
 
+    def continue_from(self, finished: Sequence[ShardRecord], open_tokens: int) -> None:
+        """Take up the work of a writer that stopped; call it before the first `write`.
+
+        Args:
+            finished: Its finished shards, which are there.
+            open_tokens: Tokens of the next shard that are on the disk; whatever follows them is cut off.
+
+        Raises:
+            DataError: The unfinished shard is not there, or has fewer tokens.
+        """
+        self._records = [run_now(lambda record=record: record) for record in finished]  # type: ignore[misc]
+        if not open_tokens:
+            return
+        path, temporary = self._path, temporary_path(self._path)
+        # It may have been finished after its progress was last written down.
+        if not temporary.exists() and path.exists():
+            path.rename(temporary)
+        wanted_bytes = self._begin_bytes + open_tokens * self._dtype.itemsize
+        found_bytes = temporary.stat().st_size if temporary.exists() else 0
+        if found_bytes < wanted_bytes:
+            raise DataError(
+                f"the unfinished shard has {found_bytes:,} bytes, but {wanted_bytes:,} were written",
+                where=str(temporary),
+                help="--overwrite makes the data again",
+            )
+        with explain_write_errors(path):
+            self._file = temporary.open("r+b")
+            self._file.truncate(wanted_bytes)
+            self._file.seek(self._begin_bytes)
+            self._note(np.frombuffer(self._file.read(), dtype=self._dtype))
+
+    @property
+    def open_tokens(self) -> int:
+        """Tokens in the unfinished shard."""
+        return self._num_tokens
+
+    @property
+    def records(self) -> list[Future[ShardRecord]]:
+        """The shards that are full; each is done when its future is."""
+        return list(self._records)
+
+    def flush(self) -> Path | None:
+        """Hand what was written to the system; the file of the unfinished shard, which is not synchronised yet."""
+        if self._file is None:
+            return None
+        with explain_write_errors(self._path):
+            self._file.flush()
+        return temporary_path(self._path)
+
     def write(self, tokens: npt.NDArray[np.integer[Any]]) -> None:
         """Append tokens, shape (n,), of any integer type.
 
         Raises:
             DataError: An id does not fit the shard's type, or the disk is full.
         """
-        self._check_range(tokens)
-        while len(tokens):
+        narrow = self._narrowed(tokens)
+        while len(narrow):
             space = self._shard_tokens - self._num_tokens
-            self._append(tokens[:space])
-            tokens = tokens[space:]
+            self._append(narrow[:space])
+            narrow = narrow[space:]
             if self._num_tokens == self._shard_tokens:
                 self._finish_shard()
 
@@ -95,20 +166,29 @@ class ShardWriter:
         """Finish the last shard and return all records, in order; empty if nothing was written."""
         if self._file is not None:
             self._finish_shard()
-        return list(self._records)
+        return [record.result() for record in self._records]
 
     def discard(self) -> None:
         """Remove the unfinished shard, if there is one; finished shards stay."""
+        if self._file is not None:
+            self.release()
+            temporary_path(self._path).unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Close the unfinished shard and leave it where it is, for `continue_from`."""
         if self._file is not None:
             # Closing flushes once more, which fails again when the disk is full.
             with suppress(OSError):
                 self._file.close()
             self._file = None
-            temporary_path(self._path).unlink(missing_ok=True)
 
     @property
     def _path(self) -> Path:
         return self._directory / shard_name(self._split, len(self._records))
+
+    @property
+    def _begin_bytes(self) -> int:
+        return len(self._header(0))
 
     def _header(self, num_tokens: int) -> bytes:
         """What stands before the tokens; its length is the same for any number of them."""
@@ -116,11 +196,12 @@ class ShardWriter:
 
     def _write_index(self, path: Path, bos_offsets: npt.NDArray[np.int64], num_tokens: int) -> None:
         """Write what says where the documents of the shard `path` begin."""
-        write_durably(bos_index_path(path), bos_offsets.astype("<i4").tobytes())
+        if self._bos_id is not None:
+            write_durably(bos_index_path(path), bos_offsets.astype("<i4").tobytes())
 
-    def _check_range(self, tokens: npt.NDArray[np.integer[Any]]) -> None:
-        if not len(tokens):
-            return
+    def _narrowed(self, tokens: npt.NDArray[np.integer[Any]]) -> TokenArray:
+        if tokens.dtype == self._dtype or not len(tokens):
+            return tokens.astype(self._dtype, copy=False)
         smallest, largest = int(tokens.min()), int(tokens.max())
         limit = int(np.iinfo(self._dtype).max)
         if smallest < 0 or largest > limit:
@@ -129,37 +210,56 @@ class ShardWriter:
                 where=str(self._path),
                 help="the tokenizer's vocab_size is smaller than the ids it gives",
             )
+        return tokens.astype(self._dtype)
 
-    def _append(self, tokens: npt.NDArray[np.integer[Any]]) -> None:
+    def _append(self, tokens: TokenArray) -> None:
         with explain_write_errors(self._path):
             if self._file is None:
                 self._file = temporary_path(self._path).open("wb")
-                self._file.write(bytes(len(self._header(0))))
-            self._file.write(tokens.astype(self._dtype).tobytes())
+                self._file.write(bytes(self._begin_bytes))
+            self._file.write(np.ascontiguousarray(tokens).data)
+        self._note(tokens)
+
+    def _note(self, tokens: TokenArray) -> None:
+        """Count tokens that stand in the file."""
         if self._bos_id is not None:
             self._bos_offsets.append(np.flatnonzero(tokens == self._bos_id) + self._num_tokens)
-        self._max_token_id = max(self._max_token_id, int(tokens.max()))
+        self._max_token_id = max(self._max_token_id, int(tokens.max(initial=0)))
         self._num_tokens += len(tokens)
 
     def _finish_shard(self) -> None:
         if self._file is None:
             return
-        path = self._path
-        with explain_write_errors(path):
-            # The header is written last: only now is the number of tokens known.
-            header = self._header(self._num_tokens)
-            self._file.seek(0)
-            self._file.write(header)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            # Read back what was written rather than hash what was meant to be written.
-            with temporary_path(path).open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        num_bytes = len(header) + self._num_tokens * self._dtype.itemsize
-        if self._bos_id is not None:
-            self._write_index(path, np.concatenate(self._bos_offsets), self._num_tokens)
-        with explain_write_errors(path):
-            replace_durably(path)
-        self._records.append(ShardRecord(path.name, self._num_tokens, num_bytes, sha256, self._max_token_id))
+        file, path, num_tokens, largest = self._file, self._path, self._num_tokens, self._max_token_id
+        cursor, bos_offsets = self.source_cursor, np.concatenate([np.empty(0, dtype=np.int64), *self._bos_offsets])
+        num_bytes = self._begin_bytes + num_tokens * self._dtype.itemsize
+
+        def finish() -> ShardRecord:
+            sha256 = _complete(file, path, self._header(num_tokens))
+            # The shard gets its name last, so whoever sees it finds its index too.
+            self._write_index(path, bos_offsets, num_tokens)
+            with explain_write_errors(path):
+                replace_durably(path)
+            return ShardRecord(path.name, num_tokens, num_bytes, sha256, largest, cursor)
+
         self._file, self._num_tokens, self._max_token_id, self._bos_offsets = None, 0, 0, []
+        try:
+            self._records.append(self.run(finish))
+        except BaseException:
+            # `discard` finds the file by its number, which only a record would have raised.
+            self._file = file
+            raise
+
+
+def _complete(file: BinaryIO, path: Path, header: bytes) -> str:
+    """Put the header in place, flush all of it to the disk and close it; the SHA-256 of the file."""
+    with explain_write_errors(path):
+        # The header is written last: only now is the number of tokens known.
+        file.seek(0)
+        file.write(header)
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        # Read back what was written rather than hash what was meant to be written.
+        with temporary_path(path).open("rb") as written:
+            return hashlib.file_digest(written, "sha256").hexdigest()

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automodel_cli.engine.prep.prepare import PrepOptions, PrepProgress, PrepResult, prepare
+from automodel_cli.engine.prep.tokenizer import Encoded
 from automodel_cli.engine.shards.format import open_tokens, read_shard_header
 from automodel_cli.errors import DataError, UsageError
 
@@ -135,13 +132,15 @@ def test_held_out_documents_are_as_long_as_the_others(tmp_path):
     assert np.mean(lengths) == pytest.approx(np.mean([len(text) for text in corpus]), rel=0.25)
 
 
-@pytest.mark.parametrize("batch_documents", [1, 7])
-def test_the_result_does_not_depend_on_batches(tmp_path, monkeypatch, batch_documents):
-    """Batches are for speed only: every file is equal, byte for byte, and so it is at a second run."""
-    prepare(PrepOptions("shakespeare", output_dir=tmp_path / "a", max_tokens=300_000, shard_tokens=70_000))
+@pytest.mark.parametrize(
+    "work", [{"chunk_size": 1, "num_workers": 3}, {"chunk_size": 7, "num_workers": 1, "prefetch": 1}]
+)
+def test_how_the_work_is_divided_changes_no_byte(tmp_path, work):
+    """Chunks, threads and queues are for speed only: every file is equal, the manifest too."""
+    wanted = PrepOptions("shakespeare", output_dir=tmp_path / "a", max_tokens=300_000, shard_tokens=70_000)
+    prepare(wanted)
 
-    monkeypatch.setattr("automodel_cli.engine.prep.prepare._BATCH_DOCUMENTS", batch_documents)
-    prepare(PrepOptions("shakespeare", output_dir=tmp_path / "b", max_tokens=300_000, shard_tokens=70_000))
+    prepare(replace(wanted, output_dir=tmp_path / "b", **work))
 
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
@@ -178,33 +177,37 @@ def test_a_vocabulary_beyond_two_bytes_gets_four(tmp_path, monkeypatch):
     """Ids above 65,535 come back as they were given."""
 
     class Wide:
-        name, vocab_size, bos_id, sha256 = "wide", 100_000, 99_999, "x"
+        name, vocab_size, bos_id, eos_id, sha256 = "wide", 100_000, 99_999, None, "x"
+        engine, json = "wide", None
 
         def encode_batch(self, texts):
-            return [np.array([70_000, 3], dtype=np.uint32) for _ in texts]
+            return Encoded(np.array([70_000, 3] * len(texts), dtype=np.uint32), np.arange(len(texts) + 1) * 2)
 
-        def decode(self, ids):
-            return ""
-
-    monkeypatch.setattr("automodel_cli.engine.prep.prepare.load_tokenizer", lambda name: Wide())
+    monkeypatch.setattr("automodel_cli.engine.prep.plan.load_tokenizer", lambda name: Wide())
 
     prepare(options(write_corpus(tmp_path / "c.jsonl", ["a"]), tmp_path / "out", val_tokens=0))
 
     assert read_split(tmp_path / "out", "train") == [99_999, 70_000, 3]
 
 
-def test_progress_rises_to_the_end(tmp_path, monkeypatch):
-    """Fractions never fall and end at 1; the last report has all tokens."""
-    monkeypatch.setattr("automodel_cli.engine.prep.prepare._BATCH_DOCUMENTS", 10)
+def test_progress_rises_to_the_end(tmp_path):
+    """Fractions never fall and end at 1; the last report has all tokens, rates and a stage that sets the pace."""
     reports: list[PrepProgress] = []
+    corpus = [f"document {number} {'word ' * 30}" for number in range(5000)]
 
-    result = prepare(PrepOptions("shakespeare", output_dir=tmp_path), reports.append)
+    result = prepare(options(write_corpus(tmp_path / "c.jsonl", corpus), tmp_path / "out"), reports.append)
 
     fractions = [report.fraction for report in reports]
-    assert len(fractions) == 15
+    assert len(fractions) > 3
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
-    assert reports[-1].train_tokens + reports[-1].val_tokens == result.manifest.num_tokens
+    last = reports[-1]
+    assert last.train_tokens + last.val_tokens == result.manifest.num_tokens
+    assert last.num_documents == 5000
+    assert last.tokens_per_second > 0
+    assert last.text_bytes_per_second > 0
+    assert last.seconds_left == 0
+    assert last.limited_by in ("reading", "tokenizing", "writing")
 
 
 class TestDirectory:
@@ -307,43 +310,19 @@ class TestDirectory:
         assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
 
     def test_an_exception_leaves_nothing_that_looks_finished(self, tmp_path, corpus):
-        """No manifest and no unfinished shard; the next run starts again and gives what it always gives."""
+        """No manifest and no shard under its name; the next run goes on and gives what it always gives."""
 
         def interrupt(_):
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
             prepare(options(corpus, tmp_path / "out"), interrupt)
-        assert set(files_of(tmp_path / "out")) == {".amcli-prep"}
+        assert not list((tmp_path / "out").glob("[a-z]*.bin"))
+        assert not (tmp_path / "out" / "manifest.json").exists()
 
         prepare(options(corpus, tmp_path / "out"))
 
         prepare(options(corpus, tmp_path / "fresh"))
-        assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
-
-    def test_a_killed_run_is_started_again(self, tmp_path, corpus):
-        """Kill -9 in the middle, with finished shards and one in work: the next run is as if it were the first."""
-        wanted = options(corpus, tmp_path / "out", shard_tokens=40)
-        script = (
-            "import time; from automodel_cli.engine.prep import prepare as p; from pathlib import Path; "
-            "p._BATCH_DOCUMENTS = 5; "
-            f"p.prepare(p.PrepOptions({corpus!r}, tokenizer='bytes', shard_tokens=40, "
-            f"output_dir=Path({str(tmp_path / 'out')!r})), lambda _: time.sleep(60))"
-        )
-        process = subprocess.Popen([sys.executable, "-c", script])
-        try:
-            while not list((tmp_path / "out").glob("train_*.bin")):
-                assert process.poll() is None
-                time.sleep(0.02)
-        finally:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-        assert not (tmp_path / "out" / "manifest.json").exists()
-
-        result = prepare(wanted)
-
-        prepare(options(corpus, tmp_path / "fresh", shard_tokens=40))
-        assert not result.reused
         assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
 
 

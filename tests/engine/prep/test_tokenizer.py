@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_cli.engine.prep.gpt2_tokenizer import read_merges, vocabulary_bytes
+from automodel_cli.engine.prep.gpt2_tokenizer import byte_alphabet, read_merges
 from automodel_cli.engine.prep.package_data import SHAKESPEARE, read_asset
 from automodel_cli.engine.prep.tokenizer import load_tokenizer
 from automodel_cli.errors import DataError
@@ -45,6 +47,14 @@ TEXTS = st.text(
 )
 
 
+def ids_of(tokenizer, texts: list[str]) -> list[list[int]]:
+    """The ids of each text, out of one flat array."""
+    encoded = tokenizer.encode_batch(pa.array(texts, pa.large_string()))
+    assert encoded.offsets[0] == 0
+    assert encoded.offsets[-1] == len(encoded.ids)
+    return [encoded.ids[begin:end].tolist() for begin, end in pairwise(encoded.offsets.tolist())]
+
+
 @pytest.fixture(scope="module")
 def gpt2():
     return load_tokenizer("gpt2")
@@ -53,7 +63,9 @@ def gpt2():
 @pytest.fixture(scope="module")
 def reference():
     """GPT-2 as tiktoken computes it, from the same merge list and without network."""
-    ranks = {entry: token for token, entry in enumerate(vocabulary_bytes(read_merges()))}
+    byte_of = {character: byte for byte, character in byte_alphabet().items()}
+    entries = [*byte_of, *(left + right for left, right in read_merges())]
+    ranks = {bytes(byte_of[character] for character in entry): token for token, entry in enumerate(entries)}
     return tiktoken.Encoding(
         "gpt2-from-merges", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50_256}
     )
@@ -61,7 +73,7 @@ def reference():
 
 def test_gpt2_ids_equal_those_known_from_its_release(gpt2):
     """Literal ids of GPT-2, which anchor the vocabulary from outside this repository."""
-    ids = [ids.tolist() for ids in gpt2.encode_batch(["Hello world", "Hello, I'm a language model,"])]
+    ids = ids_of(gpt2, ["Hello world", "Hello, I'm a language model,"])
 
     assert ids == [[15496, 995], [15496, 11, 314, 1101, 257, 3303, 2746, 11]]
 
@@ -69,21 +81,21 @@ def test_gpt2_ids_equal_those_known_from_its_release(gpt2):
 @pytest.mark.parametrize("text", ADVERSARIAL)
 def test_gpt2_equals_a_second_implementation_on_adversarial_text(gpt2, reference, text):
     """Long runs, controls, combining marks, emoji, and special tokens spelled out in the text."""
-    assert gpt2.encode_batch([text])[0].tolist() == reference.encode_ordinary(text)
+    assert ids_of(gpt2, [text])[0] == gpt2.encode(text).tolist() == reference.encode_ordinary(text)
 
 
 def test_gpt2_equals_a_second_implementation_on_the_embedded_text(gpt2, reference):
     """1 MB of real text, scene boundaries and all."""
     text = read_asset(SHAKESPEARE)
 
-    assert gpt2.encode_batch([text])[0].tolist() == reference.encode_ordinary(text)
+    assert ids_of(gpt2, [text])[0] == gpt2.encode(text).tolist() == reference.encode_ordinary(text)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(TEXTS, max_size=4))
 def test_gpt2_equals_a_second_implementation_on_any_text(gpt2, reference, texts):
     """Also in batches, where the texts must not see each other."""
-    assert [ids.tolist() for ids in gpt2.encode_batch(texts)] == [reference.encode_ordinary(text) for text in texts]
+    assert ids_of(gpt2, texts) == [reference.encode_ordinary(text) for text in texts]
 
 
 @settings(max_examples=100, deadline=None)
@@ -92,13 +104,12 @@ def test_decoding_gives_the_text_back(texts, name):
     """Every text survives; ids are uint32, below the vocabulary's size, and never BOS."""
     tokenizer = TOKENIZERS[name]
 
-    encoded = tokenizer.encode_batch(texts)
+    encoded = tokenizer.encode_batch(pa.array(texts, pa.large_string()))
 
-    assert [tokenizer.decode(ids) for ids in encoded] == texts
-    for ids in encoded:
-        assert ids.dtype == np.uint32
-        assert ids.max(initial=0) < tokenizer.vocab_size
-        assert tokenizer.bos_id not in ids
+    assert encoded.ids.dtype == np.uint32
+    assert encoded.ids.max(initial=0) < tokenizer.vocab_size
+    assert tokenizer.bos_id not in encoded.ids
+    assert [tokenizer.decode(ids) for ids in ids_of(tokenizer, texts)] == texts
 
 
 TOKENIZERS = {name: load_tokenizer(name) for name in ("bytes", "gpt2")}
@@ -108,7 +119,7 @@ TOKENIZERS = {name: load_tokenizer(name) for name in ("bytes", "gpt2")}
 def test_bos_is_the_last_id_and_no_text(name, vocab_size, bos_id):
     """Decoding it gives nothing, so a sample reads as text."""
     tokenizer = TOKENIZERS[name]
-    ids = tokenizer.encode_batch(["ab"])[0].tolist()
+    ids = tokenizer.encode("ab").tolist()
 
     assert (tokenizer.name, tokenizer.vocab_size, tokenizer.bos_id) == (name, vocab_size, bos_id)
     assert tokenizer.decode([bos_id, *ids, bos_id]) == "ab"
@@ -118,7 +129,7 @@ def test_bos_is_the_last_id_and_no_text(name, vocab_size, bos_id):
 def test_a_model_may_write_broken_utf8(name):
     """Half a character becomes U+FFFD, as a sample of a young model needs."""
     tokenizer = TOKENIZERS[name]
-    half = tokenizer.encode_batch(["🎉"])[0][:1]
+    half = tokenizer.encode("🎉")[:1]
 
     assert tokenizer.decode(half) == "\ufffd"
 
@@ -128,7 +139,7 @@ def test_lone_surrogates_become_replacement_characters(name):
     """JSON can hold them and UTF-8 cannot; pairs are joined."""
     tokenizer = TOKENIZERS[name]
 
-    assert tokenizer.decode(tokenizer.encode_batch(["a\ud800b\ud83c\udf89"])[0]) == "a\ufffdb🎉"
+    assert tokenizer.decode(tokenizer.encode("a\ud800b\ud83c\udf89")) == "a\ufffdb🎉"
 
 
 @pytest.mark.parametrize("name", ["bytes", "gpt2"])
@@ -151,11 +162,11 @@ def saved_tokenizer(tmp_path):
     return tmp_path
 
 
-def test_any_other_name_goes_to_transformers(saved_tokenizer):
+def test_a_directory_is_read_without_transformers(saved_tokenizer):
     """Ids and BOS are the tokenizer's own; its special tokens inside a text are text."""
     tokenizer = load_tokenizer(str(saved_tokenizer))
 
-    ids = [ids.tolist() for ids in tokenizer.encode_batch(["hello world", "", "hello <s> <end>"])]
+    ids = ids_of(tokenizer, ["hello world", "", "hello <s> <end>"])
 
     assert ids == [[1, 2], [], [1, 0, 0]]
     assert (tokenizer.vocab_size, tokenizer.bos_id) == (5, 3)
@@ -164,7 +175,7 @@ def test_any_other_name_goes_to_transformers(saved_tokenizer):
 
 
 def test_a_tokenizer_that_cannot_be_loaded_names_those_that_can(tmp_path):
-    """The reason of transformers is in the message, and what works without network."""
+    """The reason is in the message, and what works without network."""
     with pytest.raises(DataError, match=r"(?s)cannot be loaded.*`bytes` and `gpt2`"):
         load_tokenizer(str(tmp_path / "nothing-here"))
 

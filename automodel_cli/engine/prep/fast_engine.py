@@ -1,0 +1,160 @@
+"""The fast way from text to token ids, and the proof that it gives the same ids.
+
+`fastokens` is some fifty times as fast as the reference, `tokenizers`, and known to be equal
+for the vocabularies that it was compared on. That is not taken on trust: before it may prepare
+data, it must reproduce the reference on a list of adversarial strings (once for each tokenizer
+and pair of versions: the verdict is kept) and on the beginning of the data itself (every time).
+On any difference the reference does the work, which costs time and never a token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from automodel_cli.engine.prep.adversarial import LIST_VERSION, adversarial_texts
+from automodel_cli.engine.prep.tokenizer import Encoded, Encoder, Tokenizer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# As much of the data as the reference reads in a tenth of a second.
+_SAMPLE_BYTES = 200_000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which engine does the work.
+
+    Attributes:
+        encoder: The fast engine, or the tokenizer itself.
+        note: Why it is not the fast one, in words for the user; `None` when nothing is to be said.
+    """
+
+    encoder: Encoder
+    note: str | None = None
+
+
+class FastEngine:
+    """`fastokens` on the content of a `tokenizer.json`; special tokens in a text are text.
+
+    Args:
+        content: The `tokenizer.json`.
+
+    Raises:
+        ImportError: There is no `fastokens` for this machine.
+        ValueError: It cannot load the content.
+    """
+
+    def __init__(self, content: str) -> None:
+        # The environment is read when its threads are made; preparation brings threads of its own.
+        os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
+        from importlib.metadata import version
+
+        import fastokens
+
+        self.engine = f"fastokens {version('fastokens')}"
+        self._backend = fastokens.Tokenizer.from_json_str(content)
+        self._backend.no_padding()
+        self._backend.no_truncation()
+
+    def encode_batch(self, texts: pa.Array) -> Encoded:
+        """The ids of the texts; other threads run meanwhile."""
+        ids, offsets = self._backend.encode_batch_flat(texts.to_pylist(), split_special_tokens=True)
+        return Encoded(np.frombuffer(ids, dtype="<u4"), np.frombuffer(offsets, dtype="<i8"))
+
+
+def choose_engine(tokenizer: Tokenizer, sample: pa.Array, cache: Path | None) -> Choice:
+    """The fast engine where it proves itself, else the tokenizer as it is.
+
+    Args:
+        tokenizer: The reference.
+        sample: Texts from the beginning of the data, as many as there are at hand.
+        cache: Directory that keeps verdicts on the adversarial strings; `None` keeps none.
+    """
+    if tokenizer.json is None:
+        return Choice(tokenizer)
+    try:
+        fast = FastEngine(tokenizer.json)
+    except ImportError:
+        return Choice(
+            tokenizer, f"fastokens is not installed, so {tokenizer.engine} does the work, at a fraction of its speed"
+        )
+    # It raises ValueError for what it does not know; a panic of its native code is no Exception.
+    except BaseException as error:
+        _reraise_interrupt(error)
+        return Choice(tokenizer, f"fastokens cannot load this tokenizer, so {tokenizer.engine} does the work: {error}")
+    if not _is_proved(tokenizer, fast, cache) or not is_equal(tokenizer, fast, _bounded(sample)):
+        return Choice(
+            tokenizer, f"{fast.engine} gives other ids for this tokenizer, so {tokenizer.engine} does the work"
+        )
+    return Choice(fast)
+
+
+def is_equal(reference: Encoder, other: Encoder, texts: pa.Array) -> bool:
+    """Whether both give the same ids for every text."""
+    expected = reference.encode_batch(texts)
+    try:
+        found = other.encode_batch(texts)
+    except BaseException as error:
+        _reraise_interrupt(error)
+        return False
+    return np.array_equal(expected.ids, found.ids) and np.array_equal(expected.offsets, found.offsets)
+
+
+def user_cache_dir() -> Path:
+    """Where verdicts are kept: `$XDG_CACHE_HOME/amcli` or `~/.cache/amcli`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "amcli"
+
+
+def _is_proved(tokenizer: Tokenizer, fast: FastEngine, cache: Path | None) -> bool:
+    import pyarrow as pa
+
+    key = hashlib.sha256(f"{tokenizer.sha256} {tokenizer.engine} {fast.engine} {LIST_VERSION}".encode()).hexdigest()
+    verdict = None if cache is None else cache / "tokenizer-proofs" / f"{key[:32]}.json"
+    if verdict is not None:
+        known = _read_verdict(verdict)
+        if known is not None:
+            return known
+    proved = is_equal(tokenizer, fast, pa.array(adversarial_texts(), pa.large_string()))
+    if verdict is not None:
+        _keep_verdict(verdict, {"equal": proved, "reference": tokenizer.engine, "engine": fast.engine})
+    return proved
+
+
+def _read_verdict(path: Path) -> bool | None:
+    try:
+        known = json.loads(path.read_bytes())["equal"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return known if isinstance(known, bool) else None
+
+
+def _keep_verdict(path: Path, verdict: dict[str, object]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(verdict))
+        temporary.replace(path)
+    except OSError:
+        # A home that cannot be written to costs the proof anew each time, nothing else.
+        return
+
+
+def _bounded(sample: pa.Array) -> pa.Array:
+    from automodel_cli.engine.prep.arrow_text import offsets_of
+
+    offsets = offsets_of(sample)
+    wanted = int(np.searchsorted(offsets, offsets[0] + _SAMPLE_BYTES, side="right"))
+    return sample.slice(0, max(1, wanted - 1))
+
+
+def _reraise_interrupt(error: BaseException) -> None:
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
+        raise error

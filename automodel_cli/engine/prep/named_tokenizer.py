@@ -1,0 +1,149 @@
+"""Tokenizers of the user's own: a directory, a `tokenizer.json`, or a name on the Hugging Face hub.
+
+The file `tokenizer.json` says everything about the ids, and `tokenizer_config.json` which entries
+begin and end a text. `transformers` takes most of a second to import, so it is asked only for a
+tokenizer without a `tokenizer.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from automodel_cli.engine.prep.json_tokenizer import JsonTokenizer
+from automodel_cli.engine.prep.token_ids import check_ids
+from automodel_cli.engine.prep.tokenizer import Encoded, TokenIds, Tokenizer, replace_surrogates
+from automodel_cli.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_CONTENT = "tokenizer.json"
+_ROLES = ("tokenizer_config.json", "special_tokens_map.json")
+
+
+def named_tokenizer(name: str) -> Tokenizer:
+    """Load a tokenizer that is not built in.
+
+    Raises:
+        DataError: There is none of this name; the message carries the reason.
+    """
+    path = Path(name).expanduser()
+    if path.name == _CONTENT and path.is_file():
+        return _from_files(name, {file: path.with_name(file) for file in (_CONTENT, *_ROLES)})
+    files = {file: path / file for file in (_CONTENT, *_ROLES)} if path.is_dir() else _from_hub(name)
+    return _from_files(name, files) if files[_CONTENT].is_file() else _from_transformers(name)
+
+
+def _from_files(name: str, files: dict[str, Path]) -> Tokenizer:
+    try:
+        content = files[_CONTENT].read_text(encoding="utf-8")
+        roles = [json.loads(files[file].read_text(encoding="utf-8")) for file in _ROLES if files[file].is_file()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"the tokenizer {name!r} cannot be read: {error}", help=_ELSE) from error
+    bos, eos = (_entry(roles, role) for role in ("bos_token", "eos_token"))
+    return JsonTokenizer(name, content, bos, eos)
+
+
+def _entry(roles: Sequence[Any], role: str) -> str | None:
+    for table in roles:
+        entry = table.get(role) if isinstance(table, dict) else None
+        # Older files spell an entry out as an object with its flags.
+        text = entry.get("content") if isinstance(entry, dict) else entry
+        if isinstance(text, str):
+            return text
+    return None
+
+
+def _from_hub(name: str) -> dict[str, Path]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    files = {}
+    for file in (_CONTENT, *_ROLES):
+        try:
+            files[file] = Path(hf_hub_download(name, file))
+        except EntryNotFoundError:
+            files[file] = Path(file, "is not on the hub")
+        # The client raises OSError, ValueError and errors of httpx, for what is to the user one
+        # thing: this name gives no tokenizer.
+        except Exception as error:
+            raise _not_loaded(name, error) from error
+    return files
+
+
+def _from_transformers(name: str) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # as above
+        raise _not_loaded(name, error) from error
+    if loaded.is_fast:
+        return JsonTokenizer(name, loaded.backend_tokenizer.to_str(), loaded.bos_token, loaded.eos_token)
+    return SlowTokenizer(name, loaded)
+
+
+class SlowTokenizer:
+    """A tokenizer that exists only as Python code in `transformers`.
+
+    Args:
+        name: What the user calls it.
+        loaded: What `AutoTokenizer` made of it.
+    """
+
+    json: str | None = None
+
+    def __init__(self, name: str, loaded: Any) -> None:
+        import hashlib
+
+        import transformers
+
+        vocabulary = loaded.get_vocab()
+        self.name = name
+        self.engine = f"transformers {transformers.__version__}"
+        self._loaded = loaded
+        self.vocab_size = 1 + max(vocabulary.values())
+        self.bos_id: int | None = loaded.bos_token_id
+        self.eos_id: int | None = loaded.eos_token_id
+        self.sha256 = hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
+
+    def encode_batch(self, texts: pa.Array) -> Encoded:
+        """The ids of the texts, one after the other."""
+        encoded = [self.encode(text) for text in texts.to_pylist()]
+        offsets = np.cumsum([0, *(len(ids) for ids in encoded)], dtype=np.int64)
+        return Encoded(np.concatenate([np.empty(0, dtype=np.uint32), *encoded]), offsets)
+
+    def encode(self, text: str) -> TokenIds:
+        """The ids of one text."""
+        ids = self._loaded.encode(
+            replace_surrogates(text), add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
+        return np.array(ids, dtype=np.uint32)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one entry of the vocabulary."""
+        found: int | None = self._loaded.get_vocab().get(token)
+        return found
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, without special tokens.
+
+        Raises:
+            DataError: An id is outside the vocabulary.
+        """
+        checked = check_ids(ids, self.name, self.vocab_size)
+        text: str = self._loaded.decode(checked, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+_ELSE = "`bytes` and `gpt2` work without network; a directory with a tokenizer.json works too"
+
+
+def _not_loaded(name: str, error: Exception) -> DataError:
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return DataError(f"the tokenizer {name!r} cannot be loaded: {reason}", help=_ELSE)

@@ -1,0 +1,127 @@
+"""Reads, tokenizes and hands over in order, with a bound on everything that waits.
+
+One thread reads, some tokenize, and the caller's thread takes the results in the order of the
+source. A chunk of documents waits for one of a fixed number of places before it is even read, so
+a slow writer stops the workers and the workers stop the reader; everybody sleeps on a lock, and
+nobody asks again and again. Threads, not processes: the tokenizer's native code lets the others
+run, and handing tokens from process to process costs more than making them.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from automodel_cli.engine.prep.arrow_text import offsets_of
+from automodel_cli.engine.prep.framing import Documents, join
+from automodel_cli.engine.prep.meter import Meter
+from automodel_cli.engine.prep.reading import Unit
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Few documents can be long: a chunk ends at so much text too, or a place in the queue would be no bound on memory.
+_CHUNK_BYTES = 8_000_000
+# A reader that hangs in the network is left behind when the work is done or has failed.
+_JOIN_SECONDS = 2.0
+
+Frame = Callable[["pa.Array"], Documents]
+
+
+def documents_of_units(
+    units: Iterator[Unit], frame: Frame, *, workers: int, chunk_documents: int, prefetch: int, meter: Meter
+) -> Generator[tuple[Unit, Documents], None, None]:
+    """Each unit with its documents as tokens, in order.
+
+    Args:
+        units: Iterated in a thread of its own.
+        frame: From texts to documents; called in several threads at once.
+        workers: Those threads.
+        chunk_documents: Most documents in one call of `frame`.
+        prefetch: Chunks that are read, being tokenized or waiting to be taken, in all.
+        meter: Told how busy the stages are.
+    """
+    conveyor = _Conveyor(units, frame, workers, chunk_documents, prefetch, meter)
+    try:
+        yield from conveyor.results()
+    finally:
+        conveyor.stop()
+
+
+def chunks_of(texts: pa.Array, max_documents: int, max_bytes: int = _CHUNK_BYTES) -> Iterator[pa.Array]:
+    """Cut texts into slices of at most so many documents and, but for a single longer one, so many bytes."""
+    offsets = offsets_of(texts)
+    begin = 0
+    while begin < len(texts):
+        fitting = int(np.searchsorted(offsets, offsets[begin] + max_bytes, side="right")) - 1
+        end = min(max(fitting, begin + 1), begin + max_documents, len(texts))
+        yield texts.slice(begin, end - begin)
+        begin = end
+
+
+class _Conveyor:
+    def __init__(
+        self, units: Iterator[Unit], frame: Frame, workers: int, chunk_documents: int, prefetch: int, meter: Meter
+    ) -> None:
+        self._units = units
+        self._frame = frame
+        self._chunk_documents = chunk_documents
+        self._meter = meter
+        self._places = threading.Semaphore(max(prefetch, 1))
+        self._stopping = threading.Event()
+        # What is in it holds a place, or is the end of a unit, so it needs no bound of its own.
+        self._queue: queue.SimpleQueue[Future[Documents] | Unit | BaseException | None] = queue.SimpleQueue()
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tokenize")
+        self._reader = threading.Thread(target=self._read, name="read", daemon=True)
+        self._reader.start()
+
+    def results(self) -> Iterator[tuple[Unit, Documents]]:
+        parts: list[Documents] = []
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            if isinstance(item, Unit):
+                yield item, join(parts)
+                parts = []
+            else:
+                parts.append(item.result())
+                self._places.release()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        # The reader may be waiting for a place that nobody would free any more.
+        self._places.release()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._reader.join(_JOIN_SECONDS)
+
+    def _read(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                with self._meter.working("reading"):
+                    unit = next(self._units, None)
+                if unit is None or not self._submit(unit):
+                    break
+        # Whatever goes wrong here is the caller's to see, in the caller's thread.
+        except BaseException as error:
+            self._queue.put(error)
+        finally:
+            self._queue.put(None)
+
+    def _submit(self, unit: Unit) -> bool:
+        # A unit without documents is handed on too: it may have skipped some.
+        for chunk in list(chunks_of(unit.texts, self._chunk_documents)) or [unit.texts]:
+            self._places.acquire()
+            if self._stopping.is_set():
+                return False
+            self._queue.put(self._pool.submit(self._work, chunk))
+        self._queue.put(unit)
+        return True
+
+    def _work(self, chunk: pa.Array) -> Documents:
+        with self._meter.working("tokenizing"):
+            return self._frame(chunk)

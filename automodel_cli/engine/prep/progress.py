@@ -1,0 +1,152 @@
+"""`progress.json`: how far an unfinished preparation is, so that the same command can go on.
+
+It is replaced as a whole, after everything that it speaks of is on the disk. What was written
+behind it is cut off when the work goes on, and is then written again with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from automodel_cli.engine.durable import sync_file
+from automodel_cli.engine.prep.hold_out import Seen
+from automodel_cli.engine.prep.reading import Position, Unit
+from automodel_cli.engine.prep.split_writer import SplitSnapshot
+from automodel_cli.engine.shards.durable import explain_write_errors, write_durably
+from automodel_cli.errors import DataError
+
+PROGRESS_NAME = "progress.json"
+_FORMAT = "amcli-prep-progress"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read up to a place between two units.
+
+    Attributes:
+        position: The place.
+        num_documents: Documents that went to a split, pieces of split documents counted each.
+        num_texts: Texts that they came from.
+        num_tokens: Tokens, also those behind the budget.
+        source_bytes: Bytes of the source.
+        skipped: Bad documents by reason.
+    """
+
+    position: Position = field(default_factory=Position)
+    num_documents: int = 0
+    num_texts: int = 0
+    num_tokens: int = 0
+    source_bytes: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+    def seen(self, train_tokens: int, val_tokens: int) -> Seen:
+        """The same for the rule that holds documents out."""
+        return Seen(self.num_documents, val_tokens, train_tokens)
+
+    def after(self, unit: Unit, num_documents: int, num_texts: int, num_tokens: int) -> Reading:
+        """What was read after one more unit.
+
+        Args:
+            unit: The unit.
+            num_documents: Documents of it that were used.
+            num_texts: Texts that these came from.
+            num_tokens: Tokens of the whole unit.
+        """
+        return Reading(
+            unit.end,
+            self.num_documents + num_documents,
+            self.num_texts + num_texts,
+            self.num_tokens + num_tokens,
+            self.source_bytes + unit.source_bytes,
+            dict(sorted((Counter(self.skipped) + Counter(unit.skipped)).items())),
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state of preparation between two units.
+
+    Attributes:
+        reading: What was read.
+        splits: What was written.
+        engine: What made the tokens.
+    """
+
+    reading: Reading
+    splits: Mapping[str, SplitSnapshot]
+    engine: str = ""
+
+    def write(self, directory: Path, identity: Mapping[str, Any]) -> None:
+        """Bring the unfinished shards to the disk and then say so.
+
+        Args:
+            directory: Where the shards are.
+            identity: The settings that decide about the bytes.
+
+        Raises:
+            DataError: The disk is full, or a shard could not be finished.
+        """
+        state = {
+            "format": _FORMAT,
+            "format_version": _FORMAT_VERSION,
+            "identity": dict(identity),
+            "engine": self.engine,
+            "reading": asdict(self.reading),
+            "splits": {name: split.to_dict() for name, split in self.splits.items()},
+        }
+        for split in self.splits.values():
+            # A shard that became full since was synchronised when it got its name.
+            if split.open_file is not None and split.open_file.exists():
+                with explain_write_errors(split.open_file):
+                    sync_file(split.open_file)
+        write_durably(directory / PROGRESS_NAME, json.dumps(state).encode())
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What `progress.json` says.
+
+    Attributes:
+        identity: The settings of the run.
+        reading: What it had read.
+        splits: As `SplitSnapshot.to_dict` gave them; none when it had only begun.
+        engine: What made its tokens.
+    """
+
+    identity: dict[str, Any]
+    reading: Reading
+    splits: dict[str, dict[str, Any]]
+    engine: str
+
+
+def load_progress(directory: Path) -> Unfinished | None:
+    """Read `progress.json`; `None` when there is none.
+
+    Raises:
+        DataError: It is damaged, or of another version.
+    """
+    path = directory / PROGRESS_NAME
+    try:
+        raw = json.loads(path.read_bytes())
+        if raw["format"] != _FORMAT or raw["format_version"] != _FORMAT_VERSION:
+            raise DataError(
+                f"the preparation was begun by another version of amcli (format {raw['format_version']!r})",
+                where=str(path),
+                help="finish it with that version, or make the data again with --overwrite",
+            )
+        reading = Reading(**{**raw["reading"], "position": Position(**raw["reading"]["position"])})
+        return Unfinished(raw["identity"], reading, raw["splits"], raw["engine"])
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"the progress cannot be read: {error.strerror}", where=str(path)) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"the progress is damaged: {error}", where=str(path), help="make the data again with --overwrite"
+        ) from error
