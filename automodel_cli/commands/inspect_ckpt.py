@@ -33,5 +33,5 @@ def inspect_ckpt(
 
     report = look(path, verify)
     render_checkpoint.report(report, as_json=json_)
-    if not report.is_complete:
+    if not report.is_sound:
         raise typer.Exit(ExitCode.CHECKPOINT)

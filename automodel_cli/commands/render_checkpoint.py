@@ -19,7 +19,7 @@ from rich.text import Text
 from automodel_cli.engine.checkpoint.inspect import CheckpointReport
 from automodel_cli.engine.checkpoint.inspect_run import RunReport
 
-_COLOURS = {"complete": "green", "incomplete": "yellow", "corrupt": "red"}
+_COLOURS = {"resumable": "green", "weights only": "cyan", "incomplete": "yellow", "corrupt": "red"}
 # A pipe has no width; wrapping there would cut paths that scripts look for.
 _PIPE_WIDTH = 200
 
@@ -64,13 +64,18 @@ def _checkpoint(found: CheckpointReport, console: Console) -> None:
 
 def _verdict(found: CheckpointReport) -> Text:
     depth = {
-        "complete": "every byte is as it was saved"
-        if found.verified
-        else "sizes and headers are as they were saved; --verify also reads every byte",
+        "resumable": "",
+        "weights only": "nothing to resume from was saved; checkpoint.init_from starts a run with them. ",
         "incomplete": "something is missing",
         "corrupt": "something is not as it was saved",
-    }
-    return Text.assemble((found.verdict, f"bold {_COLOURS[found.verdict]}"), f": {depth[found.verdict]}")
+    }[found.verdict]
+    if found.is_sound:
+        depth += (
+            "every byte is as it was saved"
+            if found.verified
+            else "sizes and headers are as they were saved; --verify also reads every byte"
+        )
+    return Text.assemble((found.verdict.upper(), f"bold {_COLOURS[found.verdict]}"), f": {depth}")
 
 
 def _progress_rows(found: CheckpointReport) -> list[tuple[str, Any]]:

@@ -63,7 +63,7 @@ def test_without_an_argument_latest_is_shown(root: Path, invoke: Invoke) -> None
     assert code == 0
     first, second, *_ = text.splitlines()
     assert first == "checkpoints/step_000200  (LATEST)"
-    assert second.startswith("complete: ")
+    assert second.startswith("RESUMABLE: ")
     for promised in ("819,200", "2.5000 nats", "perplexity 9.49", "best 2.1250", "100 F32", "40 values F32", "cpu"):
         assert promised in text
     for table_row in (r"embedding 40 40.0%", "mlp 60 60.0%", "model.n_layer 2", "seed 7"):
@@ -80,9 +80,9 @@ def test_a_runs_directory_gives_a_list(root: Path, invoke: Invoke) -> None:
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert code == 0
     assert any(
-        line.startswith("step_000100 2.5000 2.2500 409,600") and line.endswith("complete BEST") for line in lines
+        line.startswith("step_000100 2.5000 2.2500 409,600") and line.endswith("resumable BEST") for line in lines
     )
-    assert any(line.startswith("step_000200") and line.endswith("complete LATEST") for line in lines)
+    assert any(line.startswith("step_000200") and line.endswith("resumable LATEST") for line in lines)
 
 
 def test_best_can_be_named(root: Path, invoke: Invoke) -> None:
@@ -100,7 +100,7 @@ def test_a_broken_checkpoint_exits_with_4_and_says_why(root: Path, invoke: Invok
     code, text = invoke(*arguments)
 
     assert code == 4
-    assert "incomplete" in text
+    assert "incomplete" in text.lower()
     assert "config.yaml: missing" in text
 
 
@@ -115,7 +115,7 @@ def test_verify_is_what_finds_a_flipped_bit(root: Path, invoke: Invoke) -> None:
 
     assert (quick_code, code) == (0, 4)
     assert "--verify also reads every byte" in quick
-    assert "corrupt" in text
+    assert "CORRUPT" in text
     assert f"{layout.MODEL_FILE}: SHA-256" in text
 
 

@@ -29,7 +29,7 @@ from automodel_cli.engine.checkpoint.tensor_header import read_tensor_header
 from automodel_cli.engine.config.yaml_reader import read_yaml
 from automodel_cli.errors import CheckpointError, ConfigError
 
-Verdict = Literal["complete", "incomplete", "corrupt"]
+Verdict = Literal["resumable", "weights only", "incomplete", "corrupt"]
 
 _MAX_JSON_BYTES = 16 * 2**20
 _REQUIRED_FILES = (
@@ -57,9 +57,10 @@ class CheckpointReport:
 
     Args:
         path: The directory.
-        verdict: `complete`, `incomplete` (something is missing) or `corrupt` (something is wrong).
+        verdict: `resumable`, `weights only` (nothing to resume from was saved), `incomplete`
+            (something is missing) or `corrupt` (something is wrong).
         verified: Every byte was compared with the manifest's SHA-256; otherwise sizes and headers were.
-        problems: Why the verdict is not `complete`, one line each.
+        problems: Why it is incomplete or corrupt, one line each.
         notes: What is odd and does no harm, one line each.
         marks: Which of `LATEST` and `BEST` point here.
         step: Optimisation steps done; from the manifest, or else from the directory's name.
@@ -90,9 +91,9 @@ class CheckpointReport:
     amcli_version: str | None
 
     @property
-    def is_complete(self) -> bool:
+    def is_sound(self) -> bool:
         """Whether the checkpoint can be used, as far as it was looked at."""
-        return self.verdict == "complete"
+        return self.verdict in ("resumable", "weights only")
 
     @property
     def total_bytes(self) -> int:
@@ -147,7 +148,7 @@ class _Inspection:
         problems = tuple(dict.fromkeys([*self.missing, *self.damaged]))
         return CheckpointReport(
             path=str(self.directory),
-            verdict="corrupt" if self.damaged else "incomplete" if self.missing else "complete",
+            verdict=self._verdict(manifest),
             verified=verify and manifest is not None,
             problems=problems,
             notes=tuple(self.notes),
@@ -162,6 +163,13 @@ class _Inspection:
             facts=facts,
             amcli_version=manifest.amcli_version if manifest else None,
         )
+
+    def _verdict(self, manifest: Manifest | None) -> Verdict:
+        if self.damaged:
+            return "corrupt"
+        if self.missing:
+            return "incomplete"
+        return "weights only" if manifest is not None and layout.is_weights_only(manifest) else "resumable"
 
     def _manifest(self) -> Manifest | None:
         try:
@@ -178,7 +186,8 @@ class _Inspection:
         self.missing += findings.missing
         self.damaged += findings.damaged
         self.notes += findings.extra
-        self.missing += [f"{name}: not in the manifest" for name in _REQUIRED_FILES if name not in manifest.files]
+        required = (layout.CONFIG_FILE, layout.MODEL_FILE) if layout.is_weights_only(manifest) else _REQUIRED_FILES
+        self.missing += [f"{name}: not in the manifest" for name in required if name not in manifest.files]
         named = layout.step_of(self.directory.name)
         if named is not None and named != manifest.step:
             self.damaged.append(f"it holds step {manifest.step}, not the step of its name")

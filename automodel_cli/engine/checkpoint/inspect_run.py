@@ -20,9 +20,9 @@ class RunReport:
     notes: tuple[str, ...]
 
     @property
-    def is_complete(self) -> bool:
+    def is_sound(self) -> bool:
         """Whether every checkpoint can be used, as far as it was looked at."""
-        return all(report.is_complete for report in self.checkpoints)
+        return all(report.is_sound for report in self.checkpoints)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as values that JSON can hold."""

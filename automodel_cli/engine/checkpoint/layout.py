@@ -16,7 +16,7 @@ import os
 import re
 from pathlib import Path
 
-from automodel_cli.engine.checkpoint.manifest import MANIFEST_NAME
+from automodel_cli.engine.checkpoint.manifest import MANIFEST_NAME, Manifest
 from automodel_cli.engine.durable import replace_link, sync_directory
 from automodel_cli.errors import CheckpointError
 
@@ -82,6 +82,11 @@ def is_checkpoint(directory: Path) -> bool:
     """Whether this directory is one checkpoint, in whatever state, rather than a directory of them."""
     name = directory.resolve().name.removeprefix(BROKEN_PREFIX)
     return is_complete(directory) or re.match(_STEP_NAME, name) is not None
+
+
+def is_weights_only(manifest: Manifest) -> bool:
+    """Whether a run can only start from this checkpoint, not go on: no optimizer or generator state was saved."""
+    return not any(name.startswith(("optim/", "state/rng_")) for name in manifest.files)
 
 
 def list_steps(root: Path) -> list[tuple[int, Path]]:

@@ -102,6 +102,7 @@ def _verified(directory: Path) -> Manifest:
 
 
 def _read(directory: Path, manifest: Manifest, device: str) -> Snapshot:
+    weights_only = layout.is_weights_only(manifest)
     return Snapshot(
         step=manifest.step,
         config_yaml=(directory / layout.CONFIG_FILE).read_text(encoding="utf-8"),
@@ -109,9 +110,9 @@ def _read(directory: Path, manifest: Manifest, device: str) -> Snapshot:
         model_config=_json(directory / layout.MODEL_CONFIG_FILE)
         if layout.MODEL_CONFIG_FILE in manifest.files
         else None,
-        optim_tensors=load_file(directory / layout.OPTIMIZER_FILE, device=device),
+        optim_tensors={} if weights_only else load_file(directory / layout.OPTIMIZER_FILE, device=device),
         train_state=_json(directory / layout.TRAIN_STATE_FILE),
-        rng_tensors=load_file(directory / layout.rng_file(rank=0)),
+        rng_tensors={} if weights_only else load_file(directory / layout.rng_file(rank=0)),
     )
 
 

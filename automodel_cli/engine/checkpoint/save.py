@@ -58,6 +58,7 @@ def save(
     facts: dict[str, Any],
     is_best: bool = False,
     max_recent: int | None = None,
+    keep_every: int | None = None,
     on_stage: Callable[[SaveStage], None] = _silent,
 ) -> Path:
     """Writes `root/step_NNNNNN` and moves `LATEST` to it.
@@ -69,6 +70,7 @@ def save(
         is_best: Also move `BEST`.
         max_recent: Keep this many of the highest steps, and whatever `LATEST` and `BEST` name;
             None keeps all.
+        keep_every: Of the others, keep the multiples of so many steps.
         on_stage: Is told each finished stage, for progress displays and for tests.
 
     Returns:
@@ -105,7 +107,7 @@ def save(
         _remove_tree(partial)
         raise _write_error(root, final, error, _needed_bytes(snapshot)) from error
     if max_recent is not None:
-        prune(root, max_recent)
+        prune(root, max_recent, keep_every)
     on_stage(SaveStage.PRUNED)
     return final
 
@@ -191,8 +193,11 @@ def quarantine(directory: Path) -> Path:
 
 
 def _tensor_files(snapshot: Snapshot) -> list[tuple[str, dict[str, torch.Tensor]]]:
+    model = (layout.MODEL_FILE, snapshot.model_tensors)
+    if snapshot.is_weights_only:
+        return [model]
     return [
-        (layout.MODEL_FILE, snapshot.model_tensors),
+        model,
         (layout.OPTIMIZER_FILE, snapshot.optim_tensors),
         (layout.rng_file(rank=0), snapshot.rng_tensors),
     ]
@@ -247,10 +252,15 @@ def _write_error(root: Path, final: Path, error: OSError | SafetensorError, need
     )
 
 
-def prune(root: Path, max_recent: int) -> None:
-    """Removes complete checkpoints beyond the `max_recent` highest steps, never `LATEST` or `BEST`."""
-    complete = [path for _, path in layout.list_steps(root) if layout.is_complete(path)]
+def prune(root: Path, max_recent: int, keep_every: int | None = None) -> None:
+    """Removes complete checkpoints beyond the `max_recent` highest steps, never `LATEST` or `BEST`.
+
+    Multiples of `keep_every` steps stay too: the milestones of a long run.
+    """
+    steps = {path: step for step, path in layout.list_steps(root) if layout.is_complete(path)}
+    complete = list(steps)
     kept = {layout.read_link(root, name) for name in layout.LINKS} | set(complete[-max_recent:])
+    kept |= {path for path, step in steps.items() if keep_every is not None and step % keep_every == 0}
     for path in complete:
         if path not in kept:
             # Under its hidden name first: a kill in the middle must not leave half a checkpoint.

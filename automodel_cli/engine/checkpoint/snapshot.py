@@ -20,7 +20,8 @@ class Snapshot:
         model_config: Contents of the model's `config.json`; None if it has none.
         optim_tensors: Optimizer state, keyed `<parameter name>.<state name>`.
         train_state: Step, tokens, data cursor and the like; values that JSON can hold.
-        rng_tensors: States of the random number generators of this rank.
+        rng_tensors: States of the random number generators of this rank; empty for weights alone,
+            whose optimizer state is then not saved either.
     """
 
     step: int
@@ -30,3 +31,8 @@ class Snapshot:
     optim_tensors: dict[str, Tensor]
     train_state: dict[str, Any]
     rng_tensors: dict[str, Tensor]
+
+    @property
+    def is_weights_only(self) -> bool:
+        """Whether there is nothing to go on from: a run always has generators."""
+        return not self.rng_tensors

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, replace
 from typing import Any
 
+from automodel_cli.engine.config.check_checkpoint import check_checkpoint
 from automodel_cli.engine.config.check_layout import Refuse, check_layout
 from automodel_cli.engine.config.check_schedule import check_schedule
 from automodel_cli.engine.config.config import TARGET, Config
@@ -215,6 +216,7 @@ def _check_across(config: Config, settings: Settings, problems: list[AmcliError]
         )
     _check_shapes(config, refuse)
     check_layout(settings, refuse)
+    check_checkpoint(settings, refuse)
 
 
 def _check_shapes(config: Config, refuse: Refuse) -> None:

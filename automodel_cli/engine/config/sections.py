@@ -135,6 +135,17 @@ class CheckpointSection:
     max_recent_checkpoints: int | None = key(
         "how many to keep; LATEST and BEST always stay; null keeps all", default=None, minimum=1
     )
+    keep_every_steps: int | None = key(
+        "of those beyond max_recent_checkpoints, keep the multiples of so many steps",
+        default=None,
+        minimum=1,
+        quiet=True,
+    )
+    init_from: str | None = key(
+        "weights that a new run starts from: a checkpoint, a Hugging Face directory or a file of weights",
+        default=None,
+        quiet=True,
+    )
 
 
 @dataclass(frozen=True)

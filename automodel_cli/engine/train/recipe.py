@@ -21,6 +21,7 @@ from torch import nn
 from automodel_cli.engine.checkpoint.layout import later_steps
 from automodel_cli.engine.checkpoint.load import load, load_newest_good
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.engine.checkpoint.weights import read_weights
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.emit import to_yaml
@@ -28,6 +29,7 @@ from automodel_cli.engine.config.instantiate import bind, instantiate
 from automodel_cli.engine.data.loader import BatchLoader, eval_batches
 from automodel_cli.engine.data.order import order_of
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
+from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.models.export import import_tensors
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.optim.build import build_optimizer
@@ -92,6 +94,12 @@ def open_checkpoint(plan: Continuation, say: Callable[[str], None]) -> OpenedChe
             "        --set checkpoint.checkpoint_dir=DIR continues this one in another directory",
         )
     say(f"resuming after step {snapshot.step} from {directory}")
+    if snapshot.is_weights_only:
+        raise CheckpointError(
+            "it holds weights only, and nothing that a run could go on from",
+            where=str(directory),
+            help=f"start a new run with them: amcli pretrain -c FILE --set checkpoint.init_from={directory}",
+        )
     if drops_optimizer_state(plan.changes):
         snapshot.optim_tensors = {}
     if allows_other_samples(plan.consented):
@@ -145,7 +153,9 @@ def _run(config: Config, settings: Settings, root: Path, open_sink: OpenSink, sn
         import_tensors(parts.model, snapshot.model_tensors)
         load_optimizer_state(parts.optimizer, parts.model, snapshot.optim_tensors)
         restore_rng(snapshot.rng_tensors)
-    elif manifest is not None:
+    elif settings.checkpoint.init_from is not None:
+        adopt_weights(parts.model, read_weights(Path(settings.checkpoint.init_from).expanduser()))
+    if snapshot is None and manifest is not None:
         state.tokenizer = {"name": manifest.tokenizer.name, "bos_id": manifest.tokenizer.bos_id}
 
     with open_sink() as sink, StopSignal() as stop:
@@ -222,6 +232,7 @@ def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Plac
             placement=placement,
             is_best=is_best,
             max_recent=settings.checkpoint.max_recent_checkpoints,
+            keep_every=settings.checkpoint.keep_every_steps,
         )
         sink.on_message(f"saved {directory}" + (", the best so far" if is_best else ""))
 

@@ -29,6 +29,7 @@ def save_run(
     placement: Placement,
     is_best: bool,
     max_recent: int | None,
+    keep_every: int | None,
 ) -> Path:
     """Saves everything that a resumed run needs, and returns the checkpoint's directory.
 
@@ -42,6 +43,7 @@ def save_run(
         placement: Where the run computes; shown by `inspect-ckpt`.
         is_best: Whether `BEST` moves too.
         max_recent: How many checkpoints to keep; None keeps all.
+        keep_every: Of the others, keep the multiples of so many steps.
     """
     exported = export_model(model, bos_id=state.tokenizer["bos_id"] if state.tokenizer else None)
     snapshot = Snapshot(
@@ -53,7 +55,14 @@ def save_run(
         train_state=state.to_dict(),
         rng_tensors=rng_tensors(),
     )
-    return save(root, snapshot, facts=_facts(state, lr, placement), is_best=is_best, max_recent=max_recent)
+    return save(
+        root,
+        snapshot,
+        facts=_facts(state, lr, placement),
+        is_best=is_best,
+        max_recent=max_recent,
+        keep_every=keep_every,
+    )
 
 
 def _facts(state: TrainState, lr: float, placement: Placement) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def test_a_complete_checkpoint_is_described(checkpoint: Path) -> None:
     """Progress from facts and state, parameters from the header, values from the configuration."""
     report = inspect(checkpoint, verify=True)
 
-    assert (report.verdict, report.verified, report.problems, report.notes) == ("complete", True, (), ())
+    assert (report.verdict, report.verified, report.problems, report.notes) == ("resumable", True, (), ())
     assert (report.step, report.marks) == (200, ("LATEST", "BEST"))
     assert report.progress == {"tokens_seen": 200 * 4096, "loss": 1.25, "val_loss": 1.5}
     assert report.facts == {"device": "cpu", "odd": None}
@@ -59,7 +59,7 @@ def test_a_report_is_json(checkpoint: Path) -> None:
     """Strict JSON, without NaN and Infinity, that reads back to the same report."""
     fields = inspect(checkpoint).to_dict()
 
-    assert json.loads(json.dumps(fields, allow_nan=False))["verdict"] == "complete"
+    assert json.loads(json.dumps(fields, allow_nan=False))["verdict"] == "resumable"
 
 
 @pytest.mark.parametrize("name", [layout.CONFIG_FILE, layout.MODEL_FILE, layout.OPTIMIZER_FILE, "manifest.json"])
@@ -90,7 +90,7 @@ def test_a_flipped_bit_of_a_weight_is_found_by_verify_only(checkpoint: Path) -> 
 
     quick, thorough = inspect(checkpoint), inspect(checkpoint, verify=True)
 
-    assert (quick.verdict, quick.verified) == ("complete", False)
+    assert (quick.verdict, quick.verified) == ("resumable", False)
     assert thorough.verdict == "corrupt"
     assert thorough.problems[0].startswith(f"{layout.MODEL_FILE}: SHA-256")
 
@@ -165,10 +165,10 @@ def test_a_directory_of_checkpoints_gives_their_list(tmp_path: Path, snapshots: 
     report = look(tmp_path)
 
     assert [(item.step, item.verdict, item.marks) for item in report.checkpoints] == [
-        (1, "complete", ("BEST",)),
+        (1, "resumable", ("BEST",)),
         (2, "incomplete", ()),
     ]
-    assert not report.is_complete
+    assert not report.is_sound
     assert any("LATEST points to step_000003, which is gone" in note for note in report.notes)
     assert any("broken-step_000003" in note for note in report.notes)
     assert json.loads(json.dumps(report.to_dict()))["checkpoints"][0]["step"] == 1
@@ -178,7 +178,7 @@ def test_a_checkpoint_that_was_set_aside_can_be_looked_at(checkpoint: Path) -> N
     """Its verdict is that of its contents, whatever its name."""
     aside = checkpoint.rename(checkpoint.with_name("broken-step_000200"))
 
-    assert look(aside).is_complete
+    assert look(aside).is_sound
 
 
 def test_an_empty_directory_is_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Models to and from the directories that Hugging Face tools read."""
