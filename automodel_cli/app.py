@@ -17,6 +17,7 @@ from automodel_cli import __version__
 from automodel_cli.commands import shells
 from automodel_cli.commands.config import config_app
 from automodel_cli.commands.data import data_app
+from automodel_cli.commands.export import export
 from automodel_cli.commands.import_ import import_
 from automodel_cli.commands.inspect_ckpt import inspect_ckpt
 from automodel_cli.commands.options import OverridableCommand
@@ -37,6 +38,7 @@ app.command("prep")(prep)
 app.command("pretrain", cls=OverridableCommand)(pretrain)
 app.command("resume", cls=OverridableCommand)(resume)
 app.command("inspect-ckpt")(inspect_ckpt)
+app.command("export")(export)
 app.command("import")(import_)
 app.command("sample")(sample)
 app.add_typer(data_app, name="data")

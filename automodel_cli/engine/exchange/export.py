@@ -1,0 +1,217 @@
+"""A checkpoint as a complete Hugging Face directory: weights, configuration, tokenizer, model card.
+
+The directory appears whole or not at all. Before it does, transformers loads it, and its logits are
+compared with those of the checkpoint. Refused are damaged checkpoints, and models that transformers
+has no class for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from automodel_cli.engine import durable
+from automodel_cli.engine.checkpoint import layout
+from automodel_cli.engine.checkpoint.manifest import Manifest, examine, read_manifest
+from automodel_cli.engine.checkpoint.parameters import count_parameters
+from automodel_cli.engine.checkpoint.tensor_header import read_tensor_header
+from automodel_cli.engine.exchange.logits import largest_difference
+from automodel_cli.engine.exchange.model_card import model_card
+from automodel_cli.engine.exchange.tokenizer_files import write_tokenizer
+from automodel_cli.errors import CheckpointError, UsageError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_WINDOW_KEYS = ("n_positions", "max_position_embeddings")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Args:
+        directory: The Hugging Face directory.
+        step: Optimisation steps of the checkpoint.
+        num_parameters: Stored parameters, tied ones once.
+        dtype: Of the weights, as torch names it.
+        files: Size in bytes of each file.
+        logit_difference: Largest difference of the logits from the checkpoint's; None if not compared.
+        notes: What is missing in the directory, and why.
+    """
+
+    directory: Path
+    step: int
+    num_parameters: int
+    dtype: str
+    files: dict[str, int]
+    logit_difference: float | None
+    notes: tuple[str, ...]
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    *,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    check: bool = True,
+    overwrite: bool = False,
+    say: Callable[[str], None],
+) -> Exported:
+    """Writes the model of a checkpoint as a Hugging Face directory.
+
+    Args:
+        checkpoint: As `layout.resolve` returns it.
+        output: The new directory.
+        dtype: One of `DTYPES` for all floating-point weights; None keeps theirs.
+        max_shard_bytes: Larger weights are cut into several files with an index.
+        check: Load the result with transformers and compare logits.
+        overwrite: Replace a model that is in `output` already.
+        say: Is told what is being done.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be exported, or the result is not the same function.
+        UsageError: `output` is in the way.
+    """
+    manifest = _sound(checkpoint)
+    _check_output(output, overwrite=overwrite)
+    partial = output.with_name(f".{output.name}.tmp-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        say("writing the weights")
+        stored = _write_weights(checkpoint / layout.MODEL_FILE, partial, dtype, max_shard_bytes)
+        config = _write_configs(checkpoint, partial, stored)
+        notes = _write_tokenizer(partial, manifest, config)
+        count = count_parameters(read_tensor_header(checkpoint / layout.MODEL_FILE), config)
+        config_yaml = (checkpoint / layout.CONFIG_FILE).read_text(encoding="utf-8")
+        card = model_card(
+            output.name,
+            facts=manifest.facts,
+            step=manifest.step,
+            num_parameters=count.total,
+            dtype=stored,
+            config_yaml=config_yaml,
+        )
+        (partial / "README.md").write_text(card, encoding="utf-8", newline="\n")
+        difference = None
+        if check:
+            say("comparing the logits with those of the checkpoint")
+            difference = largest_difference(checkpoint / layout.MODEL_DIRECTORY, partial, stored)
+        _publish(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    files = {path.name: path.stat().st_size for path in sorted(output.iterdir())}
+    return Exported(output, manifest.step, count.total, stored, files, difference, tuple(notes))
+
+
+def _sound(checkpoint: Path) -> Manifest:
+    manifest = read_manifest(checkpoint)
+    broken = examine(checkpoint).broken
+    if broken:
+        raise CheckpointError(
+            "the checkpoint is damaged: " + "; ".join(broken), where=str(checkpoint), help="export an earlier one"
+        )
+    if layout.MODEL_CONFIG_FILE not in manifest.files:
+        raise CheckpointError(
+            "its model is of a class of its own, for which transformers has no configuration",
+            where=str(checkpoint),
+            help=f"the weights stand in {layout.MODEL_FILE}, under the names of the model's state dict",
+        )
+    return manifest
+
+
+def _check_output(output: Path, *, overwrite: bool) -> None:
+    if not os.path.lexists(output):
+        return
+    if output.is_symlink() or not output.is_dir():
+        raise UsageError(f"{output} is not a directory", help="name a new one with --out")
+    if not any(output.iterdir()):
+        return
+    if not (output / "config.json").is_file():
+        raise UsageError(f"{output} holds something that is not a model", help="name a new directory with --out")
+    if not overwrite:
+        raise UsageError(f"there is a model in {output} already", help="--overwrite replaces it")
+
+
+def _write_weights(source: Path, partial: Path, dtype: str | None, max_shard_bytes: int) -> str:
+    """Writes the weights shard by shard, so that one shard is in memory at a time; returns their type."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    with safe_open(source, framework="pt") as file:
+        names = list(file.keys())
+        # Sizes are what counts for the split: tensors on the meta device have sizes and no content.
+        header = read_tensor_header(source)
+        sizes = {name: _sized(file.get_slice(name).get_dtype(), header[name].shape, dtype) for name in names}
+        split = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_bytes)
+        for shard, members in split.filename_to_tensors.items():
+            tensors = {name: _as(file.get_tensor(name), dtype) for name in members}
+            save_file(tensors, partial / shard, metadata={"format": "pt"})
+            # safetensors makes files that only their owner may read; an export follows the umask.
+            (partial / shard).chmod(0o666 & ~_umask())
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        _write_json(partial / "model.safetensors.index.json", index)
+    floating = [tensor.dtype for tensor in sizes.values() if tensor.is_floating_point()]
+    return str(max(set(floating), key=floating.count)).removeprefix("torch.")
+
+
+def _sized(stored: str, shape: tuple[int, ...], dtype: str | None) -> torch.Tensor:
+    own = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}.get(stored)
+    chosen = torch.uint8 if own is None else own if dtype is None else DTYPES[dtype]
+    return torch.empty(shape, dtype=chosen, device="meta")
+
+
+def _as(tensor: torch.Tensor, dtype: str | None) -> torch.Tensor:
+    return tensor.to(DTYPES[dtype]) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_configs(checkpoint: Path, partial: Path, stored: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((checkpoint / layout.MODEL_CONFIG_FILE).read_bytes())
+    config["dtype"] = stored
+    _write_json(partial / "config.json", config)
+    special: dict[str, Any] = {
+        name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config
+    }
+    _write_json(partial / "generation_config.json", {**special, "do_sample": True, "temperature": 0.8, "top_k": 50})
+    return config
+
+
+def _write_tokenizer(partial: Path, manifest: Manifest, config: dict[str, Any]) -> list[str]:
+    recorded = manifest.facts.get("tokenizer") or {}
+    if not recorded.get("name"):
+        return ["no tokenizer files: the run does not say which tokenizer its data had"]
+    window = next((config[key] for key in _WINDOW_KEYS if isinstance(config.get(key), int)), None)
+    write_tokenizer(partial, recorded["name"], recorded.get("bos_id"), window)
+    return []
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8", newline="\n")
+
+
+def _publish(partial: Path, output: Path) -> None:
+    """Synchronises the directory and gives it its name; a model that was there goes once the new one stands."""
+    for path in partial.iterdir():
+        durable.sync_file(path)
+    durable.sync_directory(partial)
+    former = output.with_name(f".{output.name}.old-{os.getpid()}")
+    if output.exists():
+        output.rename(former)
+    partial.rename(output)
+    durable.sync_directory(output.parent)
+    shutil.rmtree(former, ignore_errors=True)

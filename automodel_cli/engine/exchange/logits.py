@@ -1,0 +1,81 @@
+"""Whether two directories hold the same function: the logits of both, side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from automodel_cli.engine.checkpoint.weights import read_weights
+from automodel_cli.engine.models.adopt import adopt_weights
+from automodel_cli.engine.models.gpt2 import GPT2Config, build_gpt2_model
+from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.errors import CheckpointError
+
+_LENGTH = 32
+# Both compute in fp32 from the same stored values, so only the order of sums may differ.
+_TOLERANCE = 1e-3
+
+
+@torch.no_grad()
+def largest_difference(original: Path, exported: Path, dtype: str) -> float:
+    """The largest difference between the logits of both, relative to the largest logit.
+
+    Our own GPT-2 stands for the original where it can, so that the two sides share no code.
+
+    Args:
+        original: The `model/` directory of a checkpoint.
+        exported: The directory that transformers will load.
+        dtype: Type of the exported weights, as torch names it; the original is rounded to it first.
+
+    Raises:
+        CheckpointError: They are not the same function, or transformers cannot load the export.
+    """
+    config = json.loads((original / "config.json").read_bytes())
+    tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in read_weights(original).items()}
+    ours = _own_model(config, tensors) or _loaded(original, tensors)
+    theirs = _loaded(exported, None)
+    vocab_size = int(config["vocab_size"])
+    ids = torch.randint(vocab_size, (2, _LENGTH), generator=torch.Generator().manual_seed(0))
+    ids = ids[:, : int(config.get("n_positions") or _LENGTH)]
+    expected, found = (logits_of(model.eval()(ids)).float() for model in (ours, theirs))
+    scale = max(1.0, float(expected.abs().max()))
+    difference = float((expected - found).abs().max()) / scale
+    if not difference <= _TOLERANCE:  # a NaN is no agreement
+        raise CheckpointError(
+            f"the exported model gives other logits: they differ by {difference:.3g} of the largest, "
+            f"and at most {_TOLERANCE:g} is rounding",
+            where=str(original),
+            help="this is a defect of amcli, or a version of transformers that it does not know; please report it",
+        )
+    return difference
+
+
+def _own_model(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.Module | None:
+    """Our GPT-2, if that is what the directory holds."""
+    names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+    is_ours = config.get("model_type") == "gpt2" and all(isinstance(config.get(name), int) for name in names)
+    if not is_ours or config.get("activation_function") != "gelu_new" or not config.get("tie_word_embeddings", True):
+        return None
+    epsilon = config.get("layer_norm_epsilon", GPT2Config.layer_norm_epsilon)
+    model = build_gpt2_model(**{name: config[name] for name in names}, dropout=0.0, layer_norm_epsilon=epsilon)
+    adopt_weights(model, tensors)
+    return model
+
+
+def _loaded(directory: Path, tensors: dict[str, torch.Tensor] | None) -> nn.Module:
+    """What transformers makes of a directory, in fp32; with other weights if they are given."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+    # transformers raises OSError, ValueError, KeyError and RuntimeError for what is one thing here.
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CheckpointError(f"transformers cannot load it: {reason}", where=str(directory)) from error
+    if tensors is not None:
+        adopt_weights(model, tensors)
+    return model
