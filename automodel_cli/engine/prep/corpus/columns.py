@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from automodel_cli.engine.config.suggest import hint
+from automodel_cli.engine.config.suggest import nearest
 from automodel_cli.errors import DataError
 
 
@@ -14,8 +14,18 @@ def missing_column(column: str, columns: Iterable[str], where: str) -> DataError
     return DataError(
         f"there is no column {column!r}; the columns are {', '.join(names) or 'none'}",
         where=where,
-        help=f"{hint(column, names, noun='columns')} Name it with --text-column",
+        help=name_with("--text-column", column, names),
     )
+
+
+def name_with(option: str, name: str, candidates: Iterable[str]) -> str:
+    """The help for a name that is none of the candidates, which the message lists.
+
+    >>> name_with("--split", "trian", ["train"]), name_with("--split", "dev", ["train"])
+    ('did you mean `train`? Name it with --split', 'name one with --split')
+    """
+    match = nearest(name, candidates)
+    return f"did you mean `{match}`? Name it with {option}" if match else f"name one with {option}"
 
 
 def not_text(column: str, found: str, where: str) -> DataError:

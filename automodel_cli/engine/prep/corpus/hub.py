@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
-from automodel_cli.engine.config.suggest import hint, nearest
+from automodel_cli.engine.config.suggest import nearest
 from automodel_cli.engine.prep.corpus.choose import reader_for
+from automodel_cli.engine.prep.corpus.columns import name_with
 from automodel_cli.engine.prep.corpus.corpus import Corpus
 from automodel_cli.engine.prep.corpus.joined_reader import JoinedReader
 from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
@@ -98,7 +99,8 @@ def _commit(path: str, revision: str | None) -> str:
         refs = _reach(lambda: api.list_repo_refs(path, repo_type="dataset"))
         names = [ref.name for ref in (*refs.branches, *refs.tags)]
         raise DataError(
-            f"the data set {path!r} has no revision {revision!r}", help=hint(str(revision), names, noun="revisions")
+            f"the data set {path!r} has no revision {revision!r}; there are {_some(names)}, and commits",
+            help=name_with("--revision", str(revision), names),
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         preset = nearest(path, PRESETS)
@@ -120,7 +122,7 @@ def _builder(datasets: Any, path: str, set_name: str | None, commit: str) -> Any
         found = "needs the name of a configuration" if set_name is None else f"has no configuration {set_name!r}"
         raise DataError(
             f"the data set {path!r} {found}; there are {_some(names)}",
-            help=f"{hint(set_name or '', names, noun='configurations')} Name it with --set-name",
+            help=name_with("--set-name", set_name or "", names),
         ) from error
     except (RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise _unreadable(path, error) from error
@@ -132,7 +134,7 @@ def _paths(builder: Any, path: str, commit: str, split: str) -> list[str]:
     if split not in splits:
         raise DataError(
             f"the data set {path!r} has no split {split!r} in {builder.config.name!r}; there are {_some(splits)}",
-            help=f"{hint(split, splits, noun='splits')} Name it with --split",
+            help=name_with("--split", split, splits),
         )
     prefix = f"hf://datasets/{path}@{commit}/"
     strange = next((str(file) for file in splits[split] if not str(file).startswith(prefix)), None)

@@ -66,7 +66,7 @@ class Retry:
                 left = failed_at + self.seconds - now
                 if left <= 0:
                     raise DataError(
-                        f"no connection for {self.seconds:,.0f} s: {error}",
+                        f"no connection for {self.seconds:g} s: {error}",
                         where=where,
                         help="nothing is lost: the same command continues where this one stopped",
                     ) from error
@@ -74,5 +74,5 @@ class Retry:
                 wait = longest * random.uniform(0.5, 1.0)
                 wait = min(max(wait, error.retry_after_s or 0.0), left)
                 longest = min(2 * longest, _LONGEST_WAIT_S)
-                self.on_wait(f"{where}: {error}; trying again in {wait:,.1f} s")
+                self.on_wait(f"{where}: {error}; trying again in {wait:.1f} s")
                 self.sleep(wait)
