@@ -50,5 +50,5 @@ def pretrain(
         from automodel_cli.engine.observe.build import run_sink
         from automodel_cli.engine.train import recipe
 
-        summary = recipe.pretrain(final, settings, root, run_sink(settings, root, start_step=0, quiet=json_))
+        summary = recipe.pretrain(final, settings, root, run_sink(final, settings, root, start_step=0, quiet=json_))
     render.run_summary(summary, as_json=json_)

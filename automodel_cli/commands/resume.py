@@ -69,6 +69,6 @@ def resume(
 
         from automodel_cli.engine.observe.build import run_sink
 
-        open_sink = run_sink(plan.settings, plan.root, start_step=resumed.snapshot.step, quiet=json_)
+        open_sink = run_sink(plan.config, plan.settings, plan.root, start_step=resumed.snapshot.step, quiet=json_)
         summary = recipe.resume(plan.config, plan.settings, plan.root, open_sink, resumed.snapshot)
     render.run_summary(summary, as_json=json_)

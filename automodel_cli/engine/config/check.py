@@ -14,6 +14,7 @@ from typing import Any
 from automodel_cli.engine.config.check_checkpoint import check_checkpoint
 from automodel_cli.engine.config.check_layout import Refuse, check_layout
 from automodel_cli.engine.config.check_schedule import check_schedule
+from automodel_cli.engine.config.check_sinks import check_sinks
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import DEFAULT, KeyPath, dotted
@@ -30,6 +31,7 @@ from automodel_cli.engine.config.sections import (
     LRSchedulerSection,
     PackedSequenceSection,
     StepSchedulerSection,
+    TensorboardSection,
     WandbSection,
     is_required,
     section_fields,
@@ -57,6 +59,7 @@ class Settings:
     dist_env: DistEnvSection
     packed_sequence: PackedSequenceSection
     wandb: WandbSection
+    tensorboard: TensorboardSection
     notes: tuple[str, ...] = ()
 
 
@@ -83,7 +86,7 @@ def checked(config: Config) -> Settings:
     problems += targets.problems
     problems += data_problems(config)
     if settings is not None and not problems:
-        return replace(settings, notes=notes_on(config, settings.wandb, targets))
+        return replace(settings, notes=notes_on(config, targets))
     if len(problems) == 1:
         raise problems[0]
     kind = DataError if all(isinstance(problem, DataError) for problem in problems) else ConfigError
@@ -217,6 +220,7 @@ def _check_across(config: Config, settings: Settings, problems: list[AmcliError]
     _check_shapes(config, refuse)
     check_layout(settings, refuse)
     check_checkpoint(settings, refuse)
+    check_sinks(config, settings, refuse)
 
 
 def _check_shapes(config: Config, refuse: Refuse) -> None:

@@ -66,7 +66,9 @@ CONSUMERS = {
     "distributed": "automodel_cli.engine.config.check_layout",
     "dist_env": "automodel_cli.engine.config.check",
     "packed_sequence": "automodel_cli.engine.config.check_layout",
-    "wandb": "automodel_cli.engine.config.notes",
+    "wandb": "automodel_cli.engine.observe.wandb_sink",
+    "tensorboard": "automodel_cli.engine.observe.tensorboard_sink",
+    "tensorboard.log_dir": "automodel_cli.engine.observe.build",
 }
 
 

@@ -9,16 +9,12 @@ from pathlib import Path
 from automodel_cli.engine.config.aliases import substitution_note
 from automodel_cli.engine.config.check_targets import TargetCheck
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.sections import WandbSection
 
 
-def notes_on(config: Config, wandb: WandbSection, found: TargetCheck) -> tuple[str, ...]:
-    """What stands in for what, whose code runs, what has no effect, and what could not be checked; one line each."""
+def notes_on(config: Config, found: TargetCheck) -> tuple[str, ...]:
+    """What stands in for what, whose code runs, and what could not be checked; one line each."""
     named = [*found.targets, str(config.get("distributed._target_")), str(config.get("dataloader.collate_fn"))]
     notes = [substitution_note(named), *_foreign_code(found.foreign), *found.unchecked]
-    if config.get("wandb") is not None and wandb.enabled and wandb.mode != "disabled":
-        where = config.key_origin(("wandb",))
-        notes.append(f"{where}: this version does not report to Weights & Biases yet; metrics.jsonl has the numbers")
     return tuple(note for note in notes if note)
 
 

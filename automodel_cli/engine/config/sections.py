@@ -201,7 +201,7 @@ class PackedSequenceSection:
 
 @dataclass(frozen=True)
 class WandbSection:
-    """What the run is called on Weights & Biases. This version does not report there yet."""
+    """Reports to Weights & Biases, where this section is given; needs the extra `wandb`."""
 
     enabled: bool = key("whether to report", default=True, quiet=True)
     project: str | None = key("project of the run", default=None, quiet=True)
@@ -213,11 +213,21 @@ class WandbSection:
         choices=("online", "offline", "disabled"),
         quiet=True,
     )
-    save_dir: str | None = key("directory of its local files; null is its own choice", default=None, quiet=True)
+    save_dir: str | None = key("directory of its local files; null is checkpoint_dir", default=None, quiet=True)
 
 
 # On the class, `name` is that of the section, as in all others; on an instance it is the run's.
 WandbSection.name = "wandb"
+
+
+@dataclass(frozen=True)
+class TensorboardSection:
+    """Files for TensorBoard, where this section is given; needs the extra `tensorboard`."""
+
+    name: ClassVar[str] = "tensorboard"
+    enabled: bool = key("whether to write them", default=True, quiet=True)
+    log_dir: str | None = key("their directory; null is tensorboard in checkpoint_dir", default=None, quiet=True)
+
 
 SECTIONS: tuple[type[Any], ...] = (
     StepSchedulerSection,
@@ -229,6 +239,7 @@ SECTIONS: tuple[type[Any], ...] = (
     DistEnvSection,
     PackedSequenceSection,
     WandbSection,
+    TensorboardSection,
 )
 
 # Built from `_target_`; True where a run cannot do without.

@@ -1,4 +1,4 @@
-"""The sinks of a run: the console, and `metrics.jsonl` beside the checkpoints."""
+"""The sinks of a run: the console, `metrics.jsonl` beside the checkpoints, and what the configuration adds."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from automodel_cli.engine.config.check import Settings
+from automodel_cli.engine.config.check_sinks import reports_to
+from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.observe.console import ConsoleSink
 from automodel_cli.engine.observe.fanout import Fanout
 from automodel_cli.engine.observe.jsonl import JsonlSink
 from automodel_cli.engine.observe.metrics import Sink
+from automodel_cli.engine.observe.tensorboard_sink import TensorBoardSink
+from automodel_cli.engine.observe.wandb_sink import WandbSink
 
 METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_DIRECTORY = "tensorboard"
 
 
 def run_sink(
-    settings: Settings, root: Path, *, start_step: int, quiet: bool = False
+    config: Config, settings: Settings, root: Path, *, start_step: int, quiet: bool = False
 ) -> Callable[[], AbstractContextManager[Sink]]:
     """A function that opens what a run reports to; nothing is written before it is called.
 
     Args:
-        settings: Says how long the run is and whether it saves anything.
-        root: Where `metrics.jsonl` goes, unless checkpoints are off.
+        config: Says where else to report; what is sent of it is masked.
+        settings: Its checked sections.
+        root: Where `metrics.jsonl` and other files go; without checkpoints there is no `metrics.jsonl`.
         start_step: Steps done before; reports of later steps are cut from the metrics file,
             so that no step stands twice after a resume.
         quiet: Print nothing.
@@ -35,6 +41,10 @@ def run_sink(
             jsonl = JsonlSink(root / METRICS_FILE)
             jsonl.truncate_after(start_step)
             sinks.append(jsonl)
+        if reports_to("wandb", config, settings):
+            sinks.append(WandbSink(settings.wandb, config.masked().values, root))
+        if reports_to("tensorboard", config, settings):
+            sinks.append(TensorBoardSink(Path(settings.tensorboard.log_dir or root / TENSORBOARD_DIRECTORY)))
         sink = Fanout(sinks)
         try:
             yield sink

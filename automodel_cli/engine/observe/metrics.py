@@ -5,6 +5,7 @@ Who sends is told nothing about who listens; a sink decides alone what it shows 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,6 +54,19 @@ class ValStats:
     val_loss: float
     val_perplexity: float
     num_tokens: int
+
+
+def scalars(report: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a report that make a curve over the steps; the step itself and what never changes are none.
+
+    >>> scalars({"step": 3, "max_steps": 9, "loss": 2.5, "mfu": None})
+    {'loss': 2.5}
+    """
+    return {
+        name: value
+        for name, value in report.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name not in ("step", "max_steps")
+    }
 
 
 class Sink(Protocol):

@@ -12,7 +12,7 @@ from automodel_cli.engine.checkpoint.run_lock import run_lock
 from automodel_cli.engine.config.builtin import embedded_corpus_directory
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.observe.build import METRICS_FILE
+from automodel_cli.engine.observe.build import METRICS_FILE, TENSORBOARD_DIRECTORY
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 from automodel_cli.errors import CheckpointError
 
@@ -58,6 +58,8 @@ def _make_way(root: Path, *, overwrite: bool) -> None:
         shutil.rmtree(directory)
     for name in (*LINKS, METRICS_FILE):
         (root / name).unlink(missing_ok=True)
+    # TensorBoard would draw the old run's events into the curves of the new one.
+    shutil.rmtree(root / TENSORBOARD_DIRECTORY, ignore_errors=True)
 
 
 def ensure_embedded_corpus(config: Config, say: Callable[[str], None]) -> None:

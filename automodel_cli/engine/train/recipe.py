@@ -7,6 +7,7 @@ parts in the same order, so that a resumed run draws the same numbers and sees t
 from __future__ import annotations
 
 import random
+import secrets
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -148,6 +149,8 @@ def _run(config: Config, settings: Settings, root: Path, open_sink: OpenSink, sn
     parts = _build(config, settings, placement)
     state.order_key = _order_key(parts.dataset, general.seed, state)
     state.num_threads = torch.get_num_threads()
+    # From the operating system: a generator that has a seed would give every run of a sweep the same name.
+    state.run_id = state.run_id or secrets.token_hex(4)
     manifest = getattr(parts.dataset, "manifest", None)  # of our shards; a user's dataset needs none
     if snapshot is not None:
         import_tensors(parts.model, snapshot.model_tensors)
@@ -276,4 +279,5 @@ def _facts(run: Run, state: TrainState, dataset: MapDataset, settings: Settings,
         "device": f"{placement.name}, {placement.precision}",
         "steps": f"{state.step} -> {steps.max_steps}",
         "checkpoints": str(root) if settings.checkpoint.enabled else "off",
+        "run_id": state.run_id,
     }

@@ -15,6 +15,9 @@ import torch
 
 from automodel_cli.errors import CheckpointError
 
+# Fields that the first checkpoints lacked; their default is right for those.
+_ADDED = {"run_id"}
+
 
 @dataclass
 class TrainState:
@@ -31,6 +34,7 @@ class TrainState:
         order_key: Identity of the sample order (seed and data); a resumed run must have the same.
         num_threads: CPU threads of torch; other numbers give other bits.
         tokenizer: Name and BOS id of the data's tokenizer, where the data has a manifest.
+        run_id: Identity of the run, which a resumed one keeps; services that collect metrics know it by this.
     """
 
     step: int = 0
@@ -43,6 +47,7 @@ class TrainState:
     order_key: str = ""
     num_threads: int = 0
     tokenizer: dict[str, Any] | None = None
+    run_id: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The state as JSON-able values."""
@@ -56,7 +61,7 @@ class TrainState:
             CheckpointError: A field is missing or unknown.
         """
         expected, found = {item.name for item in fields(cls)}, set(values)
-        if expected != found:
+        if expected - found - _ADDED or found - expected:
             raise CheckpointError(
                 f"the training state lacks {sorted(expected - found)} and has the unknown {sorted(found - expected)}",
                 help="it was written by another version of amcli",

@@ -109,7 +109,7 @@ def guide(tmp_path, monkeypatch):
         (AUTO_CONFIG, ["`transformers.AutoModelForCausalLM.from_config` are not checked"]),
         (GPT2_CONFIG, ["`transformers.GPT2LMHeadModel.from_config` are not", "`transformers.GPT2Config` are not"]),
         (WHOLE, ["FSDP2Manager, NanogptDataset and build_gpt2_model are amcli's own"]),
-        (WANDB, ["does not report to Weights & Biases yet"]),
+        (WANDB, []),
         (OTHER_SECTIONS, ["DDPManager, MaskedCrossEntropy and default_collater are amcli's own"]),
     ],
     ids=["file", "import path", "AutoConfig", "GPT2Config", "data and FSDP2", "wandb", "other sections"],
@@ -186,10 +186,10 @@ def test_a_precision_that_agrees_is_accepted(guide):
     assert guide("precision: bf16\ndistributed: {dtype: bfloat16}").general.precision == "bf16"
 
 
-def test_wandb_that_is_off_needs_no_note(guide):
-    """Nothing is missing where nothing was asked for."""
+def test_wandb_needs_no_note(guide):
+    """It is reported to, or it is off."""
+    assert guide("wandb: {project: p}").notes == ()
     assert guide("wandb: {enabled: false}").notes == ()
-    assert guide("wandb: {mode: disabled}").notes == ()
 
 
 def test_the_names_build_our_own_parts(tmp_path):
