@@ -13,10 +13,10 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 # Make must not leave a stamp behind for an installation that failed half way.
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install dev test check lint docs picture bench clean
+.PHONY: help quickstart install dev test check lint docs picture bench prep-torture clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 quickstart: $(INSTALLED)  ## install, prepare a text, train on it, resume, inspect, sample
 	@PATH="$(abspath $(BIN)):$$PATH" scripts/quickstart.sh
@@ -47,6 +47,9 @@ picture: $(INSTALLED_DEV)  ## run the quickstart in a directory of its own and d
 
 bench: $(INSTALLED_DEV)  ## measure start-up times into benchmarks/results/
 	$(BIN)/python benchmarks/startup.py
+
+prep-torture: $(INSTALLED_DEV)  ## kill preparation more than 100 times at random moments and compare every byte (minutes)
+	$(BIN)/python -m pytest -m slow tests/engine/prep/test_resume.py
 
 install: $(INSTALLED)  ## make the environment that runs amcli
 dev: $(INSTALLED_DEV)  ## make the environment with the tools for development

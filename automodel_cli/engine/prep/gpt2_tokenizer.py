@@ -22,9 +22,9 @@ def gpt2_tokenizer() -> JsonTokenizer:
     return JsonTokenizer("gpt2", gpt2_json(read_merges()), END_OF_TEXT, END_OF_TEXT, SHA256[GPT2_MERGES])
 
 
-def gpt2_json(merges: Sequence[tuple[str, str]]) -> str:
-    """The content of a `tokenizer.json` for these merges."""
-    entries = [*byte_alphabet().values(), *(left + right for left, right in merges), END_OF_TEXT]
+def gpt2_json(merges: Sequence[str]) -> str:
+    """The content of a `tokenizer.json` for these merges, each `left right`."""
+    entries = [*byte_alphabet().values(), *(merge.replace(" ", "") for merge in merges), END_OF_TEXT]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     end_of_text = {
         "id": len(entries) - 1,
@@ -52,18 +52,17 @@ def gpt2_json(merges: Sequence[tuple[str, str]]) -> str:
                 "byte_fallback": False,
                 "ignore_merges": False,
                 "vocab": {entry: token for token, entry in enumerate(entries)},
-                "merges": [f"{left} {right}" for left, right in merges],
+                "merges": merges,
             },
         },
         ensure_ascii=False,
     )
 
 
-def read_merges() -> list[tuple[str, str]]:
-    """The merges in order of priority, as pairs in GPT-2's printable alphabet."""
-    lines = read_asset(GPT2_MERGES).split("\n")
+def read_merges() -> list[str]:
+    """The merges in order of priority, as pairs `left right` in GPT-2's printable alphabet."""
     # The first line is a comment with a version, the last one is empty.
-    return [(left, right) for left, right in (line.split(" ") for line in lines[1:-1])]
+    return read_asset(GPT2_MERGES).split("\n")[1:-1]
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -78,10 +77,3 @@ def byte_alphabet() -> dict[int, str]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
-
-
-def vocabulary_bytes(merges: Sequence[tuple[str, str]]) -> list[bytes]:
-    """The bytes of each id below 50,256."""
-    byte_of = {character: byte for byte, character in byte_alphabet().items()}
-    entries = [*byte_of, *(left + right for left, right in merges)]
-    return [bytes(byte_of[character] for character in entry) for entry in entries]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli import __version__
+from automodel_cli.engine.prep.corpus.open_source import open_source
 from automodel_cli.engine.prep.documents import Source
 from automodel_cli.engine.prep.framing import Framing
 from automodel_cli.engine.prep.hold_out import HoldOut
-from automodel_cli.engine.prep.open_source import open_source
 from automodel_cli.engine.prep.options import OverLength, PrepOptions
 from automodel_cli.engine.prep.presets import LOCAL_FILES, PRESETS, Preset
 from automodel_cli.engine.prep.tokenizer import Tokenizer, load_tokenizer

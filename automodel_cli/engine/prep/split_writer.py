@@ -49,6 +49,7 @@ class SplitSnapshot:
         shards: The full shards; the futures are done when the shards are safe.
         open_tokens: Tokens in the unfinished shard.
         open_file: Its file, which is not synchronised yet; `None` if there is no unfinished shard.
+        source_cursor: What the unfinished shard's record will have, unless more is written.
     """
 
     tally: Tally
@@ -56,6 +57,7 @@ class SplitSnapshot:
     shards: tuple[Future[ShardRecord], ...]
     open_tokens: int
     open_file: Path | None
+    source_cursor: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; waits for the shards."""
@@ -64,6 +66,7 @@ class SplitSnapshot:
             "counts": self.counts.tolist(),
             "shards": [asdict(shard.result()) for shard in self.shards],
             "open_tokens": self.open_tokens,
+            "source_cursor": self.source_cursor,
         }
 
 
@@ -91,6 +94,7 @@ class SplitWriter:
         """
         self.tally = Tally(**{name: state[name] for name in asdict(self.tally)})
         self._counts = np.array(state["counts"], dtype=np.int64)
+        self._shards.source_cursor = state["source_cursor"]
         self._shards.continue_from([ShardRecord(**shard) for shard in state["shards"]], state["open_tokens"])
 
     def add(
@@ -133,6 +137,7 @@ class SplitWriter:
             tuple(self._shards.records),
             self._shards.open_tokens,
             self._shards.flush(),
+            self._shards.source_cursor,
         )
 
     def release(self) -> None:

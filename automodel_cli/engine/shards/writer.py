@@ -107,8 +107,10 @@ class ShardWriter:
             open_tokens: Tokens of the next shard that are on the disk; whatever follows them is cut off.
 
         Raises:
-            DataError: The unfinished shard is not there, or has fewer tokens.
+            DataError: A shard is not there, or is shorter than it was.
         """
+        for record in finished:
+            _require_bytes(self._directory / record.name, record.num_bytes)
         self._records = [run_now(lambda record=record: record) for record in finished]  # type: ignore[misc]
         if not open_tokens:
             return
@@ -117,13 +119,7 @@ class ShardWriter:
         if not temporary.exists() and path.exists():
             path.rename(temporary)
         wanted_bytes = self._begin_bytes + open_tokens * self._dtype.itemsize
-        found_bytes = temporary.stat().st_size if temporary.exists() else 0
-        if found_bytes < wanted_bytes:
-            raise DataError(
-                f"the unfinished shard has {found_bytes:,} bytes, but {wanted_bytes:,} were written",
-                where=str(temporary),
-                help="--overwrite makes the data again",
-            )
+        _require_bytes(temporary, wanted_bytes)
         with explain_write_errors(path):
             self._file = temporary.open("r+b")
             self._file.truncate(wanted_bytes)
@@ -249,6 +245,16 @@ class ShardWriter:
             # `discard` finds the file by its number, which only a record would have raised.
             self._file = file
             raise
+
+
+def _require_bytes(path: Path, num_bytes: int) -> None:
+    found_bytes = path.stat().st_size if path.exists() else 0
+    if found_bytes < num_bytes:
+        raise DataError(
+            f"the file has {found_bytes:,} bytes, but {num_bytes:,} were written",
+            where=str(path),
+            help="--overwrite makes the data again",
+        )
 
 
 def _complete(file: BinaryIO, path: Path, header: bytes) -> str:

@@ -64,7 +64,7 @@ def gpt2():
 def reference():
     """GPT-2 as tiktoken computes it, from the same merge list and without network."""
     byte_of = {character: byte for byte, character in byte_alphabet().items()}
-    entries = [*byte_of, *(left + right for left, right in read_merges())]
+    entries = [*byte_of, *(merge.replace(" ", "") for merge in read_merges())]
     ranks = {bytes(byte_of[character] for character in entry): token for token, entry in enumerate(entries)}
     return tiktoken.Encoding(
         "gpt2-from-merges", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50_256}
