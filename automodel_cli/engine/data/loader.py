@@ -21,6 +21,9 @@ from automodel_cli.errors import ConfigError
 
 Batch = dict[str, npt.NDArray[np.int64]]
 MicroBatches = list[Batch]
+Int64Array = npt.NDArray[np.int64]
+
+_SAMPLES_AHEAD = 4096
 
 
 class BatchLoader:
@@ -83,26 +86,36 @@ class BatchLoader:
             the dataset appears at the step that it belongs to. Closing the generator ends the
             reading threads.
         """
-        begins = itertools.count(start_sample, self._global_batch_size)
+        steps = self._steps(start_sample)
         if self._num_workers == 0:
-            return (self._read_step(begin) for begin in begins)
-        return _read_ahead(self._read_step, begins, self._num_workers, self._num_workers * self._prefetch_factor)
+            return (self._read_step(sample_ids) for sample_ids in steps)
+        return _read_ahead(self._read_step, steps, self._num_workers, self._num_workers * self._prefetch_factor)
 
-    def _read_step(self, begin: int) -> MicroBatches:
-        positions = np.arange(self._rank_samples, dtype=np.int64) + (begin + self._rank_begin)
-        sample_ids = self._order.order(positions)
+    def _steps(self, start_sample: int) -> Iterator[Int64Array]:
+        """The ids of this rank's samples, one step after another, each of shape (rank_samples,).
+
+        Computed for many steps at once: for a few samples the order takes four times as long as reading them.
+        """
+        # Not beyond an epoch: each further one of a small data set would cost as much again.
+        num_steps = max(1, min(_SAMPLES_AHEAD, self._order.num_samples) // self._rank_samples)
+        steps = np.arange(num_steps, dtype=np.int64)[:, None] * self._global_batch_size
+        places = steps + np.arange(self._rank_begin, self._rank_begin + self._rank_samples, dtype=np.int64)
+        for begin in itertools.count(start_sample, num_steps * self._global_batch_size):
+            yield from self._order.order((places + begin).ravel()).reshape(places.shape)
+
+    def _read_step(self, sample_ids: Int64Array) -> MicroBatches:
         return [self._reader.read(block) for block in sample_ids.reshape(-1, self._local_batch_size)]
 
 
 def _read_ahead(
-    read_step: Callable[[int], MicroBatches], begins: Iterator[int], num_workers: int, look_ahead: int
+    read_step: Callable[[Int64Array], MicroBatches], steps: Iterator[Int64Array], num_workers: int, look_ahead: int
 ) -> Generator[MicroBatches, None, None]:
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="batch-loader")
     pending: deque[Future[MicroBatches]] = deque()
     try:
         while True:
             while len(pending) < look_ahead:
-                pending.append(pool.submit(read_step, next(begins)))
+                pending.append(pool.submit(read_step, next(steps)))
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from automodel_cli.engine.config.file_pattern import (
     MEGATRON_SPLITS,
@@ -27,6 +28,8 @@ from automodel_cli.engine.shards.format import ShardInfo
 from automodel_cli.engine.shards.manifest import manifest_for
 from automodel_cli.engine.shards.megatron import MegatronIndex, read_megatron
 from automodel_cli.errors import ConfigError, DataError
+
+Int64Array = npt.NDArray[np.int64]
 
 Split = Literal["train", "validation", "test"]
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -93,6 +96,12 @@ class MegatronPretraining(WindowDataset):
         super().__init__(parts, layout, seq_length, f"megatron|seq_len {seq_length}", shuffle=shuffle)
         if splits_to_build == "validation" and num_val_samples is not None:
             self._num_samples = max(1, min(self._num_samples, num_val_samples))
+
+    def document_begins(self, number: int) -> Int64Array | None:
+        """The token offsets at which documents begin in the split's part of file `number`."""
+        info = self.shards[number]
+        begins = read_megatron(info.path).document_starts - info.begin_bytes // info.dtype.itemsize
+        return begins[(begins >= 0) & (begins < info.num_tokens)]
 
 
 def parse_split(split: str | Sequence[float]) -> tuple[float, float, float]:

@@ -90,6 +90,11 @@ class NanogptDataset(WindowDataset):
             batch["position_ids"], batch["document_ids"] = mark_documents(batch["input_ids"], self.bos_token)
         return batch
 
+    def document_begins(self, number: int) -> Int64Array | None:
+        """The token offsets of the BOS tokens in shard `number`; `None` where BOS is not known."""
+        info = self.shards[number]
+        return None if self.bos_token is None else load_bos_offsets(info, open_tokens(info), self.bos_token)
+
     def _refuse_unknown_bos(self, shards: Sequence[ShardInfo]) -> None:
         for name in ("align_to_bos", "document_mask"):
             if getattr(self, name) and self.bos_token is None:

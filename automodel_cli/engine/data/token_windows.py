@@ -20,6 +20,35 @@ from automodel_cli.engine.shards.format import ShardInfo, TokenArray, open_token
 _MAX_OPEN_SHARDS = 256
 
 
+class OpenShards:
+    """Maps of shards: opened when first needed, the least recently used closed.
+
+    Args:
+        shards: The shards, which are known by their place in this list.
+    """
+
+    def __init__(self, shards: Sequence[ShardInfo]) -> None:
+        self._shards = list(shards)
+        self._open: OrderedDict[int, TokenArray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[OpenShards], tuple[list[ShardInfo]]]:
+        return OpenShards, (self._shards,)
+
+    def tokens(self, shard: int) -> TokenArray:
+        """All tokens of a shard, shape (num_tokens,)."""
+        with self._lock:
+            tokens = self._open.pop(shard, None)
+            if tokens is None:
+                # A plain array over the map: slices of a memmap carry its bookkeeping along, which costs
+                # more than the copy of a short document.
+                tokens = np.asarray(open_tokens(self._shards[shard]))
+                if len(self._open) >= _MAX_OPEN_SHARDS:
+                    self._open.popitem(last=False)
+            self._open[shard] = tokens
+            return tokens
+
+
 class TokenWindows:
     """Windows of a fixed length in a list of shards.
 
@@ -29,14 +58,9 @@ class TokenWindows:
     """
 
     def __init__(self, shards: Sequence[ShardInfo], window_tokens: int) -> None:
-        self._shards = list(shards)
+        self._open = OpenShards(shards)
         self._window_tokens = window_tokens
-        self._open: OrderedDict[int, TokenArray] = OrderedDict()
-        self._lock = threading.Lock()
-        self._dtype = np.result_type(*{info.dtype for info in self._shards})
-
-    def __reduce__(self) -> tuple[type[TokenWindows], tuple[list[ShardInfo], int]]:
-        return TokenWindows, (self._shards, self._window_tokens)
+        self._dtype = np.result_type(*{info.dtype for info in shards})
 
     def read(self, shard_numbers: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> TokenArray:
         """The windows that begin at `offsets` (B,) of `shard_numbers` (B,), shape (B, window_tokens).
@@ -45,20 +69,10 @@ class TokenWindows:
         larger half of the work, and the caller does it once, into the array that it returns.
         """
         windows = np.empty((len(offsets), self._window_tokens), dtype=self._dtype)
-        for shard in np.unique(shard_numbers):
-            rows = np.flatnonzero(shard_numbers == shard)
-            # One gather per shard, which copies whole rows.
-            windows[rows] = self._views(int(shard))[offsets[rows]]
+        shards = shard_numbers.tolist()
+        opened = {shard: self._open.tokens(shard) for shard in set(shards)}
+        # A copy of a row at a time: for the usual lengths it is as fast as one gather for each shard,
+        # and does not slow down when every row comes from another shard.
+        for row, (shard, offset) in enumerate(zip(shards, offsets.tolist(), strict=True)):
+            windows[row] = opened[shard][offset : offset + self._window_tokens]
         return windows
-
-    def _views(self, shard: int) -> TokenArray:
-        """All windows of a shard as a view without copies, shape (num_tokens - window_tokens + 1, window_tokens)."""
-        with self._lock:
-            views = self._open.pop(shard, None)
-            if views is None:
-                tokens = open_tokens(self._shards[shard])
-                views = np.lib.stride_tricks.sliding_window_view(tokens, self._window_tokens)
-                if len(self._open) >= _MAX_OPEN_SHARDS:
-                    self._open.popitem(last=False)
-            self._open[shard] = views
-            return views

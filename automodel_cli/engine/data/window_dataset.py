@@ -98,6 +98,10 @@ class WindowDataset:
         windows = self._windows.read(*self._layout.locate(sample_ids))
         return {"input_ids": windows[:, :-1].astype(np.int64), "labels": windows[:, 1:].astype(np.int64)}
 
+    def document_begins(self, number: int) -> Int64Array | None:
+        """The token offsets at which documents begin in shard `number`; `None` where nothing says."""
+        raise NotImplementedError
+
     def locate(self, sample_id: int) -> tuple[str, int]:
         """The shard of a sample and the token offset of its first input."""
         shards, offsets = self._layout.locate(np.array([sample_id], dtype=np.int64))

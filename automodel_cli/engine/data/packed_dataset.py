@@ -1,0 +1,203 @@
+"""Samples packed with whole documents, on top of a dataset of token shards (`packed_sequence` of a configuration).
+
+Every document of the shards is in exactly one pack. Documents longer than a pack are cut, and the label at
+the cut is the token that follows there; the label of the last token of a document is masked, as the next
+token in the pack is not its continuation. A document that a shard's end cuts counts as two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from automodel_cli.engine.data.blend import BlendOrder, BlendSchedule
+from automodel_cli.engine.data.order import SampleOrder
+from automodel_cli.engine.data.packing import PackPlan
+from automodel_cli.engine.data.token_windows import OpenShards
+from automodel_cli.engine.data.window_dataset import WindowDataset, fingerprint
+from automodel_cli.engine.protocols import IGNORED_LABEL, Order
+from automodel_cli.engine.shards.format import ShardInfo
+from automodel_cli.errors import ConfigError, DataError
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Documents, cut where they are longer than a pack; arrays of one entry for each piece.
+
+    Attributes:
+        shards: Number of the shard.
+        offsets: Token offset in it.
+        lengths: Tokens that go into a pack.
+        continues: Whether the token behind the piece belongs to the same document.
+    """
+
+    shards: npt.NDArray[np.int32]
+    offsets: Int64Array
+    lengths: npt.NDArray[np.int32]
+    continues: npt.NDArray[np.bool_]
+
+
+def cut_documents(begins: Int64Array, num_tokens: int, size: int, shard: int = 0) -> Pieces:
+    """The pieces of one shard, in order; those that have no label are left out.
+
+    Args:
+        begins: Token offsets at which documents begin, ascending. What precedes the first is a document too.
+        num_tokens: Of the shard.
+        size: Tokens of a pack.
+        shard: Its number.
+    """
+    starts = np.unique(np.concatenate((np.zeros(1, dtype=np.int64), begins)))
+    lengths = np.diff(starts, append=num_tokens)
+    num_pieces = -(-lengths // size)
+    of = np.repeat(np.arange(len(starts)), num_pieces)
+    place = np.arange(len(of)) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
+    ends_document = place == num_pieces[of] - 1
+    piece_lengths = np.where(ends_document, lengths[of] - place * size, size)
+    has_label = (piece_lengths > 1) | ~ends_document
+    return Pieces(
+        np.full(int(has_label.sum()), shard, dtype=np.int32),
+        (starts[of] + place * size)[has_label],
+        piece_lengths[has_label].astype(np.int32),
+        ~ends_document[has_label],
+    )
+
+
+class PackedDataset:
+    """A dataset of packs of `size` tokens.
+
+    Args:
+        dataset: Where the documents are; its `seq_len` has no effect here, its weights have.
+        size: Tokens of a pack.
+
+    Attributes:
+        seq_len: The size of a pack.
+        fingerprint: Identifies the packs.
+        manifest: Of `dataset`.
+        max_token_id: Of `dataset`.
+        num_tokens: Tokens of `dataset`.
+        num_padded: Tokens of room that stay empty in all packs.
+
+    Raises:
+        ConfigError: `size` is below 2: a sample of one token has no label.
+        DataError: Nothing says where the documents begin, or none has a label.
+    """
+
+    def __init__(self, dataset: WindowDataset, size: int) -> None:
+        if size < 2:
+            raise ConfigError(
+                f"packed_sequence_size is {size}, but a pack needs at least 2 tokens, or 0 to pack nothing"
+            )
+        self.seq_len = size
+        self.manifest = dataset.manifest
+        self.max_token_id = dataset.max_token_id
+        self.num_tokens = dataset.num_tokens
+        self._dataset = dataset
+        self._open = OpenShards(dataset.shards)
+        self._pieces = _join([_pieces_of(dataset, number, size) for number in range(len(dataset.shards))])
+        self._plans = [PackPlan(self._pieces.lengths[chosen], size) for chosen in self._piece_ranges()]
+        self._piece_begins = [chosen.start for chosen in self._piece_ranges()]
+        self._plan_ends = np.cumsum([plan.num_packs for plan in self._plans], dtype=np.int64)
+        self.num_padded = sum(plan.num_padded for plan in self._plans)
+        self.fingerprint = hashlib.sha256(f"packs of {size}|{dataset.fingerprint}".encode()).hexdigest()
+        if not all(plan.num_packs for plan in self._plans):
+            raise DataError(
+                "no document has more than one token, so there is nothing to learn from",
+                where=str(dataset.shards[0].path),
+            )
+
+    def __len__(self) -> int:
+        return int(self._plan_ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Int64Array]:
+        """Pack `index`, as `gather` has it, without the first dimension."""
+        batch = self.gather(np.array([operator.index(index)], dtype=np.int64))
+        return {name: rows[0] for name, rows in batch.items()}
+
+    def gather(self, sample_ids: Int64Array) -> dict[str, Int64Array]:
+        """The packs `sample_ids` (B,) as int64 arrays (B, size).
+
+        Returns:
+            `input_ids`; `labels`, -100 at the end of a document and in empty room; `position_ids`, from 0 in each
+            document; `document_ids`, from 0 in each pack, where empty room has a number of its own.
+
+        Raises:
+            IndexError: An id is not in 0 to len - 1.
+        """
+        sample_ids = np.asarray(sample_ids, dtype=np.int64)
+        if sample_ids.size and not (sample_ids.min() >= 0 and sample_ids.max() < len(self)):
+            raise IndexError(f"sample ids go from 0 to {len(self) - 1}")
+        shape = (len(sample_ids), self.seq_len)
+        batch = {name: np.zeros(shape, dtype=np.int64) for name in ("input_ids", "position_ids", "document_ids")}
+        batch["labels"] = np.full(shape, IGNORED_LABEL, dtype=np.int64)
+        for row, pack in enumerate(sample_ids.tolist()):
+            self._fill({name: values[row] for name, values in batch.items()}, pack)
+        return batch
+
+    def sample_order(self, seed: int) -> Order:
+        """The order in which a run with this seed reads the packs; by weights if the dataset is a blend."""
+        weights = [part.weight for part in self._dataset.parts if part.weight is not None]
+        shuffle = self._dataset.shuffle
+        if not weights:
+            return SampleOrder(len(self), seed, self.fingerprint, shuffle)
+        orders = [
+            SampleOrder(plan.num_packs, seed, fingerprint(f"packs of {self.seq_len}", part.shards), shuffle)
+            for plan, part in zip(self._plans, self._dataset.parts, strict=True)
+        ]
+        return BlendOrder(orders, BlendSchedule(weights))
+
+    def _fill(self, row: dict[str, Int64Array], pack: int) -> None:
+        place = number = 0
+        for number, piece in enumerate(self._pieces_in(pack)):
+            length, offset = int(self._pieces.lengths[piece]), int(self._pieces.offsets[piece])
+            num_labels = length if self._pieces.continues[piece] else length - 1
+            tokens = self._open.tokens(int(self._pieces.shards[piece]))[offset : offset + num_labels + 1]
+            row["input_ids"][place : place + length] = tokens[:length]
+            row["labels"][place : place + num_labels] = tokens[1:]
+            row["position_ids"][place : place + length] = np.arange(length)
+            row["document_ids"][place : place + length] = number
+            place += length
+        row["position_ids"][place:] = np.arange(self.seq_len - place)
+        row["document_ids"][place:] = number + 1
+
+    def _pieces_in(self, pack: int) -> list[int]:
+        part = int(np.searchsorted(self._plan_ends, pack, side="right"))
+        first = int(self._plan_ends[part]) - self._plans[part].num_packs
+        chosen: list[int] = (self._plans[part].documents(pack - first) + self._piece_begins[part]).tolist()
+        return chosen
+
+    def _piece_ranges(self) -> Iterator[slice]:
+        """The pieces of each part of the dataset."""
+        first = 0
+        for part in self._dataset.parts:
+            last = first + len(part.shards)
+            begin, end = np.searchsorted(self._pieces.shards, [first, last])
+            yield slice(int(begin), int(end))
+            first = last
+
+
+def _pieces_of(dataset: WindowDataset, number: int, size: int) -> Pieces:
+    info: ShardInfo = dataset.shards[number]
+    begins = dataset.document_begins(number)
+    if begins is None:
+        raise DataError(
+            "packing needs to know where documents begin, but no manifest beside the shards names a BOS token",
+            where=str(info.path),
+            help="set bos_token, for example bos_token: 50256 for the GPT-2 vocabulary",
+        )
+    return cut_documents(begins, info.num_tokens, size, number)
+
+
+def _join(pieces: list[Pieces]) -> Pieces:
+    return Pieces(
+        np.concatenate([each.shards for each in pieces]),
+        np.concatenate([each.offsets for each in pieces]),
+        np.concatenate([each.lengths for each in pieces]),
+        np.concatenate([each.continues for each in pieces]),
+    )
