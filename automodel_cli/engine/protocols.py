@@ -97,3 +97,29 @@ class LossFunction(Protocol):
             num_label_tokens: Label tokens of the whole optimisation step, over all micro-batches.
         """
         ...
+
+
+@runtime_checkable
+class HeadLoss(Protocol):
+    """A loss that works on what the head of the model would be given, so that logits need never exist."""
+
+    def of_hidden(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        /,
+        *,
+        num_label_tokens: int,
+    ) -> torch.Tensor:
+        """As `LossFunction`, with the logits `hidden @ weight.T + bias`.
+
+        Args:
+            hidden: (B, T, C).
+            weight: (V, C).
+            bias: (V,), or None.
+            labels: (B, T), int64.
+            num_label_tokens: Label tokens of the whole optimisation step, over all micro-batches.
+        """
+        ...

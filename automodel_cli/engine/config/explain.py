@@ -41,7 +41,7 @@ PURPOSES = {
     "model": "the network: what `_target_` names is called with the other keys and returns an nn.Module",
     "dataset": "the training samples: a map-style dataset of input_ids and labels",
     "validation_dataset": "the samples that val_loss is computed from; without it nothing is validated",
-    "loss_fn": "logits and labels to a summed loss; without it, MaskedCrossEntropy",
+    "loss_fn": "labels and logits, or the input of the head, to a loss; without it, the best that the model allows",
     "optimizer": "called with the model's parameter groups and the other keys; `lr` is where the schedule starts",
 }
 TARGET_MEANING = "what is built: package.module.name, or path/file.py:name relative to the file that says so"

@@ -8,11 +8,25 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from automodel_cli.engine.loss.options import check_options
 from automodel_cli.engine.protocols import IGNORED_LABEL
 
 
 class MaskedCrossEntropy:
-    """Next-token cross-entropy in nats, computed in fp32 whatever the type of the logits."""
+    """Next-token cross-entropy in nats, computed in fp32 whatever the type of the logits.
+
+    Args:
+        z_loss: Weight of the squared log of the softmax's denominator, which keeps logits small.
+        label_smoothing: Share of the target that is spread evenly over the vocabulary.
+
+    Raises:
+        ConfigError: A number is out of its range.
+    """
+
+    def __init__(self, z_loss: float = 0.0, label_smoothing: float = 0.0) -> None:
+        check_options(z_loss, label_smoothing)
+        self.z_loss = z_loss
+        self.label_smoothing = label_smoothing
 
     def __call__(
         self, logits_BTV: torch.Tensor, labels_BT: torch.Tensor, num_label_tokens: int | None = None
@@ -25,9 +39,13 @@ class MaskedCrossEntropy:
             num_label_tokens: The divisor: label tokens of the whole optimisation step, so that losses of
                 micro-batches add up to the step's mean. None takes the labels given here.
         """
+        logits_NV, labels_N = logits_BTV.flatten(0, 1).float(), labels_BT.flatten()
         total = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+            logits_NV, labels_N, ignore_index=IGNORED_LABEL, reduction="sum", label_smoothing=self.label_smoothing
         )
+        if self.z_loss:
+            squares = logits_NV.logsumexp(dim=1).square()
+            total = total + self.z_loss * squares.masked_fill(labels_N == IGNORED_LABEL, 0.0).sum()
         if num_label_tokens is None:
             return total / (labels_BT != IGNORED_LABEL).sum().clamp(min=1)
         return total / num_label_tokens

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from automodel_cli.engine.models.calling import document_mask
 from automodel_cli.engine.models.outputs import CausalLMOutput
 from automodel_cli.errors import ConfigError
 
@@ -63,14 +64,16 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C)."""
+    def forward(self, x_BTC: torch.Tensor, mask_B1TT: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C); a mask that is true where a position may look replaces the causal one."""
         B, T, C = x_BTC.shape
         heads = (part.view(B, T, self.n_head, C // self.n_head) for part in self.c_attn(x_BTC).split(C, dim=2))
         q_BHTD, k_BHTD, v_BHTD = (part.transpose(1, 2) for part in heads)
         # `dropout_p` acts whatever the module's mode is, so it is zero outside training.
         dropout_p = self.dropout if self.training else 0.0
-        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True, dropout_p=dropout_p)
+        y_BHTD = F.scaled_dot_product_attention(
+            q_BHTD, k_BHTD, v_BHTD, attn_mask=mask_B1TT, is_causal=mask_B1TT is None, dropout_p=dropout_p
+        )
         y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y_BTC))
 
@@ -99,9 +102,9 @@ class TransformerBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BTC: torch.Tensor, mask_B1TT: torch.Tensor | None = None) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC))
+        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), mask_B1TT)
         return x_BTC + self.mlp(self.ln_2(x_BTC))
 
 
@@ -116,13 +119,20 @@ class GPT2Body(nn.Module):
         self.h = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, bias=config.bias)
 
-    def forward(self, input_ids_BT: torch.Tensor, position_ids_BT: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        position_ids_BT: torch.Tensor | None = None,
+        document_ids_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Token ids (B, T) -> hidden states (B, T, C)."""
+        # Made once for all blocks; None keeps the causal kernel, which reads no mask.
+        mask_B1TT = None if document_ids_BT is None else document_mask(document_ids_BT)
         if position_ids_BT is None:
             position_ids_BT = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)[None]
         x_BTC = self.drop(self.wte(input_ids_BT) + self.wpe(position_ids_BT))
         for block in self.h:
-            x_BTC = block(x_BTC)
+            x_BTC = block(x_BTC, mask_B1TT)
         return self.ln_f(x_BTC)
 
 
@@ -156,16 +166,36 @@ class GPT2LMHeadModel(nn.Module):
             else:
                 parameter.fill_(1.0)
 
-    def hidden_states(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Token ids (B, T) -> the input of the head (B, T, C): for losses that never hold all logits."""
+    def hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Token ids (B, T) -> the input of the head (B, T, C); the other arguments as in `forward`."""
         T = input_ids.shape[1]
         if self.config.n_positions < T:
             raise ConfigError(f"the sequence has {T} tokens, but the model has {self.config.n_positions} positions")
-        return self.transformer(input_ids, position_ids)
+        return self.transformer(input_ids, position_ids, document_ids)
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> CausalLMOutput:
-        """Token ids (B, T) -> logits (B, T, V)."""
-        return CausalLMOutput(self.lm_head(self.hidden_states(input_ids, position_ids)))
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
+    ) -> CausalLMOutput:
+        """Token ids (B, T) -> logits (B, T, V).
+
+        Args:
+            input_ids: Token ids.
+            position_ids: Place of each token (B, T), restarted at each document of a packed sample;
+                None counts from 0.
+            document_ids: Document of each token (B, T): attention stays within a document; None is one document.
+
+        Raises:
+            ConfigError: The sequence is longer than the model has positions.
+        """
+        return CausalLMOutput(self.lm_head(self.hidden_states(input_ids, position_ids, document_ids)))
 
 
 def build_gpt2_model(

@@ -15,8 +15,8 @@ from torch import nn
 from automodel_cli.engine.data.loader import BatchLoader
 from automodel_cli.engine.observe.metrics import Sink, StepStats, ValStats
 from automodel_cli.engine.optim.lr_schedule import LRSchedule
-from automodel_cli.engine.protocols import LossFunction
 from automodel_cli.engine.train.device import Placement
+from automodel_cli.engine.train.objective import Objective
 from automodel_cli.engine.train.signals import StopSignal
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import evaluate, train_step
@@ -34,7 +34,7 @@ class Run:
     """
 
     model: nn.Module
-    loss_fn: LossFunction
+    loss_fn: Objective
     optimizer: torch.optim.Optimizer
     schedule: LRSchedule
     loader: BatchLoader

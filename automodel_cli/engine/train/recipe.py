@@ -29,7 +29,6 @@ from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.instantiate import bind, instantiate
 from automodel_cli.engine.data.loader import BatchLoader, eval_batches
 from automodel_cli.engine.data.order import order_of
-from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.models.export import import_tensors
 from automodel_cli.engine.observe.metrics import Sink
@@ -37,11 +36,12 @@ from automodel_cli.engine.optim.build import build_optimizer
 from automodel_cli.engine.optim.lr_schedule import schedule_of
 from automodel_cli.engine.optim.param_groups import group_rules
 from automodel_cli.engine.optim.state import load_optimizer_state
-from automodel_cli.engine.protocols import LossFunction, MapDataset
+from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.continuation import Continuation
 from automodel_cli.engine.train.device import Placement, place
 from automodel_cli.engine.train.fit import check_fit
 from automodel_cli.engine.train.loop import Run, train
+from automodel_cli.engine.train.objective import Objective, objective_of
 from automodel_cli.engine.train.resume_rules import allows_other_samples, drops_optimizer_state
 from automodel_cli.engine.train.saving import save_run
 from automodel_cli.engine.train.signals import StopSignal
@@ -137,7 +137,7 @@ class _Parts:
     validation: MapDataset | None
     model: nn.Module
     vocab_size: int | None
-    loss_fn: LossFunction
+    loss_fn: Objective
     optimizer: torch.optim.Optimizer
 
 
@@ -190,11 +190,12 @@ def _build(config: Config, settings: Settings, placement: Placement) -> _Parts:
     np.random.seed(seed % 2**32)
     dataset: MapDataset = instantiate(config, "dataset", {"seed": seed, "dp_rank": 0, "dp_world_size": 1})
     validation = instantiate(config, "validation_dataset") if config.get("validation_dataset") else None
-    loss_fn: LossFunction = instantiate(config, "loss_fn") if config.get("loss_fn") else MaskedCrossEntropy()
+    loss = instantiate(config, "loss_fn") if config.get("loss_fn") else None
     optimizer_factory, optimizer_arguments = bind(config, "optimizer", supplied=("params",))
     model: nn.Module = instantiate(config, "model", {"device": placement.device})
     vocab_size = check_fit(config, model, dataset, validation)
     model.to(placement.device)
+    loss_fn = objective_of(loss, model, str(config.origin(("loss_fn",))) if loss else None)
     optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model, group_rules(config))
     return _Parts(dataset, validation, model, vocab_size, loss_fn, optimizer)
 
@@ -274,6 +275,7 @@ def _facts(run: Run, state: TrainState, dataset: MapDataset, settings: Settings,
     num_parameters = sum(parameter.numel() for parameter in run.model.parameters())  # a tied one counts once
     return {
         "model": f"{type(run.model).__name__}, {num_parameters:,} parameters",
+        "loss": run.loss_fn.words,
         "data": f"{len(dataset):,} samples, {steps.global_batch_size} per step "
         f"({steps.global_batch_size // steps.local_batch_size} x {steps.local_batch_size})",
         "device": f"{placement.name}, {placement.precision}",

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.models.calling import OPTIONAL_INPUTS
 from automodel_cli.engine.protocols import IGNORED_LABEL, LossFunction
+from automodel_cli.engine.train.objective import Objective
 from automodel_cli.errors import DataError, TrainingDivergedError
 
 
@@ -37,7 +38,7 @@ class EvalResult(NamedTuple):
 
 def train_step(
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | Objective,
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[dict[str, Any]],
     *,
@@ -50,7 +51,7 @@ def train_step(
 
     Args:
         model: Maps `input_ids` (B, T) to logits (B, T, V) or to an object with `.logits`.
-        loss_fn: Sum over tokens divided by the number it is given.
+        loss_fn: Sum over tokens divided by the number it is given; of logits, or an objective of model and batch.
         optimizer: Its groups get `lr`, times their own `lr_mult` if they have one.
         micro_batches: `input_ids` and `labels`, int64 (B, T), as arrays or tensors.
         device: Where the model is.
@@ -93,7 +94,7 @@ def train_step(
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | Objective,
     batches: Iterable[dict[str, Any]],
     *,
     device: torch.device,
@@ -135,16 +136,18 @@ def evaluate(
 
 def _loss(
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | Objective,
     batch: dict[str, Any],
     num_tokens: int,
     device: torch.device,
     autocast_dtype: torch.dtype | None,
 ) -> torch.Tensor:
     """The loss of one micro-batch, summed over its label tokens and divided by `num_tokens`."""
-    input_ids_BT, labels_BT = (_to_device(batch[name], device) for name in ("input_ids", "labels"))
+    objective = loss_fn if isinstance(loss_fn, Objective) else Objective(loss_fn, None, "")
+    inputs = {name: batch[name] for name in ("input_ids", "labels", *OPTIONAL_INPUTS) if name in batch}
+    on_device = {name: _to_device(values, device) for name, values in inputs.items()}
     with _autocast(device, autocast_dtype):
-        return loss_fn(logits_of(model(input_ids_BT)), labels_BT, num_label_tokens=num_tokens)
+        return objective(model, on_device, num_tokens)
 
 
 def _label_tokens(batch: dict[str, Any]) -> int:

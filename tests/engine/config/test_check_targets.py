@@ -57,7 +57,7 @@ def problems(error):
         ("optimizer._target_=torch.optim.adamw", "`torch.optim.adamw` is a module, which cannot be called", ""),
         ("model._target_=gpt.build", "the package `gpt` is not installed", "is it installed here"),
         ("model._target_=gpt.py:build", "there is no file", ""),
-        ("loss_fn.reduction=sum", "takes no `reduction`", "there are no arguments here"),
+        ("loss_fn.reduction=sum", "takes no `reduction`", "the arguments are: label_smoothing, z_loss"),
     ],
 )
 def test_a_mistake_is_found_without_importing(override, message, help_):

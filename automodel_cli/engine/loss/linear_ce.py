@@ -1,0 +1,235 @@
+"""Cross-entropy of a linear head without its logits: hidden states times the head, rows by rows.
+
+The logits (N, V) are the largest tensor of a training step with a vocabulary of any size. Here a
+block of rows is multiplied, turned into probabilities and into gradients, and its buffer is used
+again for the next block; the backward pass has nothing left to do but to scale. So the peak is
+that of one block, whatever the batch. Softmax and sums are in fp32 (fp64 for fp64 inputs);
+products are in the type of autocast, as in the head that is replaced.
+
+Refused: a head whose weight is split over ranks, since a softmax then needs all of them.
+
+Shapes: B batch, T sequence, N = B * T rows, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from automodel_cli.engine.loss.options import check_options
+from automodel_cli.engine.protocols import IGNORED_LABEL
+from automodel_cli.errors import ConfigError
+
+# Logits of one block: 256 rows of a 50k vocabulary on a CPU, where a block should stay near its
+# caches (benchmarks/train.py measures it); a GPU needs more rows to be busy.
+_BLOCK_LOGITS = {"cpu": 256 * 50_304, "cuda": 4096 * 50_304}
+_LEAST_ROWS = 64
+
+
+class ChunkedLinearCrossEntropy:
+    """Masked next-token cross-entropy that is computed with the head, so that no logits are kept.
+
+    Args:
+        chunk_size: Rows of a block; None takes as many as suit the device and the vocabulary.
+        z_loss: Weight of the squared log of the softmax's denominator, which keeps logits small.
+        label_smoothing: Share of the target that is spread evenly over the vocabulary.
+
+    Raises:
+        ConfigError: A number is out of its range.
+    """
+
+    def __init__(self, chunk_size: int | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0) -> None:
+        if chunk_size is not None and chunk_size < 1:
+            raise ConfigError(f"chunk_size is {chunk_size}, but it must be at least 1, or null")
+        check_options(z_loss, label_smoothing)
+        self.chunk_size = chunk_size
+        self.z_loss = z_loss
+        self.label_smoothing = label_smoothing
+
+    def rows_per_block(self, vocab_size: int, device: torch.device) -> int:
+        """Rows that are multiplied at a time, for a head of `vocab_size` outputs."""
+        if self.chunk_size is not None:
+            return self.chunk_size
+        return max(_LEAST_ROWS, _BLOCK_LOGITS["cuda" if device.type == "cuda" else "cpu"] // vocab_size)
+
+    def of_hidden(
+        self,
+        hidden_BTC: torch.Tensor,
+        weight_VC: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        labels_BT: torch.Tensor,
+        *,
+        num_label_tokens: int,
+    ) -> torch.Tensor:
+        """The summed loss of `hidden @ weight.T + bias` over `num_label_tokens`; an fp32 scalar.
+
+        Args:
+            hidden_BTC: What the head would be given.
+            weight_VC: The head's weight.
+            bias_V: The head's bias, if it has one.
+            labels_BT: The right next token of each position, already shifted; -100 is not trained on.
+            num_label_tokens: Label tokens of the whole optimisation step, over all micro-batches.
+
+        Raises:
+            ConfigError: The weight is split over ranks.
+        """
+        if isinstance(weight_VC, DTensor):
+            raise ConfigError(
+                "the chunked cross-entropy needs the whole head, but its weight is split over tensor-parallel ranks",
+                help="loss_fn._target_: automodel_cli.engine.loss.masked_ce.MaskedCrossEntropy works with it",
+            )
+        device = hidden_BTC.device
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        else:
+            dtype = torch.promote_types(hidden_BTC.dtype, weight_VC.dtype)
+        settings = _Settings(
+            rows=self.rows_per_block(weight_VC.shape[0], device),
+            z_loss=self.z_loss,
+            label_smoothing=self.label_smoothing,
+            num_label_tokens=num_label_tokens,
+            dtype=dtype,
+            with_gradients=torch.is_grad_enabled(),
+        )
+        return _LinearCrossEntropy.apply(hidden_BTC.flatten(0, -2), weight_VC, bias_V, labels_BT.flatten(), settings)
+
+
+class _Settings(NamedTuple):
+    """What one call does not differentiate: rows of a block, options, divisor, type of the products, purpose."""
+
+    rows: int
+    z_loss: float
+    label_smoothing: float
+    num_label_tokens: int
+    dtype: torch.dtype
+    with_gradients: bool
+
+
+class _Gradients(NamedTuple):
+    """Sums of the gradients of the inputs, filled block by block; None where nobody asks."""
+
+    hidden_NC: torch.Tensor | None
+    weight_VC: torch.Tensor | None
+    bias_V: torch.Tensor | None
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Loss and gradients in the forward pass; the backward pass scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NC: torch.Tensor,
+        weight_VC: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        labels_N: torch.Tensor,
+        settings: _Settings,
+    ) -> torch.Tensor:
+        # Inside a function of autograd the mode is always off, so whether gradients are wanted is told.
+        wanted = [settings.with_gradients and needed for needed in ctx.needs_input_grad]
+        sums_dtype = torch.promote_types(settings.dtype, torch.float32)
+        gradients = _Gradients(
+            torch.empty_like(hidden_NC) if wanted[0] else None,
+            torch.zeros_like(weight_VC, dtype=sums_dtype) if wanted[1] else None,
+            torch.zeros_like(bias_V, dtype=sums_dtype) if bias_V is not None and wanted[2] else None,
+        )
+        with torch.autocast(hidden_NC.device.type, enabled=False):
+            total = _all_blocks(hidden_NC, weight_VC, bias_V, labels_N, settings, gradients)
+        ctx.dtypes = (hidden_NC.dtype, weight_VC.dtype, None if bias_V is None else bias_V.dtype)
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        sums = ctx.saved_tensors
+        scaled = [
+            None if each is None else (each * gradient.to(each.dtype)).to(dtype)
+            for each, dtype in zip(sums, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None)
+
+
+def _all_blocks(
+    hidden_NC: torch.Tensor,
+    weight_VC: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    labels_N: torch.Tensor,
+    settings: _Settings,
+    gradients: _Gradients,
+) -> torch.Tensor:
+    """The loss over all rows; fills `gradients`."""
+    sums_dtype = torch.promote_types(settings.dtype, torch.float32)
+    weight = weight_VC.to(settings.dtype)
+    num_rows, vocab_size = hidden_NC.shape[0], weight.shape[0]
+    rows = min(settings.rows, max(num_rows, 1))
+    # Allocated once: a fresh block of 50 MB for every product costs page faults on a CPU.
+    logits_buffer = torch.empty(rows, vocab_size, dtype=settings.dtype, device=hidden_NC.device)
+    same = settings.dtype == sums_dtype
+    probabilities_buffer = logits_buffer if same else torch.empty_like(logits_buffer, dtype=sums_dtype)
+    losses = torch.zeros((), dtype=sums_dtype, device=hidden_NC.device)
+    for begin in range(0, num_rows, rows):
+        end = min(begin + rows, num_rows)
+        hidden, labels = hidden_NC[begin:end].to(settings.dtype), labels_N[begin:end]
+        logits = torch.mm(hidden, weight.T, out=logits_buffer[: end - begin])
+        if bias_V is not None:
+            logits.add_(bias_V.to(settings.dtype))
+        kept = labels != IGNORED_LABEL
+        safe = labels.masked_fill(~kept, 0)[:, None]
+        target = logits.gather(1, safe)[:, 0].to(sums_dtype)
+        largest, place = logits.max(dim=1)
+        mean = logits.mean(dim=1, dtype=sums_dtype) if settings.label_smoothing else None
+        p = torch.softmax(logits, dim=1, dtype=sums_dtype, out=probabilities_buffer[: end - begin])
+        # The largest probability is at least 1 / V, so its logarithm is exact where others underflow.
+        lse = largest.to(sums_dtype) - p.gather(1, place[:, None])[:, 0].log()
+        losses += torch.where(kept, _row_losses(target, lse, mean, settings), 0.0).sum()
+        if any(each is not None for each in gradients):
+            _add_block(gradients, hidden, weight, p, logits, lse, kept, safe, slice(begin, end), settings)
+    return losses / settings.num_label_tokens
+
+
+def _row_losses(
+    target: torch.Tensor, lse: torch.Tensor, mean: torch.Tensor | None, settings: _Settings
+) -> torch.Tensor:
+    """-log p of the label, smoothed, plus the z-loss; one number a row."""
+    smoothing = settings.label_smoothing
+    losses = lse - target if mean is None else lse - (1 - smoothing) * target - smoothing * mean
+    return losses + settings.z_loss * lse.square() if settings.z_loss else losses
+
+
+def _add_block(
+    gradients: _Gradients,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    p: torch.Tensor,
+    logits: torch.Tensor,
+    lse: torch.Tensor,
+    kept: torch.Tensor,
+    safe: torch.Tensor,
+    rows: slice,
+    settings: _Settings,
+) -> None:
+    """Adds what a block gives to the gradients; `p` and `logits` are used up.
+
+    The gradient of a row of logits is `factor * (p - target)`. The factor is applied to the narrow
+    (rows, C) sides of the two products and not to the wide block.
+    """
+    smoothing = settings.label_smoothing
+    growth = 1 + 2 * settings.z_loss * lse
+    factor = torch.where(kept, growth / settings.num_label_tokens, 0.0)[:, None]
+    p.scatter_add_(1, safe, ((smoothing - 1) / growth)[:, None])
+    if smoothing:
+        p.sub_((smoothing / weight.shape[0] / growth)[:, None])
+    block = p if p.dtype == settings.dtype else logits.copy_(p)
+    if gradients.hidden_NC is not None:
+        gradients.hidden_NC[rows] = (block @ weight) * factor.to(settings.dtype)
+    if gradients.weight_VC is not None:
+        scaled = hidden * factor.to(settings.dtype)
+        if gradients.weight_VC.dtype == settings.dtype:
+            gradients.weight_VC.addmm_(block.T, scaled)
+        else:
+            gradients.weight_VC.add_(block.T @ scaled)
+    if gradients.bias_V is not None:
+        gradients.bias_V.addmv_(p.T, factor[:, 0])

@@ -1,0 +1,106 @@
+"""How the engine calls a model: with the token ids, and with what else a batch holds and the model takes.
+
+Our GPT-2 takes `position_ids` and `document_ids`. A Hugging Face model takes `position_ids`, and gets
+the borders of documents as an attention mask; its key-value cache, which only generation uses, is off.
+Any other module is given the token ids, and what its `forward` names.
+
+Shapes: B batch, T sequence.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from automodel_cli.errors import ConfigError
+
+# Batch keys that change what a model computes, beside `input_ids`.
+OPTIONAL_INPUTS = ("position_ids", "document_ids")
+
+
+def call(model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
+    """The model's output for a batch that is on its device.
+
+    Args:
+        model: The model, or a wrapper (compiled, data-parallel) around it.
+        batch: `input_ids` (B, T), and where documents are packed `position_ids` (B, T), restarted
+            at each document, and `document_ids` (B, T), equal within a document and non-decreasing.
+
+    Raises:
+        ConfigError: The batch holds borders of documents that the model would ignore.
+    """
+    inner = unwrapped(model)
+    given = {name: batch[name] for name in OPTIONAL_INPUTS if name in batch}
+    arguments = _hugging_face_arguments(inner, given) if is_hugging_face(inner) else _own_arguments(type(inner), given)
+    return model(batch["input_ids"], **arguments)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's module inside wrappers of torch, which keep it as `module` or `_orig_mod`."""
+    while True:
+        inner = model._modules.get("_orig_mod")
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def is_hugging_face(model: nn.Module) -> bool:
+    """Whether transformers defines the model; asked by name, since importing it only to ask is slow."""
+    return any(base.__name__ == "PreTrainedModel" for base in type(model).__mro__)
+
+
+def document_mask(document_ids_BT: torch.Tensor) -> torch.Tensor:
+    """Which position may see which: itself and what is before it in its document; (B, 1, T, T), true where it may."""
+    same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
+    return same_BTT.tril()[:, None]
+
+
+def _hugging_face_arguments(model: nn.Module, given: dict[str, torch.Tensor]) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"use_cache": False} if _takes(type(model), "use_cache") else {}
+    if "position_ids" in given:
+        arguments["position_ids"] = given["position_ids"]
+    if "document_ids" in given:
+        implementation = model.config._attn_implementation  # type: ignore[union-attr]  # of every PreTrainedModel
+        if implementation not in ("sdpa", "eager"):
+            raise ConfigError(
+                f"the borders of documents need a mask, which the attention `{implementation}` of "
+                f"{type(model).__name__} does not take",
+                help="attn_implementation: sdpa in the model section does",
+            )
+        mask = document_mask(given["document_ids"])
+        # Eager attention adds its mask; scaled-dot-product attention takes true and false.
+        arguments["attention_mask"] = mask if implementation == "sdpa" else _additive(mask, model)
+    return arguments
+
+
+def _additive(mask: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    dtype = next(model.parameters()).dtype
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def _own_arguments(kind: type[nn.Module], given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    ignored = [name for name in given if not _takes(kind, name)]
+    if ignored:
+        raise ConfigError(
+            f"the batches hold {' and '.join(ignored)}, but {kind.__name__}.forward takes no such argument, "
+            "so its attention would cross the borders of documents",
+            help=f"add {', '.join(ignored)} to its forward, or train without packing and document mask",
+        )
+    return given
+
+
+def _takes(kind: type[nn.Module], name: str) -> bool:
+    """Whether `forward` names an argument."""
+    return name in _parameters(kind.forward)
+
+
+@functools.lru_cache(maxsize=32)
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)

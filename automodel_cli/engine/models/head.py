@@ -1,0 +1,88 @@
+"""The head of a language model: the last linear layer, whose output is the logits, found by a trial.
+
+A loss that works on the head's input replaces the head inside the model's own forward pass, so that
+data-parallel wrappers, hooks and sharded weights see nothing unusual. That is right only where the
+model returns the head's very output: a model that scales, caps or casts its logits afterwards is told
+apart by the trial, which compares the tensors themselves and needs no list of architectures.
+
+Shapes: B batch, T sequence, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from automodel_cli.engine.models.calling import call
+from automodel_cli.engine.models.outputs import logits_of
+
+# Hidden states (B, T, C), weight (V, C) and bias (V) or None, to a scalar.
+OfHidden = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+class Head:
+    """The output layer of a model that is about to be trained.
+
+    Args:
+        layer: The linear layer.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self._layer = layer
+
+    @contextmanager
+    def replaced(self, of_hidden: OfHidden) -> Iterator[None]:
+        """Inside, the model returns `of_hidden(hidden, weight, bias)` where it returned logits."""
+        layer = self._layer
+        # An attribute of the instance hides the method of its class, and hooks around it still run.
+        layer.__dict__["forward"] = lambda hidden_BTC: of_hidden(hidden_BTC, layer.weight, layer.bias)
+        try:
+            yield
+        finally:
+            del layer.__dict__["forward"]
+
+
+class NoHeadError(Exception):
+    """Why a model has no head that can be replaced, in words for the user."""
+
+
+@torch.no_grad()
+def find_head(model: nn.Module) -> Head:
+    """Runs two tokens through the model and finds the layer whose output it returns.
+
+    The random number generators and the model's mode are left as they were.
+
+    Args:
+        model: Not wrapped yet, on any device, `meta` too.
+
+    Raises:
+        NoHeadError: It returns something else than the output of one of its plain linear layers.
+    """
+    outputs: list[tuple[nn.Linear, Any]] = []
+
+    def keep(layer: nn.Module, _inputs: Any, output: Any) -> None:
+        if type(layer) is nn.Linear and "forward" not in layer.__dict__:
+            outputs.append((layer, output))
+
+    device = next(model.parameters()).device
+    hooks = [layer.register_forward_hook(keep) for layer in model.modules() if isinstance(layer, nn.Linear)]
+    was_training = model.training
+    # In eval, so that dropout draws no number; a module that draws some anyway is undone.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            model.eval()
+            logits = logits_of(call(model, {"input_ids": torch.zeros(1, 2, dtype=torch.int64, device=device)}))
+        except Exception as error:
+            raise NoHeadError(f"a trial with two tokens raised {type(error).__name__}") from error
+        finally:
+            model.train(was_training)
+            for hook in hooks:
+                hook.remove()
+    layers = [layer for layer, output in outputs if output is logits]
+    if not layers:
+        raise NoHeadError(f"{type(model).__name__} does not return the output of a linear layer as it is")
+    return Head(layers[-1])

@@ -1,0 +1,109 @@
+"""What a step minimises: a model and a loss as one call, chosen once and named at the start.
+
+A loss is given either the logits, or the input and the weight of the head (`HeadLoss`), which saves
+the logits. A loss that was asked for by name is used or refused; without one, the chunked loss is
+taken where the model allows it, and the words say so where it does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from automodel_cli.engine.loss.linear_ce import ChunkedLinearCrossEntropy
+from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
+from automodel_cli.engine.models.calling import call, unwrapped
+from automodel_cli.engine.models.head import Head, NoHeadError, find_head
+from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.models.sizes import vocab_size_of
+from automodel_cli.engine.protocols import IGNORED_LABEL, HeadLoss, LossFunction
+from automodel_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A micro-batch to its loss.
+
+    Args:
+        loss: As it was configured.
+        head: What the loss replaces; None where it is given logits.
+        words: For the user: which loss, and why not a better one.
+    """
+
+    loss: LossFunction | HeadLoss
+    head: Head | None
+    words: str
+
+    def __call__(self, model: nn.Module, batch: dict[str, torch.Tensor], num_label_tokens: int) -> torch.Tensor:
+        """The loss of one micro-batch, summed over its label tokens and divided by `num_label_tokens`.
+
+        Args:
+            model: The model that this was chosen for, or a wrapper around it.
+            batch: `input_ids` and `labels` (B, T), and what `call` takes beside them; on the model's device.
+            num_label_tokens: Label tokens of the whole optimisation step.
+        """
+        labels_BT = batch["labels"]
+        if self.head is None:
+            output = call(model, batch)
+            loss: torch.Tensor = self.loss(logits_of(output), labels_BT, num_label_tokens=num_label_tokens)  # type: ignore[operator]
+        else:
+            of_hidden = self.loss.of_hidden  # type: ignore[union-attr]
+            with self.head.replaced(
+                lambda hidden, weight, bias: of_hidden(
+                    hidden, weight, bias, labels_BT, num_label_tokens=num_label_tokens
+                )
+            ):
+                output = call(model, batch)
+            loss = logits_of(output)
+        balance = _balance_loss(model, output)
+        if balance is None or not torch.is_grad_enabled():
+            return loss
+        return loss + balance * ((labels_BT != IGNORED_LABEL).sum() / num_label_tokens)
+
+
+def objective_of(loss: LossFunction | HeadLoss | None, model: nn.Module, where: str | None = None) -> Objective:
+    """The objective of a run.
+
+    Args:
+        loss: What the configuration names, or None.
+        model: Not wrapped and not compiled yet.
+        where: Where the loss was named, for errors.
+
+    Raises:
+        ConfigError: The loss needs a head that the model does not offer.
+    """
+    if loss is not None and not isinstance(loss, HeadLoss):
+        return Objective(loss, None, type(loss).__name__)
+    try:
+        head = find_head(model)
+    except NoHeadError as error:
+        if loss is not None:
+            raise ConfigError(
+                f"{type(loss).__name__} is computed with the model's head, but {error}",
+                where=where,
+                help="loss_fn._target_: automodel_cli.engine.loss.masked_ce.MaskedCrossEntropy works with every model",
+            ) from error
+        return Objective(MaskedCrossEntropy(), None, f"masked cross-entropy of whole logits, since {error}")
+    loss = loss or ChunkedLinearCrossEntropy()
+    return Objective(loss, head, _words(loss, model))
+
+
+def _words(loss: LossFunction | HeadLoss, model: nn.Module) -> str:
+    vocab_size = vocab_size_of(model)
+    if not isinstance(loss, ChunkedLinearCrossEntropy) or vocab_size is None:
+        return type(loss).__name__
+    rows = loss.rows_per_block(vocab_size, next(model.parameters()).device)
+    return f"chunked linear cross-entropy, {rows:,} rows at a time"
+
+
+def _balance_loss(model: nn.Module, output: Any) -> torch.Tensor | None:
+    """What a mixture of experts of transformers adds so that its experts share the work, times its weight.
+
+    It is there where the model's own `output_router_logits` is true.
+    """
+    balance = getattr(output, "aux_loss", None)
+    weight = getattr(unwrapped(model), "router_aux_loss_coef", None)
+    return None if balance is None or weight is None else balance * weight
