@@ -104,7 +104,7 @@ def guide(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("block", "notes"),
     [
-        (BY_FILE, []),
+        (BY_FILE, ["runs code of"]),
         (BY_IMPORT, ["nemo_automodel is not installed: build_gpt2_model is amcli's own"]),
         (AUTO_CONFIG, ["`transformers.AutoModelForCausalLM.from_config` are not checked"]),
         (GPT2_CONFIG, ["`transformers.GPT2LMHeadModel.from_config` are not", "`transformers.GPT2Config` are not"]),
