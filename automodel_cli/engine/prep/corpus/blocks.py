@@ -122,7 +122,7 @@ def _find_end(stream: Readable, held: bytes, boundary: Boundary, limit: int, tar
         # Doubled, since each look goes over all of the bytes again.
         wanted *= 2
         held += read_fully(stream, wanted - len(held))
-    return boundary.last(held) or len(held), held
+    return len(held), held
 
 
 def _pass_over(stream: Readable, held: bytes, boundary: Boundary, target: int) -> tuple[int, int, bytes]:

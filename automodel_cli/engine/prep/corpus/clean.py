@@ -50,7 +50,7 @@ def clean(rows: Rows, max_document_bytes: int) -> CleanTexts:
     try:
         texts = content.cast(pa.large_string())
     except pa.ArrowInvalid:
-        broken = {row: _why_not_utf8(value.as_py()) for row, value in enumerate(content)}
+        broken = {row: why_not_utf8(value.as_py()) for row, value in enumerate(content)}
         broken = {row: why for row, why in broken.items() if why}
         texts = _without(content, broken).cast(pa.large_string())
         reasons |= {_original(kept, row): why for row, why in broken.items()}
@@ -104,7 +104,7 @@ def _original(kept: list[int] | None, row: int) -> int:
     return row if kept is None else kept[row]
 
 
-def _why_not_utf8(value: bytes) -> str:
+def why_not_utf8(value: bytes) -> str:
     """Why these bytes are no UTF-8; empty when they are."""
     try:
         value.decode("utf-8")

@@ -97,13 +97,13 @@ class Corpus:
                 if batch.is_full:
                     yield batch.close(file, piece.end, self._place(file))
                     batch = _Batch(batch.end_document)
-        if batch.source_bytes:
+        if batch.texts:
             # Nothing is left, so a reading that starts here has nothing to read.
             yield batch.close(len(self.readers), (), self._place(len(self.readers) - 1))
 
     def _clean(self, reader: Reader, piece: Piece) -> CleanTexts:
         found = clean(piece.rows(), self.max_document_bytes)
-        if found.first_bad is not None and self.on_bad_document is OnBadDocument.FAIL:
+        if found.first_bad is not None and self.on_bad_document == OnBadDocument.FAIL:
             number, reason = found.first_bad
             raise DataError(
                 f"the document is bad: {_REASONS.get(reason, reason)}",

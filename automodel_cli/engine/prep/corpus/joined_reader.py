@@ -41,10 +41,13 @@ class JoinedReader:
         begin: tuple[int, ...] = (first_file, first_row, *inner)
         at = tuple(inner)
         num_bytes = 0
+        is_again = start is not None
         for file in range(first_file, len(self._readers)):
             for piece in self._readers[file].pieces(at or None):
                 rows = _values(piece.rows().texts)
-                num_bytes += piece.source_bytes
+                # The piece in which the first document begins was counted when it was read before.
+                num_bytes += 0 if is_again else piece.source_bytes
+                is_again = False
                 documents: list[bytes] = []
                 for row in range(first_row, len(rows)):
                     if open_rows and self._title.fullmatch(rows[row]):

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from automodel_cli.engine.prep.corpus.blocks import LINES, Block, blocks
+from automodel_cli.engine.prep.corpus.blocks import BLANK_LINES, LINES, Block, blocks
+from automodel_cli.engine.prep.corpus.clean import why_not_utf8
 from automodel_cli.engine.prep.corpus.columns import missing_column
 from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Rows
 from automodel_cli.engine.prep.corpus.streams import InputFile
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # `\u00e9` takes six bytes of JSON for two of UTF-8, a control character six for one.
 _MAX_ESCAPED = 6
 _OTHER_FIELDS_BYTES = 1 << 20
+_BLANK_BEGINS = (b"\n", b"\r", b" ", b"\t")
 
 
 class JsonReader:
@@ -85,6 +87,9 @@ def _parse_block(content: bytes, column: str) -> pa.LargeStringArray | None:
     import pyarrow as pa
     from pyarrow import json as arrow_json
 
+    # Arrow passes over blank lines and takes two objects on one line: then rows are no lines.
+    if content.startswith(_BLANK_BEGINS) or BLANK_LINES.search(content):
+        return None
     try:
         table = arrow_json.read_json(
             pa.BufferReader(content),
@@ -96,7 +101,6 @@ def _parse_block(content: bytes, column: str) -> pa.LargeStringArray | None:
     # Invalid UTF-8 inside a message about it makes the message itself undecodable.
     except (pa.ArrowInvalid, UnicodeDecodeError):
         return None
-    # Arrow also takes two objects on a line, and passes over blank lines: then rows are no lines.
     num_lines = content.count(b"\n") + (not content.endswith(b"\n"))
     if table.num_rows != num_lines:
         return None
@@ -109,7 +113,7 @@ def _parse_line(line: bytes, column: str) -> tuple[str | None, str, Iterable[str
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
-        return None, "invalid_utf8", {}
+        return None, why_not_utf8(line), {}
     # A number of too many digits is a ValueError, too deep nesting a RecursionError.
     except (ValueError, RecursionError):
         return None, "invalid_json", {}

@@ -97,10 +97,10 @@ def open_stdin(options: SourceOptions, column: str, stdin: BinaryIO | None = Non
     wanted = options.stdin_format or _detect(stream)
     reader = (
         JsonReader(file, column, options.max_document_bytes)
-        if wanted is StdinFormat.JSONL
+        if wanted == StdinFormat.JSONL
         else text_reader(file, options.max_document_bytes, options.text_documents)
     )
-    has_columns = wanted is StdinFormat.JSONL
+    has_columns = wanted == StdinFormat.JSONL
     return Corpus(
         [reader],
         SourceDescription("stdin", ("standard input",), column if has_columns else None, resumable=False),
