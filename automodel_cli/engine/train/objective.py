@@ -64,13 +64,16 @@ class Objective:
         return loss + balance * ((labels_BT != IGNORED_LABEL).sum() / num_label_tokens)
 
 
-def objective_of(loss: LossFunction | HeadLoss | None, model: nn.Module, where: str | None = None) -> Objective:
+def objective_of(
+    loss: LossFunction | HeadLoss | None, model: nn.Module, where: str | None = None, *, splits_head: bool = False
+) -> Objective:
     """The objective of a run.
 
     Args:
         loss: What the configuration names, or None.
         model: Not wrapped and not compiled yet.
         where: Where the loss was named, for errors.
+        splits_head: Whether the head is going to be split over tensor-parallel ranks.
 
     Raises:
         ConfigError: The loss needs a head that the model does not offer.
@@ -78,6 +81,8 @@ def objective_of(loss: LossFunction | HeadLoss | None, model: nn.Module, where: 
     if loss is not None and not isinstance(loss, HeadLoss):
         return Objective(loss, None, type(loss).__name__)
     try:
+        if splits_head:
+            raise NoHeadError("the head is split over tensor-parallel ranks")
         head = find_head(model)
     except NoHeadError as error:
         if loss is not None:

@@ -131,3 +131,15 @@ def test_experts_are_balanced_where_the_model_asks_for_it():
     expected = without + 0.5 * model(batch()["input_ids"]).aux_loss * 19 / 38
     torch.testing.assert_close(with_balance, expected)
     assert with_balance > without
+
+
+def test_a_head_that_is_split_over_ranks_is_left_alone():
+    """A softmax needs all of it: the default is the plain loss, the chunked one by name is refused."""
+    model = build_gpt2_model(**GPT2)
+
+    chosen = objective_of(None, model, splits_head=True)
+
+    assert isinstance(chosen.loss, MaskedCrossEntropy)
+    assert "split over tensor-parallel ranks" in chosen.words
+    with pytest.raises(ConfigError, match="split over tensor-parallel ranks"):
+        objective_of(ChunkedLinearCrossEntropy(), model, splits_head=True)
