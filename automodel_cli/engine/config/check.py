@@ -29,6 +29,7 @@ from automodel_cli.engine.config.sections import (
     DistributedSection,
     General,
     LRSchedulerSection,
+    MfuSection,
     PackedSequenceSection,
     StepSchedulerSection,
     TensorboardSection,
@@ -60,6 +61,7 @@ class Settings:
     packed_sequence: PackedSequenceSection
     wandb: WandbSection
     tensorboard: TensorboardSection
+    mfu: MfuSection
     notes: tuple[str, ...] = ()
 
 

@@ -67,6 +67,7 @@ CONSUMERS = {
     "dist_env": "automodel_cli.engine.config.check",
     "packed_sequence": "automodel_cli.engine.config.check_layout",
     "wandb": "automodel_cli.engine.observe.wandb_sink",
+    "mfu": "automodel_cli.engine.train.report",
     "tensorboard": "automodel_cli.engine.observe.tensorboard_sink",
     "tensorboard.log_dir": "automodel_cli.engine.observe.build",
 }

@@ -221,6 +221,19 @@ WandbSection.name = "wandb"
 
 
 @dataclass(frozen=True)
+class MfuSection:
+    """What the model FLOPs utilisation is measured against."""
+
+    name: ClassVar[str] = "mfu"
+    peak_tflops: float | None = key(
+        "TFLOP/s that one device could do at most; null takes the maker's figure for dense bf16, where it is known",
+        default=None,
+        above=0.0,
+        quiet=True,
+    )
+
+
+@dataclass(frozen=True)
 class TensorboardSection:
     """Files for TensorBoard, where this section is given; needs the extra `tensorboard`."""
 
@@ -240,6 +253,7 @@ SECTIONS: tuple[type[Any], ...] = (
     PackedSequenceSection,
     WandbSection,
     TensorboardSection,
+    MfuSection,
 )
 
 # Built from `_target_`; True where a run cannot do without.

@@ -77,15 +77,23 @@ class LineFormat:
         self._widths: dict[int, int] = {}
 
     def step(self, stats: StepStats) -> str:
-        """`step  120/400 | loss 2.1234 | grad_norm 0.53 | lr 9.12e-04 | tps 45,123 | mem 0.51 GB | 182 ms`."""
+        """`step 120/400 | loss 2.1234 | grad_norm 0.53 | lr 9.12e-04 | tps 45,123 | mem 0.51 GB | 182 ms | left 0:51`.
+
+        On several devices the rate of one of them follows `tps`; `mfu` stands where it is known, and `data`, the
+        share of the step that went by in waiting for data, from one per cent on.
+        """
         fields = [
             f"loss {stats.loss:.4f}",
             f"grad_norm {stats.grad_norm:.2f}",
             f"lr {stats.lr:.2e}",
-            f"tps {stats.tokens_per_second:,.0f}",
+            f"tps {_rate(stats)}",
+            *([f"mfu {stats.mfu:.1%}"] if stats.mfu is not None else []),
             f"mem {stats.memory_bytes / 1e9:.2f} GB",
         ]
-        return " | ".join([self._counter(stats.step), *map(self._aligned, range(len(fields)), fields), _time(stats)])
+        waited = [f"data {stats.data_wait_share:.0%}"] if stats.data_wait_share >= 0.01 else []
+        left = [f"left {_clock(stats.seconds_left)}"] if stats.step < stats.max_steps else []
+        columns = map(self._aligned, range(len(fields)), fields)
+        return " | ".join([self._counter(stats.step), *columns, _time(stats), *waited, *left])
 
     def validation(self, stats: ValStats) -> str:
         """`step  120/400 | val_loss 2.0312 | perplexity 7.62`."""
@@ -134,6 +142,26 @@ class _Bar:
     def stop(self) -> None:
         if self._task is not None:
             self._progress.stop()
+
+
+def _rate(stats: StepStats) -> str:
+    """Tokens per second; on several devices, those of one in brackets."""
+    rate, of_one = stats.tokens_per_second, stats.tokens_per_second_per_device
+    return f"{rate:,.0f}" if not 0 < of_one < 0.99 * rate else f"{rate:,.0f} ({of_one:,.0f} each)"
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> _clock(51.4), _clock(3723), _clock(400000)
+    ('0:51', '1:02:03', '4 d 15:06:40')
+    """
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days} d {hour}:{minute:02}:{second:02}"
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
 def _time(stats: StepStats) -> str:

@@ -3,13 +3,15 @@
     {"event": "start", "time": 1763863127.1, "facts": {...}}
     {"event": "step", "time": ..., "step": 120, "max_steps": 400, "loss": 2.1234, "grad_norm": 0.53,
      "lr": 0.000912, "tokens_per_second": 45123.0, "step_seconds": 0.182, "memory_bytes": 510000000,
-     "tokens_seen": 491520, "data_wait_seconds": 0.001}
+     "tokens_seen": 491520, "data_wait_seconds": 0.001, "tokens_per_second_per_device": 45123.0,
+     "mfu": null, "data_wait_share": 0.005, "seconds_left": 51.0}
     {"event": "validation", "time": ..., "step": 120, "val_loss": 2.0312, "val_perplexity": 7.62,
      "num_tokens": 81920}
     {"event": "message", "time": ..., "text": "..."}
 
-`time` is in seconds since 1970 (UTC). Numbers that are not finite stand as null, since JSON has
-no others. A line that a killed process left half-written is ended, never continued.
+docs/metrics.md says what each number is. `time` is in seconds since 1970 (UTC). Numbers that are
+not finite stand as null, since JSON has no others. A line that a killed process left half-written is
+ended, never continued.
 """
 
 from __future__ import annotations

@@ -25,6 +25,12 @@ class StepStats:
         memory_bytes: Peak memory of the device, or of the process on a CPU.
         tokens_seen: Label tokens since the start of training, all ranks together.
         data_wait_seconds: The part of `step_seconds` in which the loader was waited for.
+        tokens_per_second_per_device: `tokens_per_second` over the number of devices.
+        mfu: Model FLOPs utilisation, in [0, 1]: FLOPs of the formula 6N + 12LCT over what the devices could do;
+            None where model or device do not tell.
+        data_wait_share: `data_wait_seconds` over `step_seconds`.
+        seconds_left: Training time to the last step at the mean of the last 50 steps; validation and saving come
+            on top.
     """
 
     step: int
@@ -37,6 +43,10 @@ class StepStats:
     memory_bytes: int
     tokens_seen: int
     data_wait_seconds: float
+    tokens_per_second_per_device: float = 0.0
+    mfu: float | None = None
+    data_wait_share: float = 0.0
+    seconds_left: float = 0.0
 
 
 @dataclass(frozen=True)

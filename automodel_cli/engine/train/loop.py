@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.data.loader import BatchLoader
-from automodel_cli.engine.observe.metrics import Sink, StepStats, ValStats
+from automodel_cli.engine.observe.metrics import Sink, ValStats
+from automodel_cli.engine.observe.speed import Speed
 from automodel_cli.engine.optim.lr_schedule import LRSchedule
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.objective import Objective
@@ -43,6 +44,7 @@ class Run:
     max_norm: float | None
     placement: Placement
     sink: Sink
+    speed: Speed
     save: Callable[[TrainState, bool], None]
 
 
@@ -93,13 +95,12 @@ def _one_step(run: Run, state: TrainState, micro_batches: list[dict[str, Any]], 
     state.train_seconds += seconds
     state.loss = result.loss
     run.sink.on_step(
-        StepStats(
+        run.speed.stats(
             step=state.step,
-            max_steps=run.steps.max_steps,
             loss=result.loss,
             grad_norm=result.grad_norm,
             lr=lr,
-            tokens_per_second=result.num_tokens / seconds,
+            num_tokens=result.num_tokens,
             step_seconds=seconds,
             memory_bytes=run.placement.memory_bytes(),
             tokens_seen=state.tokens_seen,

@@ -42,6 +42,7 @@ from automodel_cli.engine.train.device import Placement, place
 from automodel_cli.engine.train.fit import check_fit
 from automodel_cli.engine.train.loop import Run, train
 from automodel_cli.engine.train.objective import Objective, objective_of
+from automodel_cli.engine.train.report import speed_of
 from automodel_cli.engine.train.resume_rules import allows_other_samples, drops_optimizer_state
 from automodel_cli.engine.train.saving import save_run
 from automodel_cli.engine.train.signals import StopSignal
@@ -251,6 +252,7 @@ def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Plac
         max_norm=settings.clip_grad_norm.max_norm,
         placement=placement,
         sink=sink,
+        speed=speed_of(parts.model, parts.dataset, settings, placement),
         save=save,
     )
 

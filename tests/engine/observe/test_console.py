@@ -26,6 +26,8 @@ STATS = StepStats(
     memory_bytes=510_000_000,
     tokens_seen=10**6,
     data_wait_seconds=0.001,
+    data_wait_share=0.005,
+    seconds_left=51.07,
 )
 
 
@@ -42,7 +44,18 @@ def test_a_step_line_looks_as_documented() -> None:
     """The line of the documentation, character by character."""
     line = LineFormat(400).step(STATS)
 
-    assert line == "step  120/400 | loss 2.1234 | grad_norm 0.53 | lr 9.12e-04 | tps 45,123 | mem 0.51 GB | 182 ms"
+    assert line == (
+        "step  120/400 | loss 2.1234 | grad_norm 0.53 | lr 9.12e-04 | tps 45,123 | mem 0.51 GB | 182 ms | left 0:51"
+    )
+
+
+def test_what_only_some_runs_have_is_shown_where_it_is() -> None:
+    """Several devices, a known peak, a loader that is waited for, and the last step, which leaves nothing."""
+    full = replace(STATS, step=400, tokens_per_second_per_device=5640.4, mfu=0.4123, data_wait_share=0.25)
+
+    line = LineFormat(400).step(full)
+
+    assert line.endswith("| tps 45,123 (5,640 each) | mfu 41.2% | mem 0.51 GB | 182 ms | data 25%")
 
 
 def test_a_validation_line_looks_as_documented() -> None:
@@ -55,7 +68,7 @@ def test_a_validation_line_looks_as_documented() -> None:
 def test_columns_stay_under_each_other_once_they_have_been_wide() -> None:
     """A loss that falls below ten and a speed that loses a digit do not move what is right of them."""
     lines = LineFormat(1000)
-    wide = lines.step(replace(STATS, step=1000, loss=10.8612, tokens_per_second=145_000))
+    wide = lines.step(replace(STATS, step=1000, max_steps=2000, loss=10.8612, tokens_per_second=145_000))
 
     narrow = lines.step(replace(STATS, step=7, loss=9.1, tokens_per_second=999))
 
@@ -68,7 +81,7 @@ def test_columns_stay_under_each_other_once_they_have_been_wide() -> None:
 @pytest.mark.parametrize(("seconds", "shown"), [(0.00432, "4.3 ms"), (0.1824, "182 ms"), (12.3456, "12,346 ms")])
 def test_times_carry_the_digits_that_matter(seconds: float, shown: str) -> None:
     """Short steps keep a decimal."""
-    assert LineFormat(9).step(replace(STATS, step_seconds=seconds)).endswith(f"| {shown}")
+    assert LineFormat(9).step(replace(STATS, step_seconds=seconds)).split(" | ")[6] == shown
 
 
 def test_a_pipe_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
