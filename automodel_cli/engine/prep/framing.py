@@ -87,6 +87,7 @@ class Framing:
 
         Raises:
             DataError: An id is outside the vocabulary; cast to the shard's type, it would become another token.
+                Or a text gave the BOS token, as tokenizers do that know no difference between text and it.
         """
         num_texts = len(text_bytes)
         largest = int(encoded.ids.max(initial=0))
@@ -94,6 +95,11 @@ class Framing:
             raise DataError(
                 f"the tokenizer gave the id {largest:,}, but its vocabulary has {self.vocab_size:,} entries",
                 help="its tokenizer.json contradicts itself",
+            )
+        if self.bos_id is not None and bool((encoded.ids == self.bos_id).any()):
+            raise DataError(
+                f"a text contains the BOS token {self.bos_id:,} itself, which would look like a document's beginning",
+                help="--bos-token chooses another entry of the vocabulary, --no-bos does without",
             )
         ids, offsets = encoded.ids.astype(self.dtype), encoded.offsets
         over_length = np.zeros(num_texts, dtype=np.bool_)

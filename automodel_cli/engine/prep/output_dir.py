@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from automodel_cli.engine.prep.documents import MAX_DOCUMENT_BYTES
 from automodel_cli.engine.prep.progress import PROGRESS_NAME, Unfinished, load_progress
 from automodel_cli.engine.shards.durable import explain_write_errors
 from automodel_cli.engine.shards.manifest import MANIFEST_NAME, DataManifest
@@ -27,9 +28,10 @@ _REMAKE = "--overwrite makes the data again, another --output-dir keeps both"
 # What a setting was before there was an option for it.
 _BEFORE = {
     "shuffle_buffer": 0,
-    "seed": 0,
+    "seed": None,
     "max_length": None,
-    "over_length": "cut",
+    "over_length": None,
+    "max_document_bytes": MAX_DOCUMENT_BYTES,
     "bos": True,
     "bos_token": None,
     "eos": False,

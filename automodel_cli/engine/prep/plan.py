@@ -16,6 +16,7 @@ from automodel_cli.engine.prep.options import OverLength, PrepOptions
 from automodel_cli.engine.prep.presets import LOCAL_FILES, PRESETS, Preset
 from automodel_cli.engine.prep.tokenizer import Tokenizer, load_tokenizer
 from automodel_cli.engine.shards.format import token_dtype
+from automodel_cli.engine.shards.formats import WRITERS
 from automodel_cli.engine.shards.manifest import DataManifest, TokenizerRecord
 from automodel_cli.errors import UsageError
 
@@ -63,6 +64,11 @@ def make_plan(options: PrepOptions, revision: str | None = None) -> Plan:
     preset = preset_of(options)
     tokenizer = load_tokenizer(options.tokenizer or preset.tokenizer)
     framing = _framing(options, tokenizer)
+    directory = output_directory(options)
+    if options.format not in WRITERS:
+        raise UsageError(f"--format is {options.format!r}, but must be one of {', '.join(WRITERS)}")
+    # A writer refuses what its format cannot hold; it touches nothing before it writes.
+    WRITERS[options.format](directory, "train", framing.dtype, options.shard_tokens, framing.bos_id)
     totals = HoldOut(
         preset.val_share,
         options.val_tokens,
@@ -78,7 +84,7 @@ def make_plan(options: PrepOptions, revision: str | None = None) -> Plan:
         amcli_version=__version__,
         versions={"python": platform.python_version()},
     )
-    return Plan(options, output_directory(options), source, tokenizer, framing, _hold_out(options, totals), manifest)
+    return Plan(options, directory, source, tokenizer, framing, _hold_out(options, totals), manifest)
 
 
 def preset_of(options: PrepOptions) -> Preset:

@@ -136,7 +136,7 @@ def _take_up(session: Session, plan: Plan, unfinished: Unfinished | None, on_not
 
 
 def _check_not_empty(session: Session, plan: Plan) -> None:
-    error = _emptiness(session.train_tokens, session.val_tokens, plan.hold_out)
+    error = _emptiness(session.train_tokens, session.val_tokens, plan)
     if error is not None:
         # Nothing here is worth going on with, and other settings must not be refused because of it.
         session.release()
@@ -144,7 +144,13 @@ def _check_not_empty(session: Session, plan: Plan) -> None:
         raise error
 
 
-def _emptiness(train_tokens: int, val_tokens: int, hold_out: HoldOut) -> DataError | None:
+def _emptiness(train_tokens: int, val_tokens: int, plan: Plan) -> DataError | None:
+    hold_out = plan.hold_out
+    if not train_tokens and not val_tokens and plan.options.partition is not None:
+        return DataError(
+            f"part {plan.options.partition} of the source holds no text",
+            help="the source is too small: make fewer parts",
+        )
     if not train_tokens and not val_tokens:
         return DataError("the source holds no text", help="every document is empty; check the files or --text-column")
     if not train_tokens:
