@@ -33,6 +33,7 @@ TRACEBACK_VARIABLE = "AMCLI_TRACEBACK"
 
 # Rich help and pretty exceptions cost 0.15 s at every start (benchmarks/startup.py), more than all the rest.
 app = typer.Typer(name="amcli", rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+_LINE_LENGTH = 2000  # of a message; what is longer was written by no person
 
 app.command("prep")(prep)
 app.command("pretrain", cls=OverridableCommand)(pretrain)
@@ -116,7 +117,7 @@ def _report(message: str, error: BaseException | None, status: int = ExitCode.IN
         sys.stderr.write("".join(traceback.format_exception(error)))
     colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     label = "\x1b[1;31merror:\x1b[0m" if colour else "error:"
-    sys.stderr.write(f"{label} {message}\n")
+    sys.stderr.write(f"{label} {_shown(message)}\n")
     return status
 
 
@@ -135,6 +136,13 @@ def _report_usage(error: TyperException, argv: list[str]) -> int:
 def _describe(error: Exception) -> str:
     """An unexpected exception in a few lines: what, where, and how to see all of it."""
     lines = [f"{type(error).__name__}: {error}"]
+def _shown(message: str) -> str:
+    """A message as it may go to a terminal: names in it come from files, which may hold anything of any length."""
+    lines = (line if len(line) <= _LINE_LENGTH else f"{line[:_LINE_LENGTH]}..." for line in message.split("\n"))
+    signs = (sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in "\n".join(lines))
+    return "".join(signs)
+
+
     frames = traceback.extract_tb(error.__traceback__)
     if frames:
         lines.append(f"  at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -12,11 +13,13 @@ from dataclasses import Field, dataclass, replace
 from typing import Any
 
 from automodel_cli.engine.config.check_checkpoint import check_checkpoint
-from automodel_cli.engine.config.check_layout import Refuse, check_layout
+from automodel_cli.engine.config.check_layout import check_layout
+from automodel_cli.engine.config.check_model import check_model
 from automodel_cli.engine.config.check_schedule import check_schedule
 from automodel_cli.engine.config.check_sinks import check_sinks
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
+from automodel_cli.engine.config.limits import MAX_PROBLEMS
 from automodel_cli.engine.config.origin import DEFAULT, KeyPath, dotted
 from automodel_cli.engine.config.secrets import masked_value
 from automodel_cli.engine.config.sections import (
@@ -81,7 +84,9 @@ def checked(config: Config) -> Settings:
     _check_top_level(config, problems)
     general = _build(General, config, (), problems)
     sections = {section.name: _build(section, config, (section.name,), problems) for section in SECTIONS}
-    settings = None if problems else Settings(general=general, **sections)
+    # What is wrong beside our own sections does not hide what is wrong between them.
+    is_whole = general is not None and None not in sections.values()
+    settings = Settings(general=general, **sections) if is_whole else None
     if settings is not None:
         _check_across(config, settings, problems)
     targets = check_targets(config)
@@ -92,7 +97,8 @@ def checked(config: Config) -> Settings:
     if len(problems) == 1:
         raise problems[0]
     kind = DataError if all(isinstance(problem, DataError) for problem in problems) else ConfigError
-    raise kind(f"{len(problems)} problems in the configuration", problems=problems)
+    count = f"{len(problems)}" if len(problems) <= MAX_PROBLEMS else f"more than {MAX_PROBLEMS}"
+    raise kind(f"{count} problems in the configuration", problems=problems[:MAX_PROBLEMS])
 
 
 def with_defaults(config: Config) -> Config:
@@ -122,12 +128,11 @@ def _is_section(config: Config, path: KeyPath) -> bool:
 
 def _check_top_level(config: Config, problems: list[AmcliError]) -> None:
     allowed = top_level_names()
-    for name in config.values:
-        if name not in allowed:
-            where = str(config.key_origin((name,)))
-            problems.append(
-                ConfigError(f"unknown section `{name}`", where=where, help=hint(name, allowed, noun="sections"))
-            )
+    for name in [name for name in config.values if name not in allowed][:MAX_PROBLEMS]:
+        where = str(config.key_origin((name,)))
+        problems.append(
+            ConfigError(f"unknown section `{name}`", where=where, help=hint(name, allowed, noun="sections"))
+        )
     for name, required in TARGET_SECTIONS.items():
         value = config.get(name)
         if value is None:
@@ -139,7 +144,8 @@ def _check_top_level(config: Config, problems: list[AmcliError]) -> None:
 
 
 def _build(section: type[Any], config: Config, prefix: KeyPath, problems: list[AmcliError]) -> Any:
-    """An instance of one section; problems are collected, and then the result is not used."""
+    """An instance of one section; None if there are problems, which are collected."""
+    num_problems = len(problems)
     values = config.values if not prefix else config.get(dotted(prefix))
     known = section_fields(section)
     if values is None:
@@ -148,11 +154,10 @@ def _build(section: type[Any], config: Config, prefix: KeyPath, problems: list[A
         problems.append(ConfigError(f"`{dotted(prefix)}` must be a section", where=str(config.origin(prefix))))
         return None
     if prefix:
-        for name in values:
-            if name not in known:
-                where = str(config.key_origin((*prefix, name)))
-                message = f"unknown key `{dotted((*prefix, name))}`"
-                problems.append(ConfigError(message, where=where, help=hint(name, known)))
+        for name in [name for name in values if name not in known][:MAX_PROBLEMS]:
+            where = str(config.key_origin((*prefix, name)))
+            message = f"unknown key `{dotted((*prefix, name))}`"
+            problems.append(ConfigError(message, where=where, help=hint(name, known)))
     arguments: dict[str, Any] = {}
     types_of = typing.get_type_hints(section)
     for name, item in known.items():
@@ -166,7 +171,7 @@ def _build(section: type[Any], config: Config, prefix: KeyPath, problems: list[A
             section_origin = str(config.origin(prefix)) if prefix in config.origins else None
             message = f"`{dotted(path)}` is missing: {item.metadata['meaning']}"
             problems.append(ConfigError(message, where=section_origin))
-    return section(**arguments) if not problems else None
+    return section(**arguments) if len(problems) == num_problems else None
 
 
 def _checked_value(config: Config, path: KeyPath, raw: Any, item: Field[Any], annotation: Any) -> Any:
@@ -174,7 +179,7 @@ def _checked_value(config: Config, path: KeyPath, raw: Any, item: Field[Any], an
     value = resolve_env(raw, origin)
     allowed = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = _as_float(value)
     rule = item.metadata
     found = "null" if value is None else repr(masked_value(dotted(path), value))
     shown = f"{dotted(path)} is {found}"
@@ -194,6 +199,13 @@ def _checked_value(config: Config, path: KeyPath, raw: Any, item: Field[Any], an
     if value is not None and rule["above"] is not None and not value > rule["above"]:
         raise ConfigError(f"{shown}, but it must be above {rule['above']}", where=str(origin), help=rule["meaning"])
     return value
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _check_across(config: Config, settings: Settings, problems: list[AmcliError]) -> None:
@@ -219,34 +231,8 @@ def _check_across(config: Config, settings: Settings, problems: list[AmcliError]
             f"step_scheduler.val_every_steps is {steps.val_every_steps}, but there is no `validation_dataset`",
             "add that section, or set val_every_steps to null",
         )
-    _check_shapes(config, refuse)
+    check_model(config, refuse)
     check_layout(settings, refuse)
     check_checkpoint(settings, refuse)
     check_sinks(config, settings, refuse)
 
-
-def _check_shapes(config: Config, refuse: Refuse) -> None:
-    """Shape rules where the numbers stand in the configuration itself."""
-
-    def number(path: str) -> int | None:
-        value = config.get(path)
-        return value if type(value) is int else None
-
-    n_embd, n_head = number("model.n_embd"), number("model.n_head")
-    if n_embd and n_head and n_embd % n_head:
-        below = [n for n in range(1, n_head) if n_embd % n == 0][-1:]
-        above = [n for n in range(n_head, n_embd + 1) if n_embd % n == 0][:1]
-        refuse(
-            "model.n_head",
-            f"model.n_embd is {n_embd}, but it must be a multiple of model.n_head = {n_head}",
-            f"n_head {' or '.join(map(str, below + above))} would work",
-        )
-    positions = number("model.n_positions")
-    for name in ("dataset", "validation_dataset"):
-        length = number(f"{name}.seq_len")
-        if positions and length and length > positions:
-            refuse(
-                f"{name}.seq_len",
-                f"{name}.seq_len is {length}, but the model has {positions} positions (model.n_positions)",
-                f"a seq_len up to {positions} would work",
-            )

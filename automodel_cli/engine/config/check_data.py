@@ -23,6 +23,7 @@ from automodel_cli.engine.config.file_pattern import (
     pattern_parts,
     vocabulary_error,
 )
+from automodel_cli.engine.config.limits import MAX_SEARCHES
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.errors import AmcliError, ConfigError, DataError
 
@@ -70,7 +71,7 @@ def _problems_of(config: Config, name: str, key: str, find: Callable[[Path], lis
     except ConfigError as error:
         yield ConfigError(f"{name}.{key}: {error.message}", where=str(config.origin((name, key))), help=error.help)
         return
-    for path, raw in patterns:
+    for number, (path, raw) in enumerate(patterns):
         origin = config.origin(path)
         try:
             pattern = resolve_env(raw, origin)
@@ -81,7 +82,7 @@ def _problems_of(config: Config, name: str, key: str, find: Callable[[Path], lis
             message = f"{dotted(path)} is {pattern!r}, but it must be a path, a pattern, or a list of them"
             yield ConfigError(message, where=str(origin))
             return
-        if _is_wide(pattern):
+        if _is_wide(pattern) or number >= MAX_SEARCHES:
             is_complete = False
             continue
         try:

@@ -14,6 +14,7 @@ from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.check_param_groups import param_group_problems
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
+from automodel_cli.engine.config.limits import MAX_TARGETS
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.sections import ENGINE_KEYS, RUNTIME, SUPPLIED, TARGET_SECTIONS
 from automodel_cli.engine.config.signature import keyword_problems
@@ -53,12 +54,14 @@ class TargetCheck:
 def check_targets(config: Config) -> TargetCheck:
     """Checks the sections that the engine builds, and every `_target_` inside them."""
     found, sources = TargetCheck(), Sources()
-    for name in TARGET_SECTIONS:
-        for path, section in _sections_with_target(config.get(name), (name,)):
-            try:
-                _check(config, path, section, found, sources)
-            except ConfigError as error:
-                found.problems.append(error)
+    sections = [pair for name in TARGET_SECTIONS for pair in _sections_with_target(config.get(name), (name,))]
+    for path, section in sections[:MAX_TARGETS]:
+        try:
+            _check(config, path, section, found, sources)
+        except ConfigError as error:
+            found.problems.append(error)
+    if len(sections) > MAX_TARGETS:
+        found.unchecked.append(f"only the first {MAX_TARGETS} targets are checked before they are called")
     found.problems += remote_code_problems(config, list(TARGET_SECTIONS))
     return found
 

@@ -83,6 +83,7 @@ class Config:
         """
         values = plain_types(self.values)
         origins, key_origins = dict(self.origins), dict(self.key_origins)
+        mine, mine_by_key, theirs = _subtrees(origins), _subtrees(key_origins), _subtrees(other.origins)
 
         def lay(below: dict[str, Any], above: Mapping[str, Any], path: KeyPath) -> None:
             for key, value in above.items():
@@ -91,10 +92,12 @@ class Config:
                 if isinstance(old, dict) and isinstance(value, Mapping) and not _other_target(old, value):
                     lay(old, value, here)
                 else:
-                    _forget(origins, here)
-                    _forget(key_origins, here)
+                    for path_below in mine.get(here, ()):
+                        del origins[path_below]
+                    for path_below in mine_by_key.get(here, ()):
+                        del key_origins[path_below]
                     below[key] = plain_types(value)
-                    origins.update({p: o for p, o in other.origins.items() if p[: len(here)] == here})
+                    origins.update({p: other.origins[p] for p in theirs.get(here, ())})
                 if here in other.key_origins:
                     key_origins[here] = other.key_origins[here]
 
@@ -172,6 +175,15 @@ def apply_overrides(config: Config, assignments: Iterable[str]) -> Config:
 
 def _other_target(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return TARGET in old and TARGET in new and old[TARGET] != new[TARGET]
+
+
+def _subtrees(paths: Iterable[KeyPath]) -> dict[KeyPath, list[KeyPath]]:
+    """Every path at and below each path: a search through all of them per key would take the square of their number."""
+    found: dict[KeyPath, list[KeyPath]] = {}
+    for path in paths:
+        for length in range(1, len(path) + 1):
+            found.setdefault(path[:length], []).append(path)
+    return found
 
 
 def _forget(origins: dict[KeyPath, Origin], path: KeyPath) -> None:

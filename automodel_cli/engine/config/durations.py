@@ -5,6 +5,7 @@ Torch-free, so that a length that cannot be converted is refused before anything
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +40,7 @@ def in_steps(value: int | str, tokens_per_step: int | None) -> int:
     if found is None:
         raise DurationError(f"it must be {FORMS}")
     count = float(found["number"].replace("_", "")) * _UNITS[found["unit"].lower()]
-    if count != int(count) or count < 0:
+    if not math.isfinite(count) or count != int(count) or count < 0:
         raise DurationError(f"it must be a whole number of {found['noun']}")
     if found["noun"] == "steps":
         return int(count)

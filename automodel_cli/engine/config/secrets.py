@@ -22,7 +22,7 @@ _SECRET = re.compile(
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 # `key: ` of a YAML line or `key=` of an option, dotted or quoted.
-_ASSIGNMENT = re.compile(r"""(?P<key>[A-Za-z_][A-Za-z0-9_-]*)["']?(?:\s*:\s+|\s*=)(?P<value>\S.*)""")
+_ASSIGNMENT = re.compile(r"""(?P<key>[A-Za-z_][A-Za-z0-9_-]*+)["']?(?:\s*:\s+|\s*=)(?=\S)""")
 
 
 def is_secret(key: str) -> bool:
@@ -55,8 +55,8 @@ def masked_text(line: str) -> str:
     '  api_key: *******'
     """
     for found in _assignments(line):
-        if is_secret(found["key"]) and not _REFERENCE.fullmatch(found["value"].strip()):
-            start = found.start("value")
+        start = found.end()
+        if is_secret(found["key"]) and not _REFERENCE.fullmatch(line[start:].strip()):
             return line[:start] + "*" * (len(line) - start)
     return line
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from automodel_cli.engine.config.config import TARGET, Config
+from automodel_cli.engine.config.limits import MAX_PROBLEMS
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.suggest import hint
 from automodel_cli.errors import ConfigError
@@ -72,11 +73,11 @@ def keyword_problems(
     problems = []
     if not signature.takes_any:
         free = [name for name in signature.names if name not in supplied]
-        for name in given:
-            if name not in signature.names:
-                where = str(config.key_origin((*path, name)))
-                message = f"{dotted(path)}: `{target}` takes no `{name}`"
-                problems.append(ConfigError(message, where=where, help=hint(name, free, noun="arguments")))
+        unknown = [name for name in given if name not in signature.names]
+        for name in unknown[:MAX_PROBLEMS]:
+            where = str(config.key_origin((*path, name)))
+            message = f"{dotted(path)}: `{target}` takes no `{name}`"
+            problems.append(ConfigError(message, where=where, help=hint(name, free, noun="arguments")))
     passed = {*given, *supplied, *runtime}
     missing = [name for name in signature.names if name in signature.required and name not in passed]
     if missing:

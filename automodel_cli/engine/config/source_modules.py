@@ -21,6 +21,8 @@ from automodel_cli.engine.config.source_scope import Scope, read_scope, writes_g
 # The packages of the field stay below this: all models of transformers together are 45 MB.
 MAX_BYTES_READ = 96_000_000
 MAX_FILE_BYTES = 4_000_000
+# Half a second for each million: what a configuration names by intention needs far less than this.
+MAX_BYTES_PARSED = 2_500_000
 
 
 _STAR_FROM_FILE = re.compile(rb"from \.(\w+) import \*")
@@ -53,7 +55,9 @@ class Module:
 class Sources:
     """Modules, texts and scopes of one check; each file is read once."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes_parsed: int = MAX_BYTES_PARSED) -> None:
+        self._max_bytes_parsed = max_bytes_parsed
+        self._bytes_parsed = 0
         self._modules: dict[str, Module | None] = {}
         self._texts: dict[Path, bytes] = {}
         self._scopes: dict[str, Scope] = {}
@@ -123,6 +127,9 @@ class Sources:
         """
         if module.name not in self._scopes:
             text = self.text(module)
+            self._bytes_parsed += len(text)
+            if self._bytes_parsed > self._max_bytes_parsed:
+                raise SourceLimitError(f"with {module.path} there is too much source to read for it")
             try:
                 with warnings.catch_warnings(action="ignore"):  # such as those about "\\d" in a text
                     tree = ast.parse(text, filename=str(module.path))

@@ -9,7 +9,8 @@ deep, or that expand too far through aliases.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,14 @@ from automodel_cli.errors import ConfigError
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
 MAX_NODES = 20_000
+MAX_NUMBER_CHARACTERS = 400  # Python takes long for digits without end, and refuses to print them
+_SHOWN_CHARACTERS = 60  # of a value or key in a message
+
+# YAML 1.2, 5.1: everything else is refused unescaped.
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+_TOO_MANY = f"a configuration holds at most {MAX_NODES:,} keys and values, aliases expanded; this has more"
+_TOO_DEEP = f"sections may be nested {MAX_DEPTH} deep, aliases expanded; this one is deeper"
 
 _PREFIX = "tag:yaml.org,2002:"
 
@@ -84,12 +93,16 @@ def read_yaml(path: Path, kind: Kind = "file") -> Parsed:
 
 def parse_yaml(text: str, *, source: str, kind: Kind) -> Parsed:
     """Parses one YAML document from `text`; positions are reported under `source`."""
+    if unprintable := _UNPRINTABLE.search(text):
+        before = text[: unprintable.start()]
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        message = f"not valid YAML: the character U+{ord(unprintable[0]):04X} is not text"
+        raise ConfigError(message, where=f"{source}:{line}:{column}")
     try:
         _check_bounds(text, source)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        where = _place(source, error.problem_mark or error.context_mark)
         raise ConfigError(f"not valid YAML: {error.problem or error.context}", where=where) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"not valid YAML: {error}", where=source) from error
@@ -104,20 +117,27 @@ def parse_value(text: str, *, source: str) -> Any:
 
 
 def _check_bounds(text: str, source: str) -> None:
-    """Refuses deep or aliased documents from their events, before any tree is built."""
-    depth = 0
+    """Refuses deep and large documents from their events, before any tree is built."""
+    depth, num_nodes = 0, 0
     for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.NodeEvent):
+            num_nodes += 1
+            if num_nodes > MAX_NODES:
+                raise ConfigError(_TOO_MANY, where=_place(source, event.start_mark))
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                where = f"{source}:{event.start_mark.line + 1}" if event.start_mark else source
-                raise ConfigError(f"sections may be nested {MAX_DEPTH} deep; this one is deeper", where=where)
+                raise ConfigError(_TOO_DEEP, where=_place(source, event.start_mark))
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
 
+def _place(source: str, mark: yaml.Mark | None) -> str:
+    return f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+
+
 class _Builder:
-    """Turns a node tree into values; counts what aliases expand to."""
+    """Turns a node tree into values; counts what aliases and merges expand to."""
 
     def __init__(self, source: str, kind: Kind) -> None:
         self.source = source
@@ -133,29 +153,40 @@ class _Builder:
         return Origin(self.kind, self.source, node.start_mark.line + 1, node.start_mark.column + 1)
 
     def build(self, node: yaml.Node, path: KeyPath) -> Any:
-        self._num_nodes += 1
-        if self._num_nodes > MAX_NODES:
-            raise self.error(
-                node, f"a configuration holds at most {MAX_NODES:,} values, aliases expanded; this has more"
-            )
+        self._count(node)
         self.origins[path] = self.origin(node)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
-        if id(node) in self._open:
-            raise self.error(node, "an alias refers to the value that contains it")
-        self._open.add(id(node))
-        try:
-            if isinstance(node, yaml.SequenceNode):
+        if isinstance(node, yaml.SequenceNode):
+            with self._inside(node):
                 self._expect_tag(node, "seq")
                 return [self.build(child, (*path, index)) for index, child in enumerate(node.value)]
-            if not isinstance(node, yaml.MappingNode):
-                raise self.error(node, "a value must be a scalar, a list or a mapping")
-            self._expect_tag(node, "map")
-            return self._mapping(node, path)
-        finally:
-            self._open.discard(id(node))
+        if not isinstance(node, yaml.MappingNode):
+            raise self.error(node, "a value must be a scalar, a list or a mapping")
+        return self._mapping(node, path)
+
+    def _count(self, node: yaml.Node) -> None:
+        self._num_nodes += 1
+        if self._num_nodes > MAX_NODES:
+            raise self.error(node, _TOO_MANY)
+
+    @contextmanager
+    def _inside(self, node: yaml.Node) -> Iterator[None]:
+        """While the parts of a list or mapping are built: aliases and merges may nest without end."""
+        if id(node) in self._open:
+            raise self.error(node, "an alias refers to the value that contains it")
+        if len(self._open) >= MAX_DEPTH:
+            raise self.error(node, _TOO_DEEP)
+        self._open.add(id(node))
+        yield
+        self._open.discard(id(node))
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        with self._inside(node):
+            self._expect_tag(node, "map")
+            return self._entries(node, path)
+
+    def _entries(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         seen: dict[str, int] = {}
         merges = [value for key, value in node.value if key.tag == _PREFIX + "merge"]
@@ -163,6 +194,7 @@ class _Builder:
             if not isinstance(value, yaml.MappingNode):
                 raise self.error(value, "`<<` merges a mapping or a list of mappings")
             # Of several merged mappings the earlier wins, and the mapping's own keys win over all (YAML merge type).
+            self._count(value)
             for name, inner in self._mapping(value, path).items():
                 result.setdefault(name, inner)
         for key_node, value_node in node.value:
@@ -171,8 +203,9 @@ class _Builder:
             key = self._key(key_node)
             if key in seen:
                 first = f"line {seen[key]}"
-                raise self.error(key_node, f"the key `{key}` stands here and in {first}; a key may stand once")
+                raise self.error(key_node, f"the key `{_cut(key)}` stands here and in {first}; a key may stand once")
             seen[key] = key_node.start_mark.line + 1
+            self._count(key_node)
             self.key_origins[(*path, key)] = self.origin(key_node)
             result[key] = self.build(value_node, (*path, key))
             if not isinstance(value_node, yaml.ScalarNode) and not value_node.flow_style:
@@ -192,6 +225,9 @@ class _Builder:
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         name = node.tag.removeprefix(_PREFIX)
         text = str(node.value)
+        if name in ("int", "float") and len(text) > MAX_NUMBER_CHARACTERS:
+            message = f"a number has at most {MAX_NUMBER_CHARACTERS} characters; this one has {len(text):,}"
+            raise self.error(node, message)
         if name in ("str", "merge"):
             return text
         try:
@@ -202,9 +238,10 @@ class _Builder:
             if name == "int":
                 return _integer(text)
             if name == "float":
-                return float(text.replace("_", "").replace(".inf", "inf").replace(".Inf", "inf").replace(".nan", "nan"))
+                digits = text.replace("_", "").lower()
+                return float(digits.replace(".", "") if digits.endswith((".inf", ".nan")) else digits)
         except (KeyError, ValueError) as error:
-            raise self.error(node, f"`{text}` is not a value of the type `{_shown(node.tag)}`") from error
+            raise self.error(node, f"`{_cut(text)}` is not a value of the type `{_shown(node.tag)}`") from error
         raise self.error(node, f"the tag `{_shown(node.tag)}` is refused: a configuration holds plain values only")
 
     def error(self, node: yaml.Node, message: str) -> ConfigError:
@@ -223,7 +260,11 @@ def _integer(text: str) -> int:
 
 
 def _shown(tag: str) -> str:
-    return tag.replace(_PREFIX, "!!")
+    return _cut(tag.replace(_PREFIX, "!!"))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def plain_types(value: Any) -> Any:

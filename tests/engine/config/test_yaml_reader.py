@@ -109,11 +109,11 @@ def test_refusals_name_the_place(text, where, word):
 
 
 def test_an_alias_bomb_is_refused_before_it_expands():
-    """Nine levels of nine aliases would be 387 million values; the bound says so after 20,000."""
+    """Nine levels of nine aliases would be 387 million values; the bound says so after 20,000 keys and values."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
 
-    with pytest.raises(ConfigError, match="at most 20,000 values"):
+    with pytest.raises(ConfigError, match="at most 20,000 keys and values"):
         parse("\n".join(lines))
 
 
