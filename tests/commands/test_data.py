@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from automodel_cli.app import run
-from automodel_cli.engine.prep.prepare import PrepOptions, prepare
+from automodel_cli.engine.prep.options import Partition, PrepOptions
+from automodel_cli.engine.prep.prepare import prepare
 
 
 @pytest.fixture
@@ -138,3 +140,42 @@ def test_merging_what_is_no_part_is_an_error(data, tmp_path, capsys):
     """With the command that makes parts."""
     assert run(["data", "merge", str(data), "--output", str(tmp_path / "whole")]) == 3
     assert "--partition i/N" in capsys.readouterr().err
+
+
+TEXTS = [f"Text {number}: {'word ' * (number % 7 + 1)}".strip() for number in range(60)]
+
+
+@pytest.mark.parametrize("form", ["bin", "legacy", "megatron"])
+@pytest.mark.parametrize("tokenizer", ["bytes", "gpt2"])
+def test_every_format_is_sound_and_comes_back_as_text(tmp_path, capsys, form, tokenizer):
+    """Also where one token both begins and ends a document, as GPT-2's does, and documents cross shards."""
+    source = tmp_path / "texts.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    data = tmp_path / "data"
+    options = PrepOptions(str(source), tokenizer=tokenizer, output_dir=data, format=form, val_tokens=0)
+    prepare(replace(options, shard_tokens=64, eos=tokenizer == "gpt2"))
+
+    assert run(["data", "verify", str(data)]) == 0
+    capsys.readouterr()
+    for number in (0, 17, 59):
+        assert run(["data", "inspect", str(data), "--doc", str(number)]) == 0
+        assert capsys.readouterr().out == f"{TEXTS[number]}\n"
+
+
+def test_parts_of_a_source_are_merged_to_the_whole(tmp_path, capsys):
+    """Three files in three parts: all documents, the counts of what was read, and sound."""
+    for number in range(3):
+        lines = [json.dumps({"text": text}) for text in [*TEXTS[number::3], ""]]
+        (tmp_path / f"texts{number}.jsonl").write_text("\n".join(lines) + "\n")
+    for index in range(3):
+        options = PrepOptions(str(tmp_path / "texts*.jsonl"), tokenizer="bytes", output_dir=tmp_path / "parts")
+        prepare(replace(options, val_tokens=0, partition=Partition(index, 3)))
+    parts = sorted(str(path) for path in (tmp_path / "parts").iterdir())
+
+    assert run(["data", "merge", *parts, "--output", str(tmp_path / "whole"), "--json"]) == 0
+    manifest = json.loads(capsys.readouterr().out)["manifest"]
+    assert run(["data", "verify", str(tmp_path / "whole")]) == 0
+
+    assert manifest["splits"]["train"]["num_documents"] == len(TEXTS)
+    assert manifest["reading"]["num_documents"] == len(TEXTS)
+    assert manifest["reading"]["skipped"] == {"empty": 3}

@@ -17,7 +17,7 @@ from automodel_cli.engine.data.data_parts import common_manifest, find_parts
 from automodel_cli.engine.data.document_mask import mark_documents
 from automodel_cli.engine.data.sample_layout import AlignedLayout, DenseLayout, aligned_starts
 from automodel_cli.engine.data.window_dataset import WindowDataset, too_short
-from automodel_cli.engine.shards.bos_index import load_bos_offsets
+from automodel_cli.engine.shards.bos_index import document_begins, load_bos_offsets
 from automodel_cli.engine.shards.format import ShardInfo, open_tokens
 from automodel_cli.errors import ConfigError, DataError
 
@@ -75,6 +75,8 @@ class NanogptDataset(WindowDataset):
         self.align_to_bos = align_to_bos
         self.document_mask = document_mask
         self._refuse_unknown_bos(shards)
+        # One token may both begin and end documents; a bos_token that is given here only begins them.
+        self._ends_too = manifest is not None and manifest.tokenizer.bos_is_eos
         layout = self._aligned_layout(shards, seq_len) if align_to_bos else _dense_layout(shards, seq_len)
         identity = f"seq_len {seq_len}|bos {self.bos_token if align_to_bos else None}"
         super().__init__(parts, layout, seq_len, identity, shuffle=shuffle, shuffle_files=shuffle_files)
@@ -92,8 +94,7 @@ class NanogptDataset(WindowDataset):
 
     def document_begins(self, number: int) -> Int64Array | None:
         """The token offsets of the BOS tokens in shard `number`; `None` where BOS is not known."""
-        info = self.shards[number]
-        return None if self.bos_token is None else load_bos_offsets(info, open_tokens(info), self.bos_token)
+        return None if self.bos_token is None else self._begins_in(self.shards[number], self.bos_token)
 
     def _refuse_unknown_bos(self, shards: Sequence[ShardInfo]) -> None:
         for name in ("align_to_bos", "document_mask"):
@@ -106,7 +107,7 @@ class NanogptDataset(WindowDataset):
 
     def _aligned_layout(self, shards: Sequence[ShardInfo], seq_len: int) -> AlignedLayout:
         bos_id = -1 if self.bos_token is None else self.bos_token
-        starts = [_aligned_starts_of(info, bos_id, seq_len) for info in shards]
+        starts = [aligned_starts(self._begins_in(info, bos_id), info.num_tokens, seq_len) for info in shards]
         if not any(len(offsets) for offsets in starts):
             raise DataError(
                 f"no BOS token {bos_id} is followed by seq_len = {seq_len:,} more tokens in any of "
@@ -116,14 +117,12 @@ class NanogptDataset(WindowDataset):
             )
         return AlignedLayout(starts)
 
+    def _begins_in(self, info: ShardInfo, bos_id: int) -> Int64Array:
+        return document_begins(load_bos_offsets(info, open_tokens(info), bos_id), ends_too=self._ends_too)
+
 
 def _dense_layout(shards: Sequence[ShardInfo], seq_len: int) -> DenseLayout:
     layout = DenseLayout([info.num_tokens for info in shards], seq_len)
     if not any(layout.samples_per_shard):
         raise too_short(shards, seq_len)
     return layout
-
-
-def _aligned_starts_of(info: ShardInfo, bos_id: int, seq_len: int) -> Int64Array:
-    bos_offsets = load_bos_offsets(info, open_tokens(info), bos_id)
-    return aligned_starts(bos_offsets, info.num_tokens, seq_len)

@@ -85,7 +85,8 @@ def read_back(
     loaded = tokenizer_of(directory, tokenizer)
     if bos_id is None:
         bos_id = directory.manifest.tokenizer.bos_id if directory.manifest else getattr(loaded, "bos_id", None)
-    documents = SplitDocuments(directory.splits[name], bos_id)
+    ends_too = directory.manifest is not None and directory.manifest.tokenizer.bos_is_eos
+    documents = SplitDocuments(directory.splits[name], bos_id, ends_too=ends_too)
     require_documents(documents, directory.path)
     found = documents.document(number) if number is not None else documents.document_at(offset or 0)
     ids = tuple(int(token) for token in found.tokens)

@@ -108,6 +108,7 @@ class Session:
         plan = self._plan
         writer = WRITERS[plan.options.format]
         shards = writer(plan.directory, split, plan.framing.dtype, plan.options.shard_tokens, plan.framing.bos_id)
+        shards.bos_is_eos = plan.manifest.tokenizer.bos_is_eos
         return SplitWriter(shards, plan.framing.vocab_size, self._committer.run)
 
     @property

@@ -54,6 +54,23 @@ def scan_bos_offsets(tokens: TokenArray, bos_id: int, block_tokens: int = 1 << 2
     return np.concatenate(found).astype(np.int64) if found else np.empty(0, dtype=np.int64)
 
 
+def document_begins(bos_offsets: npt.NDArray[np.int64], *, ends_too: bool) -> npt.NDArray[np.int64]:
+    """Those of the offsets of a BOS token at which documents begin.
+
+    Args:
+        bos_offsets: Ascending, from the beginning of the data.
+        ends_too: The same token also ends each document, as GPT-2's does with `amcli prep --eos`. Then a document
+            begins where that token stands first, or right behind another one.
+
+    >>> document_begins(np.array([0, 7, 8, 20]), ends_too=True).tolist()
+    [0, 8]
+    """
+    if not ends_too:
+        return bos_offsets
+    begins: npt.NDArray[np.int64] = bos_offsets[(bos_offsets == 0) | (np.diff(bos_offsets, prepend=-2) == 1)]
+    return begins
+
+
 def read_index(path: Path) -> npt.NDArray[np.int64] | None:
     """The entries of an index as they stand in the file, unchecked; `None` if there is none, or no whole number."""
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.shards.bos_index import load_bos_offsets
+from automodel_cli.engine.shards.bos_index import document_begins, load_bos_offsets
 from automodel_cli.engine.shards.directory import bos_id_by_index
 from automodel_cli.engine.shards.format import ShardInfo, TokenArray, open_tokens, read_shard_header
 from automodel_cli.engine.shards.megatron import is_megatron, read_megatron
@@ -54,6 +54,7 @@ class SplitDocuments:
     Args:
         shards: In reading order.
         bos_id: The id that begins a document; `None` takes what the indices point at.
+        ends_too: The same id also ends each document.
 
     Attributes:
         shards: What the headers say.
@@ -64,11 +65,14 @@ class SplitDocuments:
         DataError: A shard cannot be read or does not fit its header.
     """
 
-    def __init__(self, shards: Sequence[Path], bos_id: int | None) -> None:
+    def __init__(self, shards: Sequence[Path], bos_id: int | None, *, ends_too: bool = False) -> None:
         self.shards = [read_shard(path) for path in shards]
         self._begins = np.cumsum([0, *(info.num_tokens for info in self.shards)], dtype=np.int64)
         found = [self._starts_in(info, bos_id) + begin for info, begin in zip(self.shards, self._begins, strict=False)]
-        self.starts: Int64Array = np.unique(np.concatenate([*found, self._begins[-1:]]))
+        begins = np.concatenate([*found, self._begins[:0]])
+        if ends_too:
+            begins = self._without_ends(begins, bos_id)
+        self.starts: Int64Array = np.unique(np.append(begins, self._begins[-1]))
 
     @property
     def num_documents(self) -> int:
@@ -116,6 +120,18 @@ class SplitDocuments:
                 break
             parts.append(open_tokens(self.shards[shard])[max(begin - start, 0) : end - start])
         return Document(number, self.shards[first].path, begin - int(self._begins[first]), np.concatenate(parts))
+
+    def _without_ends(self, begins: Int64Array, bos_id: int | None) -> Int64Array:
+        """The offsets at which documents begin, of those at which the one token that does both stands."""
+        if all(info.magic is not None for info in self.shards):
+            return document_begins(begins, ends_too=True)
+        # Megatron's indices list beginnings, but for the first place of a file, which may be an end.
+        ends = [
+            begin
+            for begin, before in zip(self._begins[1:-1], self.shards, strict=False)
+            if before.num_tokens and int(open_tokens(before)[-1]) != bos_id
+        ]
+        return np.setdiff1d(begins, ends)
 
     @staticmethod
     def _starts_in(info: ShardInfo, bos_id: int | None) -> Int64Array:

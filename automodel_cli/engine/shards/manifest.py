@@ -58,6 +58,11 @@ class TokenizerRecord:
     sha256: str
     eos_id: int | None = None
 
+    @property
+    def bos_is_eos(self) -> bool:
+        """Whether one token both begins and ends each document."""
+        return self.bos_id is not None and self.bos_id == self.eos_id
+
 
 @dataclass(frozen=True)
 class ShardRecord:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from automodel_cli.engine.shards.bos_index import document_begins
 from automodel_cli.engine.shards.format import ShardInfo
 from automodel_cli.errors import DataError
 
@@ -116,6 +117,12 @@ def read_megatron(bin_path: Path) -> MegatronIndex:
             help="the two files are not of one run, or one was cut short; copy or prepare them again",
         )
     return MegatronIndex(ShardInfo(bin_path, num_tokens, dtype, None, begin_bytes=0), starts[documents])
+
+
+def begins_to_list(bos_offsets: npt.NDArray[np.int64], *, ends_too: bool) -> npt.NDArray[np.int64]:
+    """Where the documents of a file begin, of which the first may be the end of one that began in another file."""
+    begins = document_begins(bos_offsets, ends_too=ends_too)
+    return np.unique(np.concatenate((np.zeros(1, dtype=np.int64), begins)))
 
 
 def build_index(lengths: npt.NDArray[np.int64], dtype: np.dtype[Any]) -> bytes:

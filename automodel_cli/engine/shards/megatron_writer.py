@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from automodel_cli.engine.shards.durable import write_durably
-from automodel_cli.engine.shards.megatron import build_index, index_path
+from automodel_cli.engine.shards.megatron import begins_to_list, build_index, index_path
 from automodel_cli.engine.shards.writer import ShardWriter
 from automodel_cli.errors import ConfigError
 
@@ -46,5 +46,5 @@ class MegatronWriter(ShardWriter):
         return b""
 
     def _write_index(self, path: Path, bos_offsets: npt.NDArray[np.int64], num_tokens: int) -> None:
-        starts = np.unique(np.concatenate((np.zeros(1, dtype=np.int64), bos_offsets)))
-        write_durably(index_path(path), build_index(np.diff(starts, append=num_tokens), self._dtype))
+        lengths = np.diff(begins_to_list(bos_offsets, ends_too=self.bos_is_eos), append=num_tokens)
+        write_durably(index_path(path), build_index(lengths, self._dtype))

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from automodel_cli.engine.shards.bos_index import bos_index_path
 from automodel_cli.engine.shards.directory import ShardDirectory, open_directory
 from automodel_cli.engine.shards.durable import explain_write_errors, replace_durably, temporary_path
 from automodel_cli.engine.shards.entropy import unigram_entropy_nats
-from automodel_cli.engine.shards.manifest import DataManifest, ShardRecord, SplitRecord, write_manifest
+from automodel_cli.engine.shards.manifest import DataManifest, ReadingRecord, ShardRecord, SplitRecord, write_manifest
 from automodel_cli.engine.shards.megatron import index_path
 from automodel_cli.engine.shards.scan import Int64Array, sum_counts
 from automodel_cli.engine.shards.verify import OnProgress, Verifier, VerifyProgress, ignore_progress
@@ -93,7 +93,12 @@ def merge(paths: Sequence[Path], output: Path, on_progress: OnProgress = ignore_
         splits[name] = _join([part.manifest.splits[name] for part in parts if name in part.manifest.splits], records)
         splits[name] = replace(splits[name], unigram_entropy_nats=unigram_entropy_nats(counts[name]))
     settings = {key: value for key, value in parts[0].manifest.settings.items() if key != PARTITION_SETTING}
-    manifest = replace(parts[0].manifest, settings={**settings, "merged_parts": len(parts)}, splits=splits)
+    manifest = replace(
+        parts[0].manifest,
+        settings={**settings, "merged_parts": len(parts)},
+        splits=splits,
+        reading=_join_readings([part.manifest.reading for part in parts]),
+    )
     write_manifest(output, manifest)
     return Merged(output, manifest, len(parts), num_linked)
 
@@ -230,6 +235,14 @@ def _join(records: Sequence[SplitRecord], shards: Sequence[ShardRecord]) -> Spli
         values = [getattr(record, item.name) for record in records]
         joined[item.name] = max(values) if item.name in largest else _added(values)
     return SplitRecord(**{**joined, "shards": tuple(shards)})
+
+
+def _join_readings(records: Sequence[ReadingRecord | None]) -> ReadingRecord | None:
+    """What all parts have read; None if one does not say."""
+    known = [record for record in records if record is not None]
+    if len(known) < len(records):
+        return None
+    return ReadingRecord(**_added([asdict(record) for record in known]))
 
 
 def _added(values: Sequence[Any]) -> Any:

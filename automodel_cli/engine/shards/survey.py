@@ -89,7 +89,10 @@ def survey(directory: ShardDirectory, bos_id: int | None) -> Survey:
     """
     if bos_id is None and directory.manifest is not None:
         bos_id = directory.manifest.tokenizer.bos_id
-    splits = {name: _split(SplitDocuments(files, bos_id)) for name, files in directory.splits.items()}
+    ends_too = directory.manifest is not None and directory.manifest.tokenizer.bos_is_eos
+    splits = {
+        name: _split(SplitDocuments(files, bos_id, ends_too=ends_too)) for name, files in directory.splits.items()
+    }
     manifest = None if directory.manifest is None else directory.manifest.to_dict()
     return Survey(str(directory.path), manifest, splits)
 

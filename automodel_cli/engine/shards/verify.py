@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from automodel_cli.engine.shards.bos_index import bos_index_path, read_index
+from automodel_cli.engine.shards.bos_index import bos_index_path, document_begins, read_index
 from automodel_cli.engine.shards.directory import ShardDirectory, bos_id_by_index, open_directory
 from automodel_cli.engine.shards.documents import read_shard
 from automodel_cli.engine.shards.entropy import unigram_entropy_nats
 from automodel_cli.engine.shards.format import ShardInfo
 from automodel_cli.engine.shards.manifest import DataManifest, ShardRecord, SplitRecord
-from automodel_cli.engine.shards.megatron import read_megatron
+from automodel_cli.engine.shards.megatron import begins_to_list, read_megatron
 from automodel_cli.engine.shards.scan import Int64Array, ShardScan, add_counts, scan_shard
 from automodel_cli.errors import DataError
 
@@ -162,7 +162,7 @@ class Verifier:
             return None
         if record is not None and manifest is not None:
             self._problems += _record_problems(record, info, scan, manifest.tokenizer.vocab_size)
-        self._problems += _index_problems(info, scan, bos_id, expected=manifest is not None)
+        self._problems += _index_problems(info, scan, bos_id, manifest)
         return _ScannedShard(info, scan)
 
     def _advance(self, num_bytes: int) -> None:
@@ -185,13 +185,16 @@ def _record_problems(record: ShardRecord, info: ShardInfo, scan: ShardScan, voca
         yield Problem("token_range", record.name, message)
 
 
-def _index_problems(info: ShardInfo, scan: ShardScan, bos_id: int | None, *, expected: bool) -> Iterator[Problem]:
+def _index_problems(
+    info: ShardInfo, scan: ShardScan, bos_id: int | None, manifest: DataManifest | None
+) -> Iterator[Problem]:
     """Whether the index beside a shard points at exactly the BOS tokens."""
     if info.magic is None:
         starts = read_megatron(info.path).document_starts[:-1]
-        # The first may be the end of a document that began in the shard before.
-        inner = starts[starts > 0]
-        if bos_id is not None and expected and not np.array_equal(inner, scan.bos_offsets[scan.bos_offsets > 0]):
+        if manifest is None or bos_id is None:
+            return
+        expected = begins_to_list(scan.bos_offsets, ends_too=manifest.tokenizer.bos_is_eos)
+        if not np.array_equal(starts, expected):
             message = "the index does not begin its documents at the BOS tokens"
             yield Problem("bos_index", info.path.with_suffix(".idx").name, message)
         return
@@ -200,9 +203,9 @@ def _index_problems(info: ShardInfo, scan: ShardScan, bos_id: int | None, *, exp
     if entries is None:
         if path.is_file() and path.stat().st_size:
             yield Problem("bos_index", path.name, f"{path.stat().st_size:,} bytes are no whole number of int32 offsets")
-        elif bos_id is not None and expected and len(scan.bos_offsets):
+        elif bos_id is not None and manifest is not None and len(scan.bos_offsets):
             yield Problem("bos_index", path.name, f"the index of {len(scan.bos_offsets):,} BOS tokens is missing")
-    elif bos_id is None and not expected:
+    elif bos_id is None and manifest is None:
         yield Problem("bos_index", path.name, "its entries do not all point at one and the same token")
     elif bos_id is not None and not np.array_equal(entries, scan.bos_offsets):
         right = int(np.isin(entries, scan.bos_offsets).sum())
@@ -216,7 +219,7 @@ def _split_problems(
     """What differs between the shards of a split together and its record."""
     found: dict[str, int] = {"num_tokens": sum(shard.info.num_tokens for shard in shards)}
     found["max_token_id"] = max((shard.scan.max_token_id for shard in shards), default=0)
-    lengths = _document_lengths(shards)
+    lengths = _document_lengths(shards, ends_too=manifest.tokenizer.bos_is_eos)
     if lengths is not None:
         found["num_documents"] = len(lengths)
         found["longest_document_tokens"] = int(lengths.max(initial=0))
@@ -230,12 +233,12 @@ def _split_problems(
         yield Problem("count", name, message)
 
 
-def _document_lengths(shards: list[_ScannedShard]) -> Int64Array | None:
+def _document_lengths(shards: list[_ScannedShard], *, ends_too: bool) -> Int64Array | None:
     """The lengths of the documents of a split; None where they do not all begin with BOS."""
     begin = 0
     starts = []
     for shard in shards:
         starts.append(shard.scan.bos_offsets + begin)
         begin += shard.info.num_tokens
-    together = np.concatenate([*starts, [begin]])
-    return np.diff(together) if len(together) > 1 and together[0] == 0 else None
+    begins = document_begins(np.concatenate(starts), ends_too=ends_too)
+    return np.diff(begins, append=begin) if len(begins) and begins[0] == 0 else None

@@ -65,6 +65,7 @@ class ShardWriter:
         run: Runs what is left to do when a shard is full, in the order of the shards: hashing and
             flushing to the disk take long, so a thread of its own may do it.
         source_cursor: Goes into the record of each shard that is finished.
+        bos_is_eos: Whether the BOS token ends documents too, for formats that list documents.
 
     Raises:
         ConfigError: `shard_tokens` is not in 1 to 2,147,483,647.
@@ -80,6 +81,7 @@ class ShardWriter:
             )
         self.run: Run = run_now
         self.source_cursor: str | None = None
+        self.bos_is_eos = False
         self._directory = directory
         self._split = split
         self._dtype = dtype
