@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from automodel_cli.commands import complete, render, render_config
+from automodel_cli.commands.config_paths import configuration_at
 from automodel_cli.commands.options import (
     ConfigOption,
     JsonOption,
@@ -102,7 +103,7 @@ def show(
         return
     printed = final.masked()
     if diff is not None:
-        other = load_config([_configuration_at(diff)]).masked()
+        other = load_config([configuration_at(diff)]).masked()
         render_config.differences(differences(other, printed), as_json=as_json)
     elif explain is not None:
         from automodel_cli.engine.config.explain import explain as explanation_of
@@ -164,15 +165,6 @@ def _form(form: Format | None, json_: bool, *single: bool) -> Format:
         message = f"--format {form} is for a whole configuration"
         raise UsageError(message, help="--diff, --explain, --check and --plot-lr print text, or --format json")
     return Format.JSON if json_ else form or Format.YAML
-
-
-def _configuration_at(path: Path) -> Path:
-    """A file or a checkpoint as it is; of a directory of checkpoints, the newest."""
-    if not path.is_dir() or (path / "config.yaml").is_file():
-        return path
-    from automodel_cli.engine.checkpoint.layout import resolve
-
-    return resolve(path)
 
 
 def _plot_lr(config: Config, *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
-from automodel_cli.commands import complete
+from automodel_cli.commands import complete, config_paths
 from automodel_cli.errors import UsageError
 
 ConfigOption = Annotated[
@@ -16,8 +16,9 @@ ConfigOption = Annotated[
     typer.Option(
         "-c",
         "--config",
-        help="YAML file; given several times, later ones win.",
+        help="YAML file, checkpoint or run; given several times, later ones win.",
         show_default=False,
+        callback=config_paths.meant,
         autocompletion=complete.config_files,
     ),
 ]

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from automodel_cli.engine.config.find_config import no_configuration
 from automodel_cli.engine.config.origin import KeyPath, Kind, Origin
 from automodel_cli.errors import ConfigError
 
@@ -76,7 +77,7 @@ def read_yaml(path: Path, kind: Kind = "file") -> Parsed:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration: {error.strerror}", where=str(path)) from error
+        raise no_configuration(path, error) from error
     if len(data) > MAX_BYTES:
         raise ConfigError(f"a configuration has at most {MAX_BYTES:,} bytes; this file has more", where=str(path))
     try:
