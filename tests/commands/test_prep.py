@@ -63,6 +63,50 @@ def test_every_option_reaches_preparation(run, tmp_path):
     assert printed["manifest"]["settings"]["text_column"] == "body"
 
 
+def test_the_seed_guides_options_are_understood(run, tmp_path):
+    """Workers, chunks, queues, lengths, boundaries, seeds, parts and formats, all at once."""
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps({"text": f"text {n} " * 9}) + "\n" for n in range(50)))
+
+    result = run(
+        *["mine.jsonl", "--tokenizer", "gpt2", "--output-dir", "out", "--chunk-size", "7", "--num-workers", "3"],
+        *["--prefetch", "5", "--max-length", "20", "--over-length", "split", "--eos", "--seed", "3"],
+        *["--shuffle-buffer", "10", "--partition", "0/1", "--format", "legacy", "--verify", "--json"],
+    )
+
+    printed = json.loads(result.stdout)
+    settings = printed["manifest"]["settings"]
+    assert printed["verified"] is True
+    assert printed["directory"] == "out/part-00000-of-00001"
+    assert printed["tokens_per_second"] > 0
+    assert set(printed["stages"]) == {"reading", "tokenizing", "writing"}
+    assert (settings["max_length"], settings["over_length"], settings["eos"]) == (20, "split", True)
+    assert (settings["seed"], settings["shuffle_buffer"], settings["format"]) == (3, 10, "legacy")
+    assert printed["manifest"]["splits"]["train"]["longest_document_tokens"] == 20
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(run, tmp_path):
+    """Source, tokenizer and its engine, tokens, bytes, time and directory; JSON for scripts."""
+    plain = run("shakespeare", "--dry-run").stdout
+    printed = json.loads(run("shakespeare", "--dry-run", "--json").stdout)
+
+    assert "would read shakespeare" in plain
+    assert "about 1.0 M tokens, 2.1 MB on disk" in plain
+    assert "would write to data/shakespeare; nothing was written" in plain
+    assert printed["num_tokens"] == 1_034_251
+    assert not (tmp_path / "data").exists()
+
+
+def test_documents_left_out_and_split_are_in_the_summary(run, tmp_path):
+    """By reason, so that a broken corpus is noticed."""
+    (tmp_path / "mine.jsonl").write_text('{"text": null}\n{"text": "%s"}\n{"text": "b"}\n' % ("a" * 50))
+
+    result = run("mine.jsonl", "--tokenizer", "bytes", "--max-length", "9", "--val-tokens", "0", "--verify")
+
+    assert "left out: 1 documents (null)" in result.stdout
+    assert "1 documents were longer than 9 tokens" in result.stdout
+    assert "every byte was read again" in result.stdout
+
+
 def test_the_next_command_fits_data_of_ones_own(run, tmp_path):
     """Patterns and vocabulary are spelled out, so the line can be pasted."""
     (tmp_path / "mine.jsonl").write_text('{"text": "one"}\n')
@@ -117,8 +161,9 @@ def test_preparing_the_embedded_text_imports_neither_torch_nor_transformers(tmp_
     assert printed.splitlines()[-1] == "set()"
 
 
-def test_progress_on_a_pipe_is_plain_lines(run, tmp_path):
+def test_progress_on_a_pipe_is_plain_lines(run, tmp_path, monkeypatch):
     """No control codes, at most one line for every tenth, and on the error stream: stdout stays the summary."""
+    monkeypatch.setattr("automodel_cli.engine.prep.corpus.blocks.PIECE_BYTES", 1 << 14)
     (tmp_path / "big.jsonl").write_text("".join(json.dumps({"text": f"{n} {'word ' * 9}"}) + "\n" for n in range(5000)))
 
     result = run("big.jsonl", "--tokenizer", "bytes")

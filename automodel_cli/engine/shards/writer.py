@@ -28,6 +28,8 @@ from automodel_cli.engine.shards.format import MAX_SHARD_TOKENS, TokenArray, bui
 from automodel_cli.engine.shards.manifest import ShardRecord
 from automodel_cli.errors import ConfigError, DataError
 
+_BLOCK_BYTES = 1 << 25
+
 
 def shard_name(split: str, index: int) -> str:
     """File name of a shard.
@@ -126,7 +128,9 @@ class ShardWriter:
             self._file = temporary.open("r+b")
             self._file.truncate(wanted_bytes)
             self._file.seek(self._begin_bytes)
-            self._note(np.frombuffer(self._file.read(), dtype=self._dtype))
+            # By blocks: a shard may have gigabytes.
+            while content := self._file.read(_BLOCK_BYTES):
+                self._note(np.frombuffer(content, dtype=self._dtype))
 
     @property
     def open_tokens(self) -> int:

@@ -255,6 +255,55 @@ def test_a_full_disk_in_the_middle_of_the_work_is_survived(wanted, tmp_path, mon
     assert files_of(tmp_path / "out") == undisturbed(wanted, tmp_path / "fresh")
 
 
+def test_counts_pass_32_bits(wanted, tmp_path):
+    """A run that goes on behind 2**32 tokens, documents and bytes counts on from there."""
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(replace(wanted, max_tokens=None), interrupt)
+    path = tmp_path / "out" / "progress.json"
+    state = json.loads(path.read_text())
+    for counted, names in (
+        (state["reading"], ("num_documents", "num_texts", "num_tokens", "source_bytes")),
+        (state["splits"]["train"], ("num_documents", "num_tokens", "text_bytes")),
+    ):
+        for name in names:
+            counted[name] += 2**32
+    state["splits"]["train"]["counts"][ord("w")] += 2**32
+    path.write_text(json.dumps(state))
+
+    manifest = prepare(replace(wanted, max_tokens=None)).manifest
+
+    plain = json.loads(undisturbed(replace(wanted, max_tokens=None), tmp_path / "fresh")["manifest.json"])
+    in_shards = sum(shard.num_tokens for shard in manifest.splits["train"].shards)
+    assert manifest.splits["train"].num_tokens == in_shards + 2**32
+    assert manifest.reading.num_documents == plain["reading"]["num_documents"] + 2**32
+    assert 0 < manifest.splits["train"].unigram_entropy_nats < 0.01
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    """The peak at ten times the text is that of one time, give or take what allocators do."""
+    rng = np.random.default_rng(0)
+    lines = [json.dumps({"text": " ".join(map(str, rng.integers(0, 10**6, 300).tolist()))}) for _ in range(8000)]
+    for copy in range(10):
+        (tmp_path / f"{copy}.jsonl").write_text("\n".join(lines))
+    script = (
+        "import resource, sys; from pathlib import Path; from automodel_cli.engine.prep.prepare import *; "
+        "prepare(PrepOptions(sys.argv[1], tokenizer='gpt2', output_dir=Path(sys.argv[2]), num_workers=2)); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+
+    once, tenfold = (
+        int(subprocess.check_output([sys.executable, "-c", script, str(tmp_path / pattern), str(tmp_path / name)]))
+        for pattern, name in (("0.jsonl", "once"), ("*.jsonl", "tenfold"))
+    )
+
+    assert tenfold < 1.25 * once
+
+
 def test_a_shard_that_was_lost_meanwhile_is_noticed(wanted, tmp_path):
     """A finished shard of an unfinished run that is gone or cut is never papered over."""
     kill_after(start(wanted, 0.02), 14, 0.0)

@@ -187,7 +187,9 @@ def test_the_parts_of_a_source_hold_every_document_once(in_three_files, tmp_path
 
     parts = [prepare(replace(wanted, partition=Partition(index, 3))) for index in range(3)]
 
-    assert sorted(sum((documents_of(part.directory) for part in parts), [])) == sorted(documents_of(tmp_path / "out"))
+    assert sorted(text for part in parts for text in documents_of(part.directory)) == sorted(
+        documents_of(tmp_path / "out")
+    )
     assert [part.directory.name for part in parts] == [f"part-0000{index}-of-00003" for index in range(3)]
     assert [part.manifest.settings["partition"] for part in parts] == ["0/3", "1/3", "2/3"]
 

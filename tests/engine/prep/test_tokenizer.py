@@ -174,6 +174,25 @@ def test_a_directory_is_read_without_transformers(saved_tokenizer):
     assert tokenizer.sha256 == load_tokenizer(str(saved_tokenizer)).sha256
 
 
+def test_a_tokenizer_without_a_json_is_loaded_by_transformers(tmp_path):
+    """One that transformers converts, and one that is Python code only."""
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nhello\nworld\n")
+    (tmp_path / "words" / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+
+    words, code = (load_tokenizer(str(tmp_path / name)) for name in ("words", "code"))
+
+    assert ids_of(words, ["Hello world", "", "world"]) == [[5, 6], [], [6]]
+    assert (words.bos_id, words.engine.split()[0]) == (None, "tokenizers")
+    assert ids_of(code, ["ab", "", "\u00e9</s>"])[:2] == [[100, 101], []]
+    assert code.eos_id not in ids_of(code, ["\u00e9</s>"])[0]
+    assert code.decode(ids_of(code, ["\u00e9</s>"])[0]) == "\u00e9</s>"
+    assert (code.bos_id, code.engine.split()[0], code.json) == (None, "transformers", None)
+    assert code.token_id("</s>") == code.eos_id
+
+
 def test_a_tokenizer_that_cannot_be_loaded_names_those_that_can(tmp_path):
     """The reason is in the message, and what works without network."""
     with pytest.raises(DataError, match=r"(?s)cannot be loaded.*`bytes` and `gpt2`"):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_cli.engine.shards.format import open_tokens, read_shard_header
+from automodel_cli.engine.shards.format import HEADER_BYTES, MAX_SHARD_TOKENS, open_tokens, read_shard_header
 from automodel_cli.engine.shards.writer import ShardWriter
 from automodel_cli.errors import ConfigError, DataError
 
@@ -98,3 +98,22 @@ def test_a_shard_size_that_the_header_cannot_count_is_refused(tmp_path, shard_to
     """The header has 31 bits for the number of tokens."""
     with pytest.raises(ConfigError, match="2,147,483,647"):
         ShardWriter(tmp_path, "train", UINT16, shard_tokens, None)
+
+
+@pytest.mark.slow
+def test_a_shard_is_continued_across_the_32_bit_boundary_of_its_bytes(tmp_path):
+    """An unfinished shard of 4 GiB, which is a hole in the file: it goes on there and rolls over where it must."""
+    begun = MAX_SHARD_TOKENS - 3
+    with (tmp_path / ".train_000000.bin.tmp").open("wb") as file:
+        file.truncate(HEADER_BYTES + 2 * begun)
+    writer = ShardWriter(tmp_path, "train", UINT16, MAX_SHARD_TOKENS, 7)
+    writer.continue_from([], begun)
+
+    writer.write(np.array([7, 1, 2, 7, 3]))
+    first, second = writer.close()
+
+    assert (first.num_tokens, first.num_bytes, second.num_tokens) == (MAX_SHARD_TOKENS, 2**32 + HEADER_BYTES - 2, 2)
+    info = read_shard_header(tmp_path / "train_000000.bin")
+    assert open_tokens(info)[-3:].tolist() == [7, 1, 2]
+    assert np.fromfile(tmp_path / "train_000000.bos.idx", dtype="<i4").tolist() == [begun]
+    assert np.fromfile(tmp_path / "train_000001.bos.idx", dtype="<i4").tolist() == [0]
