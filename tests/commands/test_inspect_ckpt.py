@@ -17,7 +17,7 @@ from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.manifest import read_manifest, record_files, write_manifest
 from automodel_cli.engine.checkpoint.save import save
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
-from automodel_cli.errors import CheckpointError
+from automodel_cli.errors import CheckpointError, UsageError
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(inspect_ckpt)
@@ -179,3 +179,33 @@ def test_nothing_there_is_an_error_with_advice(tmp_path: Path, monkeypatch: pyte
         invoke()
 
     assert "amcli pretrain" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--tree"], "c_fc"),
+        (["--tensor", "*c_fc*"], "transformer.h.0.mlp.c_fc.weight"),
+        (["--stats"], "transformer.wte.weight"),
+        (["100", "--diff", "200"], "transformer.h.0"),
+        (["checkpoints/step_000100/model"], "WEIGHTS ONLY"),
+    ],
+)
+def test_tensors_are_shown(root: Path, invoke: Invoke, arguments: list[str], expected: str) -> None:
+    """As text, and as JSON that parses."""
+    code, text = invoke(*arguments)
+    json_code, document = invoke(*arguments, "--json")
+
+    assert (code, json_code) == (0, 0)
+    assert expected in text
+    assert json.loads(document)
+
+
+def test_outputs_exclude_each_other_and_names_are_checked(root: Path, invoke: Invoke) -> None:
+    """With what would work."""
+    with pytest.raises(UsageError, match="each ask for another output"):
+        invoke("--tree", "--stats")
+    with pytest.raises(UsageError) as caught:
+        invoke("--tensor", "nothing*")
+
+    assert "there is transformer." in str(caught.value.help)

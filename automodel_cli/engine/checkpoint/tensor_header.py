@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,13 @@ class TensorInfo:
         dtype: As the format names it, such as `F32` or `BF16`.
         shape: Its dimensions.
         num_bytes: Its size in the file.
+        begin: Where it begins in the file, in bytes; None if it is not one piece of a file.
     """
 
     dtype: str
     shape: tuple[int, ...]
     num_bytes: int
+    begin: int | None = None
 
     @property
     def num_elements(self) -> int:
@@ -75,8 +77,9 @@ def read_tensor_header(path: Path) -> dict[str, TensorInfo]:
         spans = {name: _span(_short(name), entry) for name, entry in entries.items()}
     except (ValueError, RecursionError) as error:
         raise _refused(path, str(error)) from None
-    _check_offsets(path, spans, data_bytes=file_bytes - _LENGTH_BYTES - header_bytes)
-    return {name: tensor for name, (_, tensor) in spans.items()}
+    data_begin = _LENGTH_BYTES + header_bytes
+    _check_offsets(path, spans, data_bytes=file_bytes - data_begin)
+    return {name: replace(tensor, begin=data_begin + begin) for name, (begin, tensor) in spans.items()}
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
