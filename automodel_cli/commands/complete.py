@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Candidate = tuple[str, str]
 
 _YAML_SUFFIXES = (".yaml", ".yml")
-_TEXT_SUFFIXES = (".txt", ".jsonl")
+_TEXT_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".md", ".gz", ".zst", ".bz2")
 
 # A press of the tab key must not wait for a huge directory: so much is looked at, and no more.
 _MOST_ENTRIES = 1000

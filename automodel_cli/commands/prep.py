@@ -9,7 +9,13 @@ import typer
 
 from automodel_cli.commands import complete, render_prep
 from automodel_cli.commands.options import JsonOption
-from automodel_cli.engine.prep.documents import SourceOptions
+from automodel_cli.engine.prep.documents import (
+    MAX_DOCUMENT_BYTES,
+    OnBadDocument,
+    SourceOptions,
+    StdinFormat,
+    TextDocuments,
+)
 from automodel_cli.engine.prep.options import (
     DEFAULT_CHUNK_SIZE,
     DEFAULT_SHARD_TOKENS,
@@ -26,7 +32,7 @@ def prep(
         list[str] | None,
         typer.Argument(
             metavar="[SOURCE]...",
-            help="A preset (see --list), files, or a pattern in quotes.",
+            help="A preset (see --list), files, patterns in quotes, or - for standard input.",
             autocompletion=complete.sources,
         ),
     ] = None,
@@ -44,6 +50,22 @@ def prep(
         str | None,
         typer.Option(help="Column or field that holds the text.  [default: text]", show_default=False),
     ] = None,
+    text_documents: Annotated[
+        TextDocuments | None,
+        typer.Option(
+            help="What is a document in a text file.  [default: file; a single file is cut]", show_default=False
+        ),
+    ] = None,
+    stdin_format: Annotated[
+        StdinFormat | None,
+        typer.Option(help="What comes on standard input (`-`).  [default: seen by its first byte]", show_default=False),
+    ] = None,
+    max_document_bytes: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Longer documents are bad.")
+    ] = MAX_DOCUMENT_BYTES,
+    on_bad_doc: Annotated[
+        OnBadDocument, typer.Option(help="Leave bad documents out and count them, or stop at the first.")
+    ] = OnBadDocument.SKIP,
     max_tokens: Annotated[
         str | None,
         typer.Option(metavar="N", help="Exact size of the training split: 500M, 2B, 1.5e9.", show_default=False),
@@ -131,6 +153,11 @@ def prep(
             split=split,
             text_column=text_column,
             revision=revision,
+            text_documents=text_documents,
+            stdin_format=stdin_format,
+            max_document_bytes=max_document_bytes,
+            on_bad_document=on_bad_doc,
+            on_wait=render_prep.note,
         ),
         max_tokens=None if max_tokens is None else parse_token_count(max_tokens),
         val_tokens=None if val_tokens is None else parse_token_count(val_tokens),

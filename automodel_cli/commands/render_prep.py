@@ -27,9 +27,15 @@ def presets(*, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([asdict(preset) for preset in PRESETS.values()], indent=2))
         return
-    for preset in PRESETS.values():
-        typer.echo(f"{preset.name:<12} {preset.description} (tokenizer {preset.tokenizer})")
-    typer.echo("\nor files of your own: amcli prep 'books/*.txt'")
+    rows = [
+        (preset.name, preset.hub.label if preset.hub else "in the package", preset.tokenizer, preset.description)
+        for preset in PRESETS.values()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        typer.echo("  ".join([*cells, row[-1]]))
+    typer.echo("\nor files of your own: amcli prep 'books/*.txt', or any data set: amcli prep --dataset OWNER/NAME")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from automodel_cli.commands.prep import prep
-from automodel_cli.errors import UsageError
+from automodel_cli.errors import DataError, UsageError
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command("prep")(prep)
@@ -105,6 +105,48 @@ def test_documents_left_out_and_split_are_in_the_summary(run, tmp_path):
     assert "left out: 1 documents (null)" in result.stdout
     assert "1 documents were longer than 9 tokens" in result.stdout
     assert "every byte was read again" in result.stdout
+
+
+def test_every_option_of_the_source_reaches_it(run, tmp_path):
+    """Several files at once; text by lines; what is bad is left out and counted, or ends the run with its place."""
+    (tmp_path / "a.txt").write_text("one\ntwo\n" + "x" * 30 + "\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "three"}\n{"text": null}\n')
+    arguments = ["a.txt", "b.jsonl", "--text-documents", "line", "--max-document-bytes", "20", "--val-tokens", "0"]
+
+    printed = json.loads(run(*arguments, "--tokenizer", "bytes", "--json").stdout)
+
+    assert printed["manifest"]["splits"]["train"]["num_documents"] == 3
+    assert printed["manifest"]["settings"]["text_documents"] == "line"
+    assert printed["manifest"]["settings"]["max_document_bytes"] == 20
+    with pytest.raises(DataError, match=r"a\.txt:3: the document is bad: it is larger than --max-document-bytes"):
+        run(*arguments, "--on-bad-doc", "fail", "--output-dir", "other")
+
+
+def test_standard_input_is_a_source(tmp_path):
+    """Through a pipe, as JSON lines or as text that looks like them."""
+    command = [
+        sys.executable,
+        "-m",
+        "automodel_cli",
+        "prep",
+        "-",
+        "--val-tokens",
+        "0",
+        "--tokenizer",
+        "bytes",
+        "--json",
+    ]
+
+    for arguments, num_tokens in (["--stdin-format", "jsonl"], 4), (["--stdin-format", "text"], 16):
+        done = subprocess.run(
+            [*command, *arguments, "--output-dir", arguments[1]],
+            input='{"text": "abc"}',
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+        )
+        assert json.loads(done.stdout)["manifest"]["splits"]["train"]["num_tokens"] == num_tokens
 
 
 def test_the_next_command_fits_data_of_ones_own(run, tmp_path):

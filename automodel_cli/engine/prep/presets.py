@@ -22,6 +22,11 @@ class HubLocation:
     text_column: str = "text"
     title_pattern: str | None = None
 
+    @property
+    def label(self) -> str:
+        """Repository and subset, for lists."""
+        return f"{self.path} {self.config or ''}".rstrip()
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -86,4 +91,4 @@ PRESETS: dict[str, Preset] = {
 }
 
 # For files of the user's own.
-LOCAL_FILES = Preset("files", "text files (.txt) and JSON lines (.jsonl)", val_share=0.05, max_tokens=None)
+LOCAL_FILES = Preset("files", "parquet, JSON lines, CSV and text files", val_share=0.05, max_tokens=None)

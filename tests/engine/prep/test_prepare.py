@@ -190,8 +190,9 @@ def test_a_vocabulary_beyond_two_bytes_gets_four(tmp_path, monkeypatch):
     assert read_split(tmp_path / "out", "train") == [99_999, 70_000, 3]
 
 
-def test_progress_rises_to_the_end(tmp_path):
+def test_progress_rises_to_the_end(tmp_path, monkeypatch):
     """Fractions never fall and end at 1; the last report has all tokens, rates and a stage that sets the pace."""
+    monkeypatch.setattr("automodel_cli.engine.prep.corpus.blocks.PIECE_BYTES", 1 << 16)
     reports: list[PrepProgress] = []
     corpus = [f"document {number} {'word ' * 30}" for number in range(5000)]
 
