@@ -15,7 +15,7 @@ Refuse = Callable[[str, str, str | None], None]
 
 
 def check_layout(settings: Settings, refuse: Refuse) -> None:
-    """Refuses parallel layouts, packing and a second place for the precision."""
+    """Refuses parallel layouts and a second place for the precision."""
     spread = settings.distributed
     for name in ("dp_size", "dp_replicate_size", "tp_size", "cp_size", "pp_size"):
         degree = getattr(spread, name)
@@ -45,11 +45,4 @@ def check_layout(settings: Settings, refuse: Refuse) -> None:
             f"distributed.dtype is {spread.dtype}, but the precision of amcli is set at the top level, "
             f"where it is {settings.general.precision}",
             f"write `precision: {precision}` there",
-        )
-    if settings.packed_sequence.packed_sequence_size:
-        refuse(
-            "packed_sequence.packed_sequence_size",
-            f"packed_sequence.packed_sequence_size is {settings.packed_sequence.packed_sequence_size}, "
-            "but this version of amcli packs no sequences; its shards hold documents without gaps",
-            "set it to 0; `dataset.seq_len` is the length of a sample",
         )

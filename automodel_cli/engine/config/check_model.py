@@ -17,6 +17,9 @@ from automodel_cli.errors import ConfigError
 _WIDTHS = ("n_embd", "hidden_size")
 _HEADS = ("n_head", "num_attention_heads")
 _POSITIONS = ("n_positions", "max_position_embeddings")
+_SAMPLE_LENGTHS = tuple(
+    f"{section}.{name}" for section in ("dataset", "validation_dataset") for name in ("seq_len", "seq_length")
+)
 _MOST = 1_000_000  # a model of more heads or channels is a slip of the keyboard, and the search for divisors ends here
 
 
@@ -31,14 +34,16 @@ def check_model(config: Config, refuse: Refuse) -> None:
         if heads and groups:
             _check_divides(heads, groups, refuse)
     positions = next(_all(config, _POSITIONS), None)
-    for name in ("dataset", "validation_dataset"):
-        length = _number(config, f"{name}.seq_len")
+    packs = "packed_sequence.packed_sequence_size"
+    # Packs take the place of the datasets' own samples.
+    for name in (packs,) if _number(config, packs) else _SAMPLE_LENGTHS:
+        length = _number(config, name)
         if positions and length and length > positions[1]:
             key, most = positions
             refuse(
-                f"{name}.seq_len",
-                f"{name}.seq_len is {length}, but the model has {most} positions ({key})",
-                f"a seq_len up to {most} would work",
+                name,
+                f"{name} is {length}, but the model has {most} positions ({key})",
+                f"a {name.rpartition('.')[2]} up to {most} would work",
             )
 
 

@@ -65,7 +65,7 @@ CONSUMERS = {
     "checkpoint.model_save_format": "automodel_cli.engine.config.sections",
     "distributed": "automodel_cli.engine.config.check_layout",
     "dist_env": "automodel_cli.engine.config.check",
-    "packed_sequence": "automodel_cli.engine.config.check_layout",
+    "packed_sequence": "automodel_cli.engine.data.packed_dataset",
     "wandb": "automodel_cli.engine.observe.wandb_sink",
     "mfu": "automodel_cli.engine.train.report",
     "tensorboard": "automodel_cli.engine.observe.tensorboard_sink",

@@ -20,7 +20,7 @@ from automodel_cli.engine.data.order import SampleOrder
 from automodel_cli.engine.data.packing import PackPlan
 from automodel_cli.engine.data.token_windows import OpenShards
 from automodel_cli.engine.data.window_dataset import WindowDataset, fingerprint
-from automodel_cli.engine.protocols import IGNORED_LABEL, Order
+from automodel_cli.engine.protocols import IGNORED_LABEL, MapDataset, Order
 from automodel_cli.engine.shards.format import ShardInfo
 from automodel_cli.errors import ConfigError, DataError
 
@@ -180,6 +180,21 @@ class PackedDataset:
             begin, end = np.searchsorted(self._pieces.shards, [first, last])
             yield slice(int(begin), int(end))
             first = last
+
+
+def pack_documents(dataset: MapDataset, size: int) -> PackedDataset:
+    """The packs of a dataset of token shards.
+
+    Raises:
+        ConfigError: It is another kind of dataset, or `size` is below 2.
+        DataError: As `PackedDataset`.
+    """
+    if not isinstance(dataset, WindowDataset):
+        raise ConfigError(
+            f"packed_sequence packs the documents of token shards, but the dataset is a {type(dataset).__name__}",
+            help="use NanogptDataset or MegatronPretraining, or set packed_sequence.packed_sequence_size to 0",
+        )
+    return PackedDataset(dataset, size)
 
 
 def _pieces_of(dataset: WindowDataset, number: int, size: int) -> Pieces:

@@ -29,6 +29,7 @@ from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.instantiate import bind, instantiate
 from automodel_cli.engine.data.loader import BatchLoader, eval_batches
 from automodel_cli.engine.data.order import order_of
+from automodel_cli.engine.data.packed_dataset import pack_documents
 from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.models.export import import_tensors
 from automodel_cli.engine.observe.metrics import Sink
@@ -191,6 +192,10 @@ def _build(config: Config, settings: Settings, placement: Placement) -> _Parts:
     np.random.seed(seed % 2**32)
     dataset: MapDataset = instantiate(config, "dataset", {"seed": seed, "dp_rank": 0, "dp_world_size": 1})
     validation = instantiate(config, "validation_dataset") if config.get("validation_dataset") else None
+    pack_size = settings.packed_sequence.packed_sequence_size
+    if pack_size:
+        dataset = pack_documents(dataset, pack_size)
+        validation = None if validation is None else pack_documents(validation, pack_size)
     loss = instantiate(config, "loss_fn") if config.get("loss_fn") else None
     optimizer_factory, optimizer_arguments = bind(config, "optimizer", supplied=("params",))
     model: nn.Module = instantiate(config, "model", {"device": placement.device})

@@ -160,7 +160,7 @@ def test_the_sections_have_their_values(guide):
         ),
         ("distributed._target_=my.Manager", "one of null, nemo_automodel.components.distributed.ddp", ""),
         ("distributed.dtype=bfloat16", "the precision of amcli is set at the top level", "write `precision: bf16`"),
-        ("packed_sequence.packed_sequence_size=4096", "packs no sequences", "set it to 0"),
+        ("packed_sequence.packed_sequence_size=4096", "but the model has", "a packed_sequence_size up to"),
         ("wandb.projekt=x", "unknown key `wandb.projekt`", "did you mean `project`?"),
         ("recipe=finetune", "recipe is 'finetune', but it must be one of", ""),
         ("dist_env.backend=mpi", "must be one of null, nccl, gloo", ""),
