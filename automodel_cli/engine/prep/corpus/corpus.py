@@ -65,7 +65,10 @@ class Corpus:
         """
         cursor = _Cursor() if start is None else _Cursor.from_json(start, len(self.readers))
         if start is not None and not self.description.resumable:
-            raise DataError("standard input cannot be read again from where it was", help="give files instead")
+            raise DataError(
+                "standard input cannot be read on from where it was",
+                help="--overwrite begins again; a preparation of files continues",
+            )
         return self._batches(cursor)
 
     def partition(self, index: int, count: int) -> Corpus:
