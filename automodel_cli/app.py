@@ -7,6 +7,7 @@ Nothing here or in `commands/` imports torch before a command needs it: `--help`
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import traceback
 
@@ -20,20 +21,22 @@ from automodel_cli.commands.data import data_app
 from automodel_cli.commands.export import export
 from automodel_cli.commands.import_ import import_
 from automodel_cli.commands.inspect_ckpt import inspect_ckpt
-from automodel_cli.commands.options import OverridableCommand
+from automodel_cli.commands.options import OverridableCommand, with_launch_options_behind
 from automodel_cli.commands.prep import prep
 from automodel_cli.commands.pretrain import pretrain
 from automodel_cli.commands.resume import resume
 from automodel_cli.commands.sample import sample
+from automodel_cli.engine.distributed.environment import rank_place
+from automodel_cli.engine.distributed.report import is_symptom, write_report
 from automodel_cli.engine.distributed.threads import wait_without_spinning
 from automodel_cli.errors import AmcliError, ExitCode
 
 TRACEBACK_OPTION = "--traceback"
 TRACEBACK_VARIABLE = "AMCLI_TRACEBACK"
+_LINE_LENGTH = 2000  # of a message; what is longer was written by no person
 
 # Rich help and pretty exceptions cost 0.15 s at every start (benchmarks/startup.py), more than all the rest.
 app = typer.Typer(name="amcli", rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
-_LINE_LENGTH = 2000  # of a message; what is longer was written by no person
 
 app.command("prep")(prep)
 app.command("pretrain", cls=OverridableCommand)(pretrain)
@@ -81,7 +84,7 @@ def run(argv: list[str]) -> int:
     """Runs one command line and returns its exit code; never raises for an error of the user."""
     # The option is honoured wherever it stands: people append it to the command that failed.
     wants_traceback = TRACEBACK_OPTION in argv or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
-    argv = [argument for argument in argv if argument != TRACEBACK_OPTION]
+    argv = with_launch_options_behind([argument for argument in argv if argument != TRACEBACK_OPTION])
     try:
         status = app(args=argv, prog_name="amcli", standalone_mode=False)
         return status if isinstance(status, int) else ExitCode.OK
@@ -89,8 +92,7 @@ def run(argv: list[str]) -> int:
         from automodel_cli.engine.config.excerpt import add_excerpts
 
         add_excerpts(error, argv)
-        _report(str(error), error if wants_traceback else None)
-        return error.exit_code
+        return _report_failure(error, str(error), wants_traceback, error.exit_code)
     except TyperException as error:
         return _report_usage(error, argv)
     except typer.Abort:
@@ -102,14 +104,27 @@ def run(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     except Exception as error:
-        _report(_describe(error), error if wants_traceback else None)
-        return ExitCode.INTERNAL
+        return _report_failure(error, _describe(error), wants_traceback, ExitCode.INTERNAL)
 
 
 def main() -> None:
     """The console script."""
     wait_without_spinning()
     raise SystemExit(run(sys.argv[1:]))
+
+
+def _report_failure(error: Exception, message: str, wants_traceback: bool, status: int) -> int:
+    """Prints an error; a rank tells it to its launcher, too, and prints it only if that would not."""
+    place = rank_place()
+    if place.launcher:
+        write_report(place, error, message)
+    traceback_of = error if wants_traceback else None
+    if not place.launcher or place.rank == 0:
+        # The launcher shows what its ranks report; beside that, only a traceback that was asked for.
+        return _report(message, traceback_of, status) if not place.is_ours or wants_traceback else status
+    if not place.is_ours and not is_symptom(error):
+        _report(f"rank {place.rank} on {platform.node()}: {message}", traceback_of)
+    return status
 
 
 def _report(message: str, error: BaseException | None, status: int = ExitCode.INTERNAL) -> int:
@@ -119,6 +134,13 @@ def _report(message: str, error: BaseException | None, status: int = ExitCode.IN
     label = "\x1b[1;31merror:\x1b[0m" if colour else "error:"
     sys.stderr.write(f"{label} {_shown(message)}\n")
     return status
+
+
+def _shown(message: str) -> str:
+    """A message as it may go to a terminal: names in it come from files, which may hold anything of any length."""
+    lines = (line if len(line) <= _LINE_LENGTH else f"{line[:_LINE_LENGTH]}..." for line in message.split("\n"))
+    signs = (sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in "\n".join(lines))
+    return "".join(signs)
 
 
 def _report_usage(error: TyperException, argv: list[str]) -> int:
@@ -136,13 +158,6 @@ def _report_usage(error: TyperException, argv: list[str]) -> int:
 def _describe(error: Exception) -> str:
     """An unexpected exception in a few lines: what, where, and how to see all of it."""
     lines = [f"{type(error).__name__}: {error}"]
-def _shown(message: str) -> str:
-    """A message as it may go to a terminal: names in it come from files, which may hold anything of any length."""
-    lines = (line if len(line) <= _LINE_LENGTH else f"{line[:_LINE_LENGTH]}..." for line in message.split("\n"))
-    signs = (sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in "\n".join(lines))
-    return "".join(signs)
-
-
     frames = traceback.extract_tb(error.__traceback__)
     if frames:
         lines.append(f"  at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}")

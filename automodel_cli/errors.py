@@ -34,7 +34,7 @@ class AmcliError(Exception):
         problems: Errors that this one lists, where several things are wrong at once.
     """
 
-    exit_code: ExitCode = ExitCode.INTERNAL
+    exit_code: int = ExitCode.INTERNAL
 
     def __init__(
         self,
@@ -96,3 +96,20 @@ class InterruptedTrainingError(AmcliError):
     """A signal stopped the run after its checkpoint was saved."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+class PeerFailedError(AmcliError):
+    """Another rank failed, and says why; this one only stops with it."""
+
+
+class RankFailedError(AmcliError):
+    """A rank of the run failed; the exit code is that of its own failure.
+
+    Args:
+        message: Which rank, where, and what it said.
+        exit_code: What that rank would have ended with alone.
+    """
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -64,7 +64,34 @@ class OverridableCommand(TyperCommand):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # ours is its own
         """Parses the line with every override in its first form."""
+        ctx.meta[_OWN_ARGUMENTS] = list(args)
         return super().parse_args(ctx, with_set_options(args, is_complete=not ctx.resilient_parsing))
+
+
+_OWN_ARGUMENTS = "automodel_cli.own_arguments"
+# What the guides of NeMo AutoModel write before the command, and the kind of model behind it.
+_BEFORE_THE_COMMAND = "--nproc-per-node"
+_LAUNCHING = ("pretrain", "resume")
+_DOMAIN = "llm"
+
+
+def own_arguments(ctx: typer.Context) -> list[str]:
+    """What stood behind the command's name, as it was typed."""
+    return list(ctx.meta[_OWN_ARGUMENTS])
+
+
+def with_launch_options_behind(argv: list[str]) -> list[str]:
+    """The arguments with `--nproc-per-node N` behind the command, and `pretrain llm` as `pretrain`.
+
+    >>> with_launch_options_behind(["--nproc-per-node", "8", "pretrain", "llm", "-c", "a.yaml"])
+    ['pretrain', '--nproc-per-node', '8', '-c', 'a.yaml']
+    """
+    name, equals, _ = argv[0].partition("=") if argv else ("", "", "")
+    size = 0 if name != _BEFORE_THE_COMMAND else 1 if equals else 2
+    moved, rest = argv[:size], argv[size:]
+    if not rest or rest[0] not in _LAUNCHING:
+        return argv
+    return [rest[0], *moved, *(rest[2:] if rest[1:2] == [_DOMAIN] else rest[1:])]
 
 
 def with_set_options(args: list[str], *, is_complete: bool = True) -> list[str]:

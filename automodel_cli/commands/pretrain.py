@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from automodel_cli.commands import render
+from automodel_cli.commands import launching, render
+from automodel_cli.commands.launching import (
+    MaxRestartsOption,
+    NnodesOption,
+    NodeRankOption,
+    NprocOption,
+    RdzvBackendOption,
+    RdzvEndpointOption,
+)
 from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption, TrustOption, UnsetOption
+from automodel_cli.commands.resume import continue_run
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.load import load_config
 
 
 def pretrain(
+    context: typer.Context,
     config: ConfigOption = None,
     set_: SetOption = None,
     unset: UnsetOption = None,
@@ -20,6 +33,12 @@ def pretrain(
         bool, typer.Option("--overwrite", help="Delete the checkpoints of the run that is in the directory.")
     ] = False,
     trust_config: TrustOption = False,
+    nproc_per_node: NprocOption = None,
+    nnodes: NnodesOption = "1",
+    node_rank: NodeRankOption = None,
+    rdzv_endpoint: RdzvEndpointOption = "",
+    rdzv_backend: RdzvBackendOption = "",
+    max_restarts: MaxRestartsOption = 0,
     json_: JsonOption = False,
 ) -> None:
     """Train a new model as the configuration says.
@@ -33,22 +52,43 @@ def pretrain(
       amcli pretrain -c nanogpt.yaml --set step_scheduler.max_steps=2000
       amcli pretrain -c nanogpt.yaml --model.n_layer 24 --optimizer.lr=3e-4
       amcli pretrain --set checkpoint.checkpoint_dir=runs/wide --set model.n_embd=384
+      amcli pretrain -c nanogpt.yaml --nproc-per-node 8
     """
     final = load_config(config, set_ or (), unset or (), trust=trust_config)
-    settings = checked(final)
-    say = render.speaker(json_)
+    ranks = launching.ranks(final, nproc_per_node, nnodes, node_rank, rdzv_endpoint, rdzv_backend, max_restarts)
+    settings = checked(final, ranks.world_size)
+    say = ranks.speaker(json_)
     render.notes(settings.notes, say)
     if not config:
         say("no -c given: this is the built-in configuration, a small GPT-2 on the embedded Shakespeare")
         say("for real data: amcli prep fineweb --max-tokens 2B, then amcli pretrain -c my.yaml (see examples/)")
 
-    from automodel_cli.engine.train.preflight import ensure_embedded_corpus, new_run
+    from automodel_cli.engine.train.preflight import check_new_run, ensure_embedded_corpus, new_run, on_ranks, run_begun
 
-    with new_run(settings, overwrite=overwrite) as root:
+    if ranks.plan is not None:
+        check_new_run(settings, overwrite=overwrite)
         ensure_embedded_corpus(final, say)
+        ranks.start(context, ranks.plan)
+        return
+    root = Path(settings.checkpoint.checkpoint_dir)
+    if ranks.place.restart_count and run_begun(settings):
+        from automodel_cli.engine.train.continuation import plan_resume
 
+        # Started again after a failure: from the last good checkpoint, not from the beginning.
+        continue_run(plan_resume(root, config, set_ or [], unset or [], trust=trust_config), ranks, as_json=json_)
+        return
+
+    @contextmanager
+    def prepared() -> Iterator[None]:
+        with new_run(settings, overwrite=overwrite):
+            ensure_embedded_corpus(final, say)
+            yield
+
+    with on_ranks(ranks.place, settings, prepared) as team:
         from automodel_cli.engine.observe.build import run_sink
         from automodel_cli.engine.train import recipe
 
-        summary = recipe.pretrain(final, settings, root, run_sink(final, settings, root, start_step=0, quiet=json_))
-    render.run_summary(summary, as_json=json_)
+        sink = ranks.sink(run_sink(final, settings, root, start_step=0, quiet=json_))
+        summary = recipe.pretrain(final, settings, root, sink, team)
+    if ranks.place.speaks:
+        render.run_summary(summary, as_json=json_)

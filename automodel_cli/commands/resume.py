@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from automodel_cli.commands import render
+from automodel_cli.commands import launching, render
+from automodel_cli.commands.launching import (
+    MaxRestartsOption,
+    NnodesOption,
+    NodeRankOption,
+    NprocOption,
+    RdzvBackendOption,
+    RdzvEndpointOption,
+)
 from automodel_cli.commands.options import (
     CheckpointArgument,
     ConfigOption,
@@ -15,9 +23,14 @@ from automodel_cli.commands.options import (
     TrustOption,
     UnsetOption,
 )
+from automodel_cli.engine.config.check import checked
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.train.continuation import Continuation
 
 
 def resume(
+    context: typer.Context,
     checkpoint: CheckpointArgument = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -32,6 +45,12 @@ def resume(
         ),
     ] = None,
     trust_config: TrustOption = False,
+    nproc_per_node: NprocOption = None,
+    nnodes: NnodesOption = "1",
+    node_rank: NodeRankOption = None,
+    rdzv_endpoint: RdzvEndpointOption = "",
+    rdzv_backend: RdzvBackendOption = "",
+    max_restarts: MaxRestartsOption = 0,
     json_: JsonOption = False,
 ) -> None:
     """Continue a run from its checkpoint, bit for bit.
@@ -50,16 +69,29 @@ def resume(
     from automodel_cli.engine.train.continuation import plan_resume
 
     plan = plan_resume(checkpoint, config, set_ or [], unset or [], override_resume or [], trust=trust_config)
-    say = render.speaker(json_)
+    ranks = launching.ranks(plan.config, nproc_per_node, nnodes, node_rank, rdzv_endpoint, rdzv_backend, max_restarts)
+    if ranks.world_size > 1:
+        checked(plan.config, ranks.world_size)
+    say = ranks.speaker(json_)
     render.changes(plan.changes, say)
     render.notes(plan.settings.notes, say)
+    if ranks.plan is not None:
+        ranks.start(context, ranks.plan)
+        return
+    continue_run(plan, ranks, as_json=json_)
 
-    from automodel_cli.engine.train.preflight import owned
 
-    with owned(plan.settings, plan.root):
+def continue_run(plan: Continuation, ranks: launching.Ranks, *, as_json: bool) -> None:
+    """Trains on from the checkpoint of a plan, alone or among other ranks, and prints the summary."""
+    # What only the checkpoint tells is said by the rank that reads it, whoever started that.
+    say = render.speaker(as_json) if ranks.place.speaks else ranks.speaker(as_json)
+
+    from automodel_cli.engine.train.preflight import on_ranks, owned
+
+    with on_ranks(ranks.place, plan.settings, lambda: owned(plan.settings, plan.root)) as team:
         from automodel_cli.engine.train import recipe
 
-        resumed = recipe.open_checkpoint(plan, say)
+        resumed = recipe.open_checkpoint(plan, say, team)
         if resumed.is_finished:
             say(f"step {resumed.snapshot.step} of {plan.settings.step_scheduler.max_steps} is done: nothing to train")
             say(f"to train on: amcli resume --set step_scheduler.max_steps={2 * resumed.snapshot.step}")
@@ -69,6 +101,7 @@ def resume(
 
         from automodel_cli.engine.observe.build import run_sink
 
-        open_sink = run_sink(plan.config, plan.settings, plan.root, start_step=resumed.snapshot.step, quiet=json_)
-        summary = recipe.resume(plan.config, plan.settings, plan.root, open_sink, resumed.snapshot)
-    render.run_summary(summary, as_json=json_)
+        open_sink = run_sink(plan.config, plan.settings, plan.root, start_step=resumed.snapshot.step, quiet=as_json)
+        summary = recipe.resume(plan.config, plan.settings, plan.root, ranks.sink(open_sink), resumed.snapshot, team)
+    if ranks.place.speaks:
+        render.run_summary(summary, as_json=as_json)

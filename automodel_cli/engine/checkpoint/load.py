@@ -6,6 +6,7 @@ back to the one before and says so. Loading executes nothing that a checkpoint c
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,14 @@ def _read(directory: Path, manifest: Manifest, device: str) -> Snapshot:
         optim_tensors={} if weights_only else load_file(directory / layout.OPTIMIZER_FILE, device=device),
         train_state=_json(directory / layout.TRAIN_STATE_FILE),
         rng_tensors={} if weights_only else load_file(directory / layout.rng_file(rank=0)),
+        peer_rng_tensors=tuple(load_file(directory / name) for name in _peer_rng_files(manifest)),
     )
+
+
+def _peer_rng_files(manifest: Manifest) -> list[str]:
+    """The generators of ranks 1, 2, ..., as many as there are without a gap."""
+    names = (layout.rng_file(rank) for rank in itertools.count(1))
+    return list(itertools.takewhile(lambda name: name in manifest.files, names))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -199,7 +199,10 @@ def _tensor_files(snapshot: Snapshot) -> list[tuple[str, dict[str, torch.Tensor]
     return [
         model,
         (layout.OPTIMIZER_FILE, snapshot.optim_tensors),
-        (layout.rng_file(rank=0), snapshot.rng_tensors),
+        *(
+            (layout.rng_file(rank), tensors)
+            for rank, tensors in enumerate((snapshot.rng_tensors, *snapshot.peer_rng_tensors))
+        ),
     ]
 
 

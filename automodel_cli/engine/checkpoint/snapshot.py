@@ -20,8 +20,9 @@ class Snapshot:
         model_config: Contents of the model's `config.json`; None if it has none.
         optim_tensors: Optimizer state, keyed `<parameter name>.<state name>`.
         train_state: Step, tokens, data cursor and the like; values that JSON can hold.
-        rng_tensors: States of the random number generators of this rank; empty for weights alone,
+        rng_tensors: States of the random number generators of rank 0; empty for weights alone,
             whose optimizer state is then not saved either.
+        peer_rng_tensors: Those of ranks 1, 2, ...; none for a process alone.
     """
 
     step: int
@@ -31,6 +32,7 @@ class Snapshot:
     optim_tensors: dict[str, Tensor]
     train_state: dict[str, Any]
     rng_tensors: dict[str, Tensor]
+    peer_rng_tensors: tuple[dict[str, Tensor], ...] = ()
 
     @property
     def is_weights_only(self) -> bool:

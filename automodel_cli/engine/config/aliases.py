@@ -20,10 +20,12 @@ _MODULES = {
     "nemo_automodel.components.datasets.llm.megatron_dataset": "automodel_cli.engine.data.megatron_dataset",
     "nemo_automodel.components.loss.masked_ce": "automodel_cli.engine.loss.masked_ce",
 }
-# Managers that name a strategy: amcli spreads the model itself and builds none of them.
+# Managers that name a strategy: their keys are those of the `distributed` section.
 STRATEGIES = {
     "nemo_automodel.components.distributed.ddp.DDPManager": "ddp",
     "nemo_automodel.components.distributed.fsdp2.FSDP2Manager": "fsdp2",
+    "automodel_cli.engine.distributed.ddp.DDPManager": "ddp",
+    "automodel_cli.engine.distributed.fsdp2.FSDP2Manager": "fsdp2",
 }
 # The batches of amcli hold samples of one length, which this function would only stack.
 COLLATE_FN = "nemo_automodel.components.datasets.utils.default_collater"

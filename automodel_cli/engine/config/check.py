@@ -68,8 +68,12 @@ class Settings:
     notes: tuple[str, ...] = ()
 
 
-def checked(config: Config) -> Settings:
+def checked(config: Config, world_size: int | None = None) -> Settings:
     """The typed settings of a configuration that passes every check.
+
+    Args:
+        config: The final configuration.
+        world_size: Ranks of the run; None where it is not about to start.
 
     Raises:
         DataError: Only the data is wrong; one error that lists everything.
@@ -88,7 +92,7 @@ def checked(config: Config) -> Settings:
     is_whole = general is not None and None not in sections.values()
     settings = Settings(general=general, **sections) if is_whole else None
     if settings is not None:
-        _check_across(config, settings, problems)
+        _check_across(config, settings, world_size, problems)
     targets = check_targets(config)
     problems += targets.problems
     problems += data_problems(config)
@@ -208,22 +212,13 @@ def _as_float(value: int) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def _check_across(config: Config, settings: Settings, problems: list[AmcliError]) -> None:
+def _check_across(config: Config, settings: Settings, world_size: int | None, problems: list[AmcliError]) -> None:
     """Rules that tie one section to another."""
 
     def refuse(path: str, message: str, help_: str | None) -> None:
         problems.append(ConfigError(message, where=str(config.origin(tuple(path.split(".")))), help=help_))
 
     steps = settings.step_scheduler
-    if steps.global_batch_size % steps.local_batch_size:
-        below = steps.global_batch_size // steps.local_batch_size * steps.local_batch_size
-        works = " or ".join(str(size) for size in (below, below + steps.local_batch_size) if size)
-        refuse(
-            "step_scheduler.global_batch_size",
-            f"step_scheduler.global_batch_size is {steps.global_batch_size}, but it must be a multiple of\n"
-            f"local_batch_size x data-parallel ranks = {steps.local_batch_size} x 1 = {steps.local_batch_size}.",
-            f"{works} would work",
-        )
     check_schedule(config, settings, refuse)
     if steps.val_every_steps is not None and config.get("validation_dataset") is None:
         refuse(
@@ -232,7 +227,6 @@ def _check_across(config: Config, settings: Settings, problems: list[AmcliError]
             "add that section, or set val_every_steps to null",
         )
     check_model(config, refuse)
-    check_layout(settings, refuse)
+    check_layout(config, settings, world_size, refuse)
     check_checkpoint(settings, refuse)
     check_sinks(config, settings, refuse)
-

@@ -1,4 +1,4 @@
-"""What this version of amcli cannot do yet, refused with what would work."""
+"""Whether the parallel layout fits the ranks, the batch, the model and itself; what cannot be done yet is refused."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from automodel_cli.engine.config.aliases import STRATEGIES
+from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.layout import degrees_of, divisors
 
 if TYPE_CHECKING:
     from automodel_cli.engine.config.check import Settings
@@ -14,23 +16,38 @@ if TYPE_CHECKING:
 Refuse = Callable[[str, str, str | None], None]
 
 
-def check_layout(settings: Settings, refuse: Refuse) -> None:
-    """Refuses parallel layouts and a second place for the precision."""
-    spread = settings.distributed
-    for name in ("dp_size", "dp_replicate_size", "tp_size", "cp_size", "pp_size"):
-        degree = getattr(spread, name)
-        if degree is not None and degree != 1:
-            refuse(
-                f"distributed.{name}",
-                f"distributed.{name} is {degree}, but this version of amcli trains in one process",
-                "set it to 1",
-            )
-    if spread.sequence_parallel:
+def check_layout(config: Config, settings: Settings, world_size: int | None, refuse: Refuse) -> None:
+    """Refuses degrees that do not divide what they split, and a second place for the precision.
+
+    Args:
+        config: For the numbers of the model and the dataset, where they stand in it.
+        settings: The typed sections.
+        world_size: Ranks of the run; None where nobody has said, and then only what holds for every number is checked.
+        refuse: Takes the problems.
+    """
+    _check_strategy(settings, refuse)
+    if _divides_the_world(settings, world_size, refuse):
+        _check_batch(settings, world_size, refuse)
+    _check_model(config, settings, refuse)
+    precision = {"float32": "fp32", "bfloat16": "bf16"}.get(settings.distributed.dtype or "")
+    if precision is not None and settings.general.precision != precision:
         refuse(
-            "distributed.sequence_parallel",
-            "distributed.sequence_parallel is true, but this version of amcli trains in one process",
-            "set it to false",
+            "distributed.dtype",
+            f"distributed.dtype is {settings.distributed.dtype}, but the precision of amcli is set at the top level, "
+            f"where it is {settings.general.precision}",
+            f"write `precision: {precision}` there",
         )
+    if settings.packed_sequence.packed_sequence_size:
+        refuse(
+            "packed_sequence.packed_sequence_size",
+            f"packed_sequence.packed_sequence_size is {settings.packed_sequence.packed_sequence_size}, "
+            "but this version of amcli packs no sequences; its shards hold documents without gaps",
+            "set it to 0; `dataset.seq_len` is the length of a sample",
+        )
+
+
+def _check_strategy(settings: Settings, refuse: Refuse) -> None:
+    spread = settings.distributed
     by_manager = STRATEGIES.get(spread._target_ or "")
     if spread.strategy and by_manager and spread.strategy != by_manager:
         refuse(
@@ -38,11 +55,103 @@ def check_layout(settings: Settings, refuse: Refuse) -> None:
             f"distributed.strategy is {spread.strategy}, but distributed._target_ is the manager of {by_manager}",
             "keep one of the two",
         )
-    precision = {"float32": "fp32", "bfloat16": "bf16"}.get(spread.dtype or "")
-    if precision is not None and settings.general.precision != precision:
+    if spread.pp_size != 1:
         refuse(
-            "distributed.dtype",
-            f"distributed.dtype is {spread.dtype}, but the precision of amcli is set at the top level, "
-            f"where it is {settings.general.precision}",
-            f"write `precision: {precision}` there",
+            "distributed.pp_size",
+            f"distributed.pp_size is {spread.pp_size}, but amcli has no pipeline parallelism",
+            "set it to 1; fsdp2 and tp_size split a model that is too large for one device",
         )
+    if spread.chosen_strategy() == "ddp" and (spread.dp_replicate_size or spread.mp_policy or spread.offload_policy):
+        name = next(
+            name for name in ("dp_replicate_size", "mp_policy", "offload_policy") if getattr(spread, name) is not None
+        )
+        refuse(
+            f"distributed.{name}",
+            f"distributed.{name} is {getattr(spread, name)}, but with ddp every rank holds the whole model",
+            "leave it out, or take strategy fsdp2",
+        )
+
+
+def _divides_the_world(settings: Settings, world_size: int | None, refuse: Refuse) -> bool:
+    """Checks the degrees against the ranks; True if they fit, or nobody has said how many ranks there are."""
+    spread = settings.distributed
+    together = spread.tp_size * spread.cp_size
+    if spread.dp_size and spread.dp_replicate_size and spread.dp_size % spread.dp_replicate_size:
+        return _refuse_replicas(spread.dp_replicate_size, spread.dp_size, refuse)
+    if world_size is None:
+        return True
+    ranks = f"{world_size} rank{'' if world_size == 1 else 's'}"
+    if world_size % together:
+        name, other = ("tp_size", "cp_size") if spread.tp_size > 1 else ("cp_size", "tp_size")
+        free = world_size // getattr(spread, other) if world_size % getattr(spread, other) == 0 else world_size
+        works = ", ".join(map(str, divisors(free)))
+        refuse(
+            f"distributed.{name}",
+            f"distributed.tp_size x cp_size = {spread.tp_size} x {spread.cp_size} = {together}, "
+            f"but the run has {ranks}, which is no multiple of it",
+            f"`--nproc-per-node {together}` starts {together} of them, or set {name} to {works}",
+        )
+        return False
+    dp_size = world_size // together
+    if spread.dp_size is not None and spread.dp_size != dp_size:
+        needed = spread.dp_size * together
+        refuse(
+            "distributed.dp_size",
+            f"distributed.dp_size x tp_size x cp_size = {spread.dp_size} x {spread.tp_size} x {spread.cp_size} "
+            f"= {needed}, but the run has {ranks}",
+            f"set dp_size to {dp_size}, or to null, which takes what remains; or start {needed} ranks",
+        )
+        return False
+    if spread.dp_replicate_size and dp_size % spread.dp_replicate_size:
+        return _refuse_replicas(spread.dp_replicate_size, dp_size, refuse)
+    return True
+
+
+def _refuse_replicas(replicas: int, dp_size: int, refuse: Refuse) -> bool:
+    refuse(
+        "distributed.dp_replicate_size",
+        f"distributed.dp_replicate_size is {replicas}, but it must divide the {dp_size} data-parallel "
+        f"rank{'' if dp_size == 1 else 's'}",
+        f"{', '.join(map(str, divisors(dp_size)))} would work",
+    )
+    return False
+
+
+def _check_batch(settings: Settings, world_size: int | None, refuse: Refuse) -> None:
+    """The batch of a step is dealt out in whole micro-batches."""
+    steps, spread = settings.step_scheduler, settings.distributed
+    dp_size = (spread.dp_size or 1) if world_size is None else degrees_of(spread, world_size).dp
+    unit = steps.local_batch_size * dp_size
+    if steps.global_batch_size % unit:
+        below = steps.global_batch_size // unit * unit
+        works = " or ".join(str(size) for size in (below, below + unit) if size)
+        refuse(
+            "step_scheduler.global_batch_size",
+            f"step_scheduler.global_batch_size is {steps.global_batch_size}, but it must be a multiple of\n"
+            f"local_batch_size x data-parallel ranks = {steps.local_batch_size} x {dp_size} = {unit}.",
+            f"{works} would work",
+        )
+
+
+def _check_model(config: Config, settings: Settings, refuse: Refuse) -> None:
+    """What tensor and context parallelism split must be divisible, where the number stands in the configuration."""
+    tp, cp = settings.distributed.tp_size, settings.distributed.cp_size
+    for path in ("model.n_head", "model.config.num_attention_heads", "model.config.num_key_value_heads"):
+        heads = config.get(path)
+        if type(heads) is int and heads % tp:
+            works = ", ".join(map(str, divisors(heads)))
+            refuse(
+                "distributed.tp_size",
+                f"distributed.tp_size is {tp}, but it must divide {path} = {heads}: a head is not split",
+                f"{works} would work",
+            )
+    if config.get("model.n_head") is not None and settings.distributed.sequence_parallel and tp > 1:
+        cp *= tp  # sequence parallelism splits the sequence once more
+    for name in ("dataset", "validation_dataset"):
+        length = config.get(f"{name}.seq_len")
+        if type(length) is int and length % cp:
+            refuse(
+                f"{name}.seq_len",
+                f"{name}.seq_len is {length}, but it must be a multiple of the {cp} ranks that share a sequence",
+                f"{length // cp * cp or cp} or {(length // cp + 1) * cp} would work",
+            )

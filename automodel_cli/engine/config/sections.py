@@ -150,18 +150,44 @@ class CheckpointSection:
 
 @dataclass(frozen=True)
 class DistributedSection:
-    """The layout over devices. This version trains in one process, so every degree is 1."""
+    """The layout over devices: how the ranks that `--nproc-per-node` starts share model and data."""
 
     name: ClassVar[str] = "distributed"
-    strategy: str | None = key("how the model is spread over devices", default=None, choices=(None, "ddp", "fsdp2"))
+    strategy: str | None = key(
+        "ddp: every rank holds the whole model; fsdp2, also for null: it is sharded over the ranks",
+        default=None,
+        choices=(None, "ddp", "fsdp2"),
+    )
     dp_size: int | None = key("data-parallel ranks; null is what remains of the world", default=None, minimum=1)
-    tp_size: int = key("tensor-parallel ranks", default=1, minimum=1)
-    cp_size: int = key("context-parallel ranks", default=1, minimum=1)
+    tp_size: int = key("tensor-parallel ranks: each has a part of every matrix", default=1, minimum=1)
+    cp_size: int = key("context-parallel ranks: each has a part of every sequence", default=1, minimum=1)
     pp_size: int = key("pipeline-parallel ranks", default=1, minimum=1, quiet=True)
     dp_replicate_size: int | None = key(
-        "groups that each hold the whole model; null is one", default=None, minimum=1, quiet=True
+        "groups that each hold the whole model, sharded within the group; null is one",
+        default=None,
+        minimum=1,
+        quiet=True,
     )
-    sequence_parallel: bool = key("split activations along the sequence too", default=False, quiet=True)
+    sequence_parallel: bool = key(
+        "tensor-parallel ranks also split what is between the matrices, along the sequence", default=False, quiet=True
+    )
+    reshard_after_forward: bool = key(
+        "fsdp2: free a block's gathered weights until its backward pass, for less memory and one more gather",
+        default=True,
+        quiet=True,
+    )
+    mp_policy: str | None = key(
+        "fsdp2: bf16 gathers and computes with bf16 weights (masters and gradients' sums stay fp32)",
+        default=None,
+        choices=(None, "bf16"),
+        quiet=True,
+    )
+    offload_policy: str | None = key(
+        "fsdp2: cpu keeps weights and optimizer in the host's memory", default=None, choices=(None, "cpu"), quiet=True
+    )
+    defer_fsdp_grad_sync: bool = key(
+        "fsdp2: sum gradients over ranks once per step, not once per micro-batch", default=True, quiet=True
+    )
     dtype: str | None = key(
         "where guides for NeMo AutoModel put the precision; amcli has it at the top level",
         default=None,
@@ -182,7 +208,7 @@ class DistributedSection:
 
 @dataclass(frozen=True)
 class DistEnvSection:
-    """How the ranks of a run find and wait for each other. This version trains in one process."""
+    """How the ranks of a run talk to and wait for each other."""
 
     name: ClassVar[str] = "dist_env"
     backend: str | None = key(
@@ -193,10 +219,10 @@ class DistEnvSection:
 
 @dataclass(frozen=True)
 class PackedSequenceSection:
-    """Packing of several whole documents into one sample, within which attention stays in each document."""
+    """Packing of several documents into one sample. Token shards hold no gaps, so there is nothing to pack."""
 
     name: ClassVar[str] = "packed_sequence"
-    packed_sequence_size: int = key("tokens of a sample of whole documents; 0: off", default=0, minimum=0, quiet=True)
+    packed_sequence_size: int = key("tokens per packed sample; 0 packs nothing", default=0, minimum=0, quiet=True)
 
 
 @dataclass(frozen=True)

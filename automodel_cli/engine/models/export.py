@@ -36,7 +36,9 @@ class ExportedModel:
     config: dict[str, Any] | None
 
 
-def export_model(model: nn.Module, bos_id: int | None = None) -> ExportedModel:
+def export_model(
+    model: nn.Module, bos_id: int | None = None, state: Mapping[str, torch.Tensor] | None = None
+) -> ExportedModel:
     """The weights and the configuration of a model, as a checkpoint holds them.
 
     Our GPT-2 takes the layout of `transformers.GPT2LMHeadModel`; a Hugging Face model has its own
@@ -46,11 +48,13 @@ def export_model(model: nn.Module, bos_id: int | None = None) -> ExportedModel:
         model: Its tensors are not copied where their layout fits: write them before the next step.
         bos_id: Token that begins and ends documents, for the `config.json` of our GPT-2; a model
             does not know its tokenizer.
+        state: The model's whole tensors, a tied one under its first name only, where the model itself
+            holds parts of them; None takes the model's own.
 
     Raises:
         CheckpointError: The state dict holds something that is not a tensor.
     """
-    tensors = _apart({name: _turned(model, name, tensor) for name, tensor in _own_tensors(model).items()})
+    tensors = _apart({name: _turned(model, name, tensor) for name, tensor in (state or _own_tensors(model)).items()})
     if not isinstance(model, GPT2LMHeadModel):
         return ExportedModel(tensors, _hugging_face_config(model))
     dtype = model.transformer.wte.weight.dtype
@@ -179,4 +183,5 @@ def _hugging_face_config(model: Any) -> dict[str, Any] | None:
     # Asked by name: importing transformers only to learn that a model is not one of its own is slow.
     if not any(base.__name__ == "PreTrainedModel" for base in type(model).__mro__):
         return None
-    return {**model.config.to_diff_dict(), "architectures": [type(model).__name__]}
+    # FSDP2 gives a sharded model a class of its own, named after the model's.
+    return {**model.config.to_diff_dict(), "architectures": [type(model).__name__.removeprefix("FSDP")]}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,9 +20,12 @@ from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.objective import Objective
 from automodel_cli.engine.train.signals import StopSignal
 from automodel_cli.engine.train.state import TrainState
-from automodel_cli.engine.train.step import evaluate, train_step
+from automodel_cli.engine.train.step import evaluate, label_tokens, train_step
 from automodel_cli.engine.train.step_scheduler import StepScheduler
-from automodel_cli.errors import TrainingDivergedError
+from automodel_cli.errors import PeerFailedError, TrainingDivergedError
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.distributed.spread import Spread
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Run:
     Args:
         validation_batches: Makes the fixed validation set anew, in the same order each time.
         save: Writes a checkpoint of the state; the flag says whether it is the best so far.
+        samples_per_step: Over all ranks.
+        spread: How the model lies on the ranks of the run; None for a process alone.
     """
 
     model: nn.Module
@@ -46,6 +51,8 @@ class Run:
     sink: Sink
     speed: Speed
     save: Callable[[TrainState, bool], None]
+    samples_per_step: int
+    spread: Spread | None = None
 
 
 def train(run: Run, state: TrainState, stop: StopSignal) -> None:
@@ -58,10 +65,12 @@ def train(run: Run, state: TrainState, stop: StopSignal) -> None:
     """
     saved_step = state.step
     with closing(run.loader.iter_steps(state.samples_consumed)) as steps:
-        while not run.steps.is_last(state.step) and not stop.requested:
+        while not run.steps.is_last(state.step):
             read_from = time.perf_counter()
-            micro_batches = next(steps)
-            _one_step(run, state, micro_batches, waited=time.perf_counter() - read_from)
+            agreed = _next_step(run, steps, stop)
+            if agreed is None:
+                break
+            _one_step(run, state, *agreed, waited=time.perf_counter() - read_from)
             is_best = run.steps.validates(state.step) and _validate(run, state, stop)
             if run.steps.saves(state.step):
                 run.save(state, is_best)
@@ -70,7 +79,33 @@ def train(run: Run, state: TrainState, stop: StopSignal) -> None:
         run.save(state, False)
 
 
-def _one_step(run: Run, state: TrainState, micro_batches: list[dict[str, Any]], waited: float) -> None:
+def _next_step(
+    run: Run, steps: Iterator[list[dict[str, Any]]], stop: StopSignal
+) -> tuple[list[dict[str, Any]], int] | None:
+    """The micro-batches of this rank and the label tokens of all ranks; None if anybody wants to stop.
+
+    All ranks take the same way out of here, or none could take the next step.
+    """
+    if run.spread is None:
+        if stop.requested:
+            return None
+        micro_batches = next(steps)
+        return micro_batches, label_tokens(micro_batches)
+    team, failure, micro_batches = run.spread.team, None, []
+    try:
+        micro_batches = [team.part_of_sequence(batch) for batch in next(steps)]
+    except Exception as error:  # a dataset may raise anything; the others must hear of it first
+        failure = error
+    num_tokens, stops, failures = team.agree(label_tokens(micro_batches), int(stop.requested), int(failure is not None))
+    if failure is not None:
+        raise failure
+    if failures:
+        raise PeerFailedError("another rank could not read its data")
+    stop.agree(stops > 0)
+    return None if stops else (micro_batches, num_tokens // team.degrees.tp)
+
+
+def _one_step(run: Run, state: TrainState, micro_batches: list[dict[str, Any]], num_tokens: int, waited: float) -> None:
     lr = run.schedule.lr(state.step)
     started = time.perf_counter()
     try:
@@ -83,6 +118,8 @@ def _one_step(run: Run, state: TrainState, micro_batches: list[dict[str, Any]], 
             lr=lr,
             max_norm=run.max_norm,
             autocast_dtype=run.placement.autocast_dtype,
+            spread=run.spread,
+            num_label_tokens=num_tokens,
         )
     except TrainingDivergedError as error:
         error.where = f"step {state.step + 1}"
@@ -90,7 +127,7 @@ def _one_step(run: Run, state: TrainState, micro_batches: list[dict[str, Any]], 
     # Waiting for data belongs to a step's cost; validation and saving do not.
     seconds = time.perf_counter() - started + waited
     state.step += 1
-    state.samples_consumed += sum(len(batch["input_ids"]) for batch in micro_batches)
+    state.samples_consumed += run.samples_per_step
     state.tokens_seen += result.num_tokens
     state.train_seconds += seconds
     state.loss = result.loss
@@ -119,9 +156,10 @@ def _validate(run: Run, state: TrainState, stop: StopSignal) -> bool:
         run.validation_batches(),
         device=run.placement.device,
         autocast_dtype=run.placement.autocast_dtype,
-        should_stop=lambda: stop.requested,
+        should_stop=lambda: _wants_to_stop(run, stop),
+        spread=run.spread,
     )
-    if stop.requested:
+    if _wants_to_stop(run, stop):
         return False
     state.val_loss = result.loss
     perplexity = math.exp(result.loss) if result.loss < 700 else math.inf  # exp overflows a float at 709
@@ -130,3 +168,10 @@ def _validate(run: Run, state: TrainState, stop: StopSignal) -> bool:
     if is_best:
         state.best_val_loss = result.loss
     return is_best
+
+
+def _wants_to_stop(run: Run, stop: StopSignal) -> bool:
+    """Whether any rank has been asked to stop: one that left a validation alone would leave the others waiting."""
+    if run.spread is not None:
+        stop.agree(run.spread.team.any(stop.requested))
+    return stop.requested

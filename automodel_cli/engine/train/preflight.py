@@ -6,15 +6,20 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from automodel_cli.engine.checkpoint.layout import LINKS, list_steps
 from automodel_cli.engine.checkpoint.run_lock import run_lock
 from automodel_cli.engine.config.builtin import embedded_corpus_directory
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.observe.build import METRICS_FILE, TENSORBOARD_DIRECTORY
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 from automodel_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.distributed.team import Team
 
 
 @contextmanager
@@ -33,6 +38,45 @@ def new_run(settings: Settings, *, overwrite: bool) -> Iterator[Path]:
         if settings.checkpoint.enabled:
             _make_way(root, overwrite=overwrite)
         yield root
+
+
+def check_new_run(settings: Settings, *, overwrite: bool) -> None:
+    """Refuses what `new_run` would refuse, and changes nothing: for whoever starts the processes that will run.
+
+    Raises:
+        CheckpointError: The directory holds checkpoints and `overwrite` is not given.
+    """
+    root = Path(settings.checkpoint.checkpoint_dir)
+    if settings.checkpoint.enabled and not overwrite and list_steps(root):
+        _make_way(root, overwrite=False)
+
+
+def run_begun(settings: Settings) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    return settings.checkpoint.enabled and bool(list_steps(Path(settings.checkpoint.checkpoint_dir)))
+
+
+@contextmanager
+def on_ranks(
+    place: RankPlace, settings: Settings, prepared: Callable[[], AbstractContextManager[Any]]
+) -> Iterator[Team | None]:
+    """Joins the ranks of the run, if it has several, and enters a context on the first of them.
+
+    Yields:
+        The ranks; None for a process alone.
+
+    Raises:
+        AmcliError: The ranks cannot meet, or the context cannot be entered; then no rank goes on.
+    """
+    # Policies of FSDP2 hold on one rank as on many, or another number of ranks would train in another precision.
+    if place.world_size == 1 and not (settings.distributed.mp_policy or settings.distributed.offload_policy):
+        with prepared():
+            yield None
+        return
+    from automodel_cli.engine.distributed.team import joined
+
+    with joined(place, settings) as team, team.entered_on_first(prepared):
+        yield team
 
 
 def owned(settings: Settings, root: Path) -> AbstractContextManager[None]:

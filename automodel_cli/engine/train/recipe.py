@@ -6,16 +6,14 @@ parts in the same order, so that a resumed run draws the same numbers and sees t
 
 from __future__ import annotations
 
-import random
 import secrets
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -29,14 +27,12 @@ from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.instantiate import bind, instantiate
 from automodel_cli.engine.data.loader import BatchLoader, eval_batches
 from automodel_cli.engine.data.order import order_of
-from automodel_cli.engine.data.packed_dataset import pack_documents
+from automodel_cli.engine.distributed.launch_plan import num_cores
 from automodel_cli.engine.models.adopt import adopt_weights
-from automodel_cli.engine.models.export import import_tensors
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.optim.build import build_optimizer
 from automodel_cli.engine.optim.lr_schedule import schedule_of
 from automodel_cli.engine.optim.param_groups import group_rules
-from automodel_cli.engine.optim.state import load_optimizer_state
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.continuation import Continuation
 from automodel_cli.engine.train.device import Placement, place
@@ -44,12 +40,24 @@ from automodel_cli.engine.train.fit import check_fit
 from automodel_cli.engine.train.loop import Run, train
 from automodel_cli.engine.train.objective import Objective, objective_of
 from automodel_cli.engine.train.report import speed_of
+from automodel_cli.engine.train.restoring import (
+    load_optimizer,
+    load_weights,
+    own_generators,
+    restore_generators,
+    seed_everything,
+    told,
+)
 from automodel_cli.engine.train.resume_rules import allows_other_samples, drops_optimizer_state
 from automodel_cli.engine.train.saving import save_run
 from automodel_cli.engine.train.signals import StopSignal
-from automodel_cli.engine.train.state import TrainState, restore_rng
+from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step_scheduler import StepScheduler
 from automodel_cli.errors import CheckpointError, InterruptedTrainingError
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.distributed.spread import Spread
+    from automodel_cli.engine.distributed.team import Team
 
 OpenSink = Callable[[], AbstractContextManager[Sink]]
 
@@ -76,12 +84,22 @@ class OpenedCheckpoint:
     is_finished: bool
 
 
-def open_checkpoint(plan: Continuation, say: Callable[[str], None]) -> OpenedCheckpoint:
+def open_checkpoint(plan: Continuation, say: Callable[[str], None], team: Team | None = None) -> OpenedCheckpoint:
     """Reads the checkpoint of a plan, or the newest sound one of its run; says what was set aside.
+
+    Of several ranks the first one reads; on the others the snapshot has no weights and no optimizer state.
 
     Raises:
         CheckpointError: The named checkpoint, or every one, is broken, or the run went on after it.
     """
+    if team is None:
+        return _opened(plan, say)
+    opened = team.on_first(lambda: _opened(plan, say))
+    snapshot = told(team, opened.snapshot if opened else None)
+    return OpenedCheckpoint(snapshot, snapshot.step >= plan.settings.step_scheduler.max_steps)
+
+
+def _opened(plan: Continuation, say: Callable[[str], None]) -> OpenedCheckpoint:
     if plan.named:
         snapshot, directory = load(plan.directory), plan.directory
     else:
@@ -110,7 +128,9 @@ def open_checkpoint(plan: Continuation, say: Callable[[str], None]) -> OpenedChe
     return OpenedCheckpoint(snapshot, snapshot.step >= plan.settings.step_scheduler.max_steps)
 
 
-def pretrain(config: Config, settings: Settings, root: Path, open_sink: OpenSink) -> RunSummary:
+def pretrain(
+    config: Config, settings: Settings, root: Path, open_sink: OpenSink, team: Team | None = None
+) -> RunSummary:
     """Trains a new model and returns how it ended.
 
     Args:
@@ -119,16 +139,24 @@ def pretrain(config: Config, settings: Settings, root: Path, open_sink: OpenSink
         root: Directory of the run's checkpoints, empty of checkpoints.
         open_sink: Opens what the run reports to, once everything is built; a run that is
             refused writes nothing.
+        team: The ranks of the run; None for a process alone.
 
     Raises:
         AmcliError: See `errors.py`; `InterruptedTrainingError` after a signal, with the run saved.
     """
-    return _run(config, settings, root, open_sink, snapshot=None)
+    return _run(config, settings, root, open_sink, None, team)
 
 
-def resume(config: Config, settings: Settings, root: Path, open_sink: OpenSink, snapshot: Snapshot) -> RunSummary:
+def resume(
+    config: Config,
+    settings: Settings,
+    root: Path,
+    open_sink: OpenSink,
+    snapshot: Snapshot,
+    team: Team | None = None,
+) -> RunSummary:
     """Continues the run of `snapshot`, bit for bit where the configuration is the same."""
-    return _run(config, settings, root, open_sink, snapshot)
+    return _run(config, settings, root, open_sink, snapshot, team)
 
 
 @dataclass(frozen=True)
@@ -141,25 +169,32 @@ class _Parts:
     vocab_size: int | None
     loss_fn: Objective
     optimizer: torch.optim.Optimizer
+    spread: Spread | None
 
 
-def _run(config: Config, settings: Settings, root: Path, open_sink: OpenSink, snapshot: Snapshot | None) -> RunSummary:
+def _run(
+    config: Config,
+    settings: Settings,
+    root: Path,
+    open_sink: OpenSink,
+    snapshot: Snapshot | None,
+    team: Team | None,
+) -> RunSummary:
     began = time.perf_counter()
     state = TrainState() if snapshot is None else TrainState.from_dict(snapshot.train_state)
     general = settings.general
-    placement = place(general.device, general.precision, general.num_threads or state.num_threads or None)
-    parts = _build(config, settings, placement)
+    placement = place(general.device, general.precision, general.num_threads or _threads(state, team))
+    parts = _build(config, settings, placement, snapshot, team)
     state.order_key = _order_key(parts.dataset, general.seed, state)
     state.num_threads = torch.get_num_threads()
     # From the operating system: a generator that has a seed would give every run of a sweep the same name.
     state.run_id = state.run_id or secrets.token_hex(4)
     manifest = getattr(parts.dataset, "manifest", None)  # of our shards; a user's dataset needs none
     if snapshot is not None:
-        import_tensors(parts.model, snapshot.model_tensors)
-        load_optimizer_state(parts.optimizer, parts.model, snapshot.optim_tensors)
-        restore_rng(snapshot.rng_tensors)
-    elif settings.checkpoint.init_from is not None:
-        adopt_weights(parts.model, read_weights(Path(settings.checkpoint.init_from).expanduser()))
+        load_optimizer(parts.optimizer, parts.model, snapshot, parts.spread)
+        restore_generators(snapshot, team, general.seed)
+    else:
+        own_generators(team, general.seed)
     if snapshot is None and manifest is not None:
         state.tokenizer = {"name": manifest.tokenizer.name, "bos_id": manifest.tokenizer.bos_id}
 
@@ -168,9 +203,10 @@ def _run(config: Config, settings: Settings, root: Path, open_sink: OpenSink, sn
         sink.on_start(_facts(run, state, parts.dataset, settings, root))
         train(run, state, stop)
     saved = settings.checkpoint.enabled and state.step > 0
-    if stop.received is not None and not run.steps.is_last(state.step):
+    if stop.requested and not run.steps.is_last(state.step):
         what = f"saved; `amcli resume {root}` continues there" if saved else "nothing is saved"
-        raise InterruptedTrainingError(f"{stop.received.name} received: stopped after step {state.step}, {what}")
+        name = stop.received.name if stop.received is not None else "a stop signal at another rank"
+        raise InterruptedTrainingError(f"{name} received: stopped after step {state.step}, {what}")
     return RunSummary(
         step=state.step,
         loss=state.loss,
@@ -183,38 +219,55 @@ def _run(config: Config, settings: Settings, root: Path, open_sink: OpenSink, sn
     )
 
 
-def _build(config: Config, settings: Settings, placement: Placement) -> _Parts:
+def _threads(state: TrainState, team: Team | None) -> int | None:
+    """CPU threads of torch where nobody has set them: those of the saved run, as other numbers give other bits."""
+    if team is None:
+        return state.num_threads or None
+    # Each rank gets its share of the machine: a run that was saved alone must not start all cores in every rank.
+    share = max(1, num_cores() // team.place.local_world_size)
+    return min(state.num_threads or share, share)
+
+
+def _build(
+    config: Config, settings: Settings, placement: Placement, snapshot: Snapshot | None, team: Team | None
+) -> _Parts:
     """Every part with a `_target_`, checked against the others; cheap parts come first."""
     seed = settings.general.seed
-    # One seed for every generator that a model, a dataset or a user's code may draw from.
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+    seed_everything(seed)
     dataset: MapDataset = instantiate(config, "dataset", {"seed": seed, "dp_rank": 0, "dp_world_size": 1})
     validation = instantiate(config, "validation_dataset") if config.get("validation_dataset") else None
-    pack_size = settings.packed_sequence.packed_sequence_size
-    if pack_size:
-        dataset = pack_documents(dataset, pack_size)
-        validation = None if validation is None else pack_documents(validation, pack_size)
     loss = instantiate(config, "loss_fn") if config.get("loss_fn") else None
     optimizer_factory, optimizer_arguments = bind(config, "optimizer", supplied=("params",))
     model: nn.Module = instantiate(config, "model", {"device": placement.device})
     vocab_size = check_fit(config, model, dataset, validation)
     model.to(placement.device)
-    loss_fn = objective_of(loss, model, str(config.origin(("loss_fn",))) if loss else None)
+    # Before it is spread: whether the head can be replaced is seen on whole modules.
+    splits_head = team is not None and team.degrees.tp > 1
+    loss_fn = objective_of(loss, model, str(config.origin(("loss_fn",))) if loss else None, splits_head=splits_head)
+    if snapshot is not None:
+        load_weights(model, snapshot, team)
+    elif settings.checkpoint.init_from is not None:
+        adopt_weights(model, read_weights(Path(settings.checkpoint.init_from).expanduser()))
+    layout = None
+    if team is not None:
+        from automodel_cli.engine.distributed.spread import spread
+
+        layout = spread(model, team, settings.distributed)
     optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model, group_rules(config))
-    return _Parts(dataset, validation, model, vocab_size, loss_fn, optimizer)
+    return _Parts(dataset, validation, model, vocab_size, loss_fn, optimizer, layout)
 
 
 def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Placement, root: Path, sink: Sink) -> Run:
     """The parts and the schedule as the loop wants them."""
-    section = settings.step_scheduler
+    section, team = settings.step_scheduler, parts.spread.team if parts.spread else None
     schedule = schedule_of(config, settings)
     loader = BatchLoader(
         parts.dataset,
         order_of(parts.dataset, settings.general.seed),
         global_batch_size=section.global_batch_size,
         local_batch_size=section.local_batch_size,
+        dp_rank=team.dp_rank if team else 0,
+        dp_size=team.degrees.dp if team else 1,
         num_workers=settings.dataloader.num_workers,
         prefetch_factor=settings.dataloader.prefetch_factor,
         vocab_size=parts.vocab_size,
@@ -223,11 +276,10 @@ def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Plac
     config_yaml = to_yaml(config.masked(), absolute_targets=True)
 
     def validation_batches() -> Iterable[dict[str, Any]]:
-        return (
-            []
-            if validation is None
-            else eval_batches(validation, section.local_batch_size, section.val_batches, vocab_size=parts.vocab_size)
-        )
+        if validation is None:
+            return []
+        batches = eval_batches(validation, section.local_batch_size, section.val_batches, vocab_size=parts.vocab_size)
+        return batches if team is None else team.dealt(batches)
 
     def save(state: TrainState, is_best: bool) -> None:
         if not settings.checkpoint.enabled:
@@ -243,6 +295,7 @@ def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Plac
             is_best=is_best,
             max_recent=settings.checkpoint.max_recent_checkpoints,
             keep_every=settings.checkpoint.keep_every_steps,
+            spread=parts.spread,
         )
         sink.on_message(f"saved {directory}" + (", the best so far" if is_best else ""))
 
@@ -257,8 +310,10 @@ def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Plac
         max_norm=settings.clip_grad_norm.max_norm,
         placement=placement,
         sink=sink,
-        speed=speed_of(parts.model, parts.dataset, settings, placement),
+        speed=speed_of(parts.model, parts.dataset, settings, placement, team.place.world_size if team else 1),
         save=save,
+        samples_per_step=section.global_batch_size,
+        spread=parts.spread,
     )
 
 
@@ -280,11 +335,16 @@ def _facts(run: Run, state: TrainState, dataset: MapDataset, settings: Settings,
     """What is said before the first step."""
     steps, placement = settings.step_scheduler, run.placement
     num_parameters = sum(parameter.numel() for parameter in run.model.parameters())  # a tied one counts once
+    # FSDP2 gives a sharded model a class of its own, named after the model's.
+    kind = type(run.model).__name__.removeprefix("FSDP")
+    ranks = {} if run.spread is None else {"ranks": run.spread.in_words(settings.distributed)}
+    micro_batches = steps.global_batch_size // steps.local_batch_size
     return {
-        "model": f"{type(run.model).__name__}, {num_parameters:,} parameters",
+        "model": f"{kind}, {num_parameters:,} parameters",
         "loss": run.loss_fn.words,
+        **ranks,
         "data": f"{len(dataset):,} samples, {steps.global_batch_size} per step "
-        f"({steps.global_batch_size // steps.local_batch_size} x {steps.local_batch_size})",
+        f"({micro_batches} x {steps.local_batch_size})",
         "device": f"{placement.name}, {placement.precision}",
         "steps": f"{state.step} -> {steps.max_steps}",
         "checkpoints": str(root) if settings.checkpoint.enabled else "off",

@@ -19,12 +19,17 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._is_agreed = False
         self._previous: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
         """Whether the run should save and stop."""
-        return self.received is not None
+        return self.received is not None or self._is_agreed
+
+    def agree(self, stops: bool) -> None:
+        """Takes over what the ranks have agreed on: a signal that reached one of them stops all."""
+        self._is_agreed = self._is_agreed or stops
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():

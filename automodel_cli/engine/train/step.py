@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +19,10 @@ from automodel_cli.engine.models.calling import OPTIONAL_INPUTS
 from automodel_cli.engine.protocols import IGNORED_LABEL, LossFunction
 from automodel_cli.engine.train.objective import Objective
 from automodel_cli.errors import DataError, TrainingDivergedError
+
+if TYPE_CHECKING:
+    # Sharded tensors take 0.9 s of CPU time to import, which a process alone does not spend.
+    from automodel_cli.engine.distributed.spread import Spread
 
 
 class StepResult(NamedTuple):
@@ -46,6 +50,8 @@ def train_step(
     lr: float,
     max_norm: float | None,
     autocast_dtype: torch.dtype | None,
+    spread: Spread | None = None,
+    num_label_tokens: int | None = None,
 ) -> StepResult:
     """Accumulates the gradient of all micro-batches and updates the weights once.
 
@@ -58,26 +64,26 @@ def train_step(
         lr: Learning rate of this update.
         max_norm: Clip the gradient's global norm to this; None only measures it.
         autocast_dtype: Type of matrix products; None computes in the type of the weights.
+        spread: How the model lies on the ranks of the run; None for a process alone.
+        num_label_tokens: Label tokens of the step over all ranks; None where the micro-batches are all there is.
 
     Raises:
         TrainingDivergedError: The loss or the norm is not finite; weights and optimizer are unchanged.
         DataError: The step has no label token.
     """
-    num_tokens = sum(_label_tokens(batch) for batch in micro_batches)
+    num_tokens = label_tokens(micro_batches) if num_label_tokens is None else num_label_tokens
     if num_tokens == 0:
         raise DataError("every label of this step is masked, so there is nothing to learn from")
     model.train()
     total = torch.zeros((), device=device)
-    for batch in micro_batches:
-        loss = _loss(model, loss_fn, batch, num_tokens, device, autocast_dtype)
-        loss.backward()
+    for number, batch in enumerate(micro_batches, start=1):
+        with spread.micro_batch(is_last=number == len(micro_batches)) if spread else nullcontext():
+            loss = _loss(model, loss_fn, batch, num_tokens, device, autocast_dtype)
+            loss.backward()
         total += loss.detach()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if max_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     # The one synchronisation of a step: both numbers travel together.
-    loss_value, norm_value = torch.stack([total, norm.to(total.dtype)]).tolist()
+    loss_value, norm_value = _clipped(parameters, total, max_norm, spread).tolist()
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
         optimizer.zero_grad(set_to_none=True)
         raise TrainingDivergedError(
@@ -91,6 +97,18 @@ def train_step(
     return StepResult(loss_value, norm_value, num_tokens)
 
 
+def _clipped(
+    parameters: Sequence[torch.Tensor], total: torch.Tensor, max_norm: float | None, spread: Spread | None
+) -> torch.Tensor:
+    """Clips the gradient; gives the loss and the norm before, over all ranks, as two numbers on the device."""
+    if spread is None:
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if max_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        return torch.stack([total, norm.to(total.dtype)])
+    return spread.clip(parameters, total, max_norm)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -100,6 +118,7 @@ def evaluate(
     device: torch.device,
     autocast_dtype: torch.dtype | None,
     should_stop: Callable[[], bool] = lambda: False,
+    spread: Spread | None = None,
 ) -> EvalResult:
     """The mean loss over all label tokens of `batches`, with dropout off; the model's mode is put back.
 
@@ -110,7 +129,8 @@ def evaluate(
         device: Where the model is.
         autocast_dtype: As in `train_step`.
         should_stop: Asked before every batch; if it says yes, the rest is left out, and the result
-            is that of the batches before (a loss of NaN if there were none).
+            is that of the batches before (a loss of NaN if there were none). It must say the same on all ranks.
+        spread: As in `train_step`; the ranks then need equally many batches.
 
     Raises:
         DataError: No batch has a label token.
@@ -121,14 +141,21 @@ def evaluate(
     total = torch.zeros((), dtype=torch.float64, device=device)
     num_tokens, stopped = 0, False
     try:
-        for batch in batches:
-            stopped = should_stop()
-            if stopped:
-                break
-            total += _loss(model, loss_fn, batch, 1, device, autocast_dtype)
-            num_tokens += _label_tokens(batch)
+        with spread.forward() if spread else nullcontext():
+            for batch in batches:
+                stopped = should_stop()
+                if stopped:
+                    break
+                total += _loss(model, loss_fn, batch, 1, device, autocast_dtype)
+                num_tokens += label_tokens([batch])
     finally:
         model.train(was_training)
+        if spread is not None:
+            spread.rest()
+    if spread is not None:
+        team = spread.team
+        total = team.sum(total / team.degrees.tp)
+        num_tokens = team.agree(num_tokens)[0] // team.degrees.tp
     if num_tokens == 0 and not stopped:
         raise DataError("the validation set has no label token")
     return EvalResult(total.item() / num_tokens if num_tokens else math.nan, num_tokens)
@@ -150,9 +177,9 @@ def _loss(
         return objective(model, on_device, num_tokens)
 
 
-def _label_tokens(batch: dict[str, Any]) -> int:
-    """Counted before the copy to the device: asking a GPU would wait for it."""
-    return int((batch["labels"] != IGNORED_LABEL).sum())
+def label_tokens(batches: Iterable[dict[str, Any]]) -> int:
+    """Tokens that are trained on; counted before the copy to the device, as asking a GPU would wait for it."""
+    return sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in batches)
 
 
 def _to_device(values: Any, device: torch.device) -> torch.Tensor:

@@ -52,7 +52,7 @@ def test_the_built_in_configuration_is_sound():
         ("validation_dataset=null", "there is no `validation_dataset`", "null"),
         ("model=null", "the section `model` is missing", "_target_"),
         ("model._target_=3", "a `_target_` that names what to build", ""),
-        ("distributed.tp_size=2", "trains in one process", "set it to 1"),
+        ("distributed.pp_size=2", "amcli has no pipeline parallelism", "set it to 1"),
         ("checkpoint=3", "`checkpoint` must be a section", ""),
     ],
 )

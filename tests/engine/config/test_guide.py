@@ -149,10 +149,9 @@ def test_the_sections_have_their_values(guide):
 @pytest.mark.parametrize(
     ("override", "message", "help_"),
     [
-        ("distributed.tp_size=2", "distributed.tp_size is 2, but this version of amcli trains in one process", "1"),
-        ("distributed.dp_size=8", "distributed.dp_size is 8", "set it to 1"),
+        ("distributed.tp_size=5", "distributed.tp_size is 5, but it must divide model.n_head = 12", "1, 2, 3, 4, 6, 12"),
+        ("distributed.dp_size=8", "local_batch_size x data-parallel ranks", "would work"),
         ("distributed.pp_size=2", "distributed.pp_size is 2", "set it to 1"),
-        ("distributed.sequence_parallel=true", "sequence_parallel is true, but", "set it to false"),
         (
             "distributed.strategy=ddp",
             "strategy is ddp, but distributed._target_ is the manager of fsdp2",

@@ -1,0 +1,121 @@
+"""Starting the ranks of a run, or joining those that somebody else has started."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from automodel_cli.commands import render
+from automodel_cli.commands.options import own_arguments
+from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.distributed.environment import RankPlace, rank_place
+from automodel_cli.engine.distributed.launch_plan import NPROC_WORDS, LaunchPlan, launch_plan
+from automodel_cli.engine.observe.fanout import Fanout
+from automodel_cli.engine.observe.metrics import Sink
+
+OpenSink = Callable[[], AbstractContextManager[Sink]]
+
+# Room for the largest checkpoint that a disk takes in this time; torchrun's own 30 s are short for one.
+GRACE_SECONDS = 120
+
+NprocOption = Annotated[
+    str | None,
+    typer.Option(
+        "--nproc-per-node",
+        metavar="N|auto|gpu|cpu",
+        help="Train in so many processes on this machine.",
+        show_default=False,
+        autocompletion=lambda: list(NPROC_WORDS),
+    ),
+]
+NnodesOption = Annotated[
+    str, typer.Option("--nnodes", metavar="N|MIN:MAX", help="Machines that take part.", show_default=False)
+]
+NodeRankOption = Annotated[
+    int | None, typer.Option("--node-rank", metavar="N", help="Number of this machine, from 0.", show_default=False)
+]
+RdzvEndpointOption = Annotated[
+    str,
+    typer.Option("--rdzv-endpoint", metavar="HOST:PORT", help="Where the machines meet.", show_default=False),
+]
+RdzvBackendOption = Annotated[
+    str,
+    typer.Option("--rdzv-backend", metavar="NAME", help="What they meet by: c10d, or static.", show_default=False),
+]
+MaxRestartsOption = Annotated[
+    int,
+    typer.Option(
+        "--max-restarts", metavar="N", min=0, help="Start again from the last checkpoint after so many failures."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of this command: those to start, or those that this one is among."""
+
+    place: RankPlace
+    plan: LaunchPlan | None
+
+    @property
+    def world_size(self) -> int:
+        """Processes that train together."""
+        return self.plan.world_size if self.plan else self.place.world_size
+
+    def speaker(self, as_json: bool) -> render.Say:
+        """Where notes go: nowhere from a rank that is not the first, or whose launcher has said them."""
+        if self.place.is_ours or not self.place.speaks:
+            return lambda text: None
+        return render.speaker(as_json)
+
+    def sink(self, open_sink: OpenSink) -> OpenSink:
+        """What this rank reports to: nothing, unless it is the first."""
+        return open_sink if self.place.speaks else lambda: nullcontext(Fanout([]))
+
+    def start(self, context: typer.Context, plan: LaunchPlan) -> None:
+        """Runs this command line on every rank, until all have ended.
+
+        Raises:
+            RankFailedError: One of them failed.
+        """
+        from automodel_cli.engine.distributed.agent import run_ranks
+
+        if "--traceback" in sys.argv:  # a root option, which the ranks' command line does not have
+            os.environ["AMCLI_TRACEBACK"] = "1"
+        run_ranks(plan, [str(context.info_name), *own_arguments(context)], grace_seconds=GRACE_SECONDS)
+
+
+def ranks(
+    config: Config,
+    nproc_per_node: str | None,
+    nnodes: str,
+    node_rank: int | None,
+    rdzv_endpoint: str,
+    rdzv_backend: str,
+    max_restarts: int,
+) -> Ranks:
+    """What the options and the environment say. Whoever was started as a rank joins, whatever the options say.
+
+    Raises:
+        UsageError: The options contradict each other.
+    """
+    place = rank_place()
+    # srun starts one task per machine, and each of them its ranks, where both are asked for.
+    if place.launcher and (place.launcher == "torchrun" or nproc_per_node is None):
+        return Ranks(place, None)
+    plan = launch_plan(
+        nproc_per_node,
+        nnodes=nnodes,
+        node_rank=node_rank,
+        rdzv_endpoint=rdzv_endpoint,
+        rdzv_backend=rdzv_backend,
+        max_restarts=max_restarts,
+        device=str(config.get("device") or "auto"),
+    )
+    return Ranks(RankPlace(), plan)

@@ -1,0 +1,138 @@
+"""Data parallelism in which every rank holds the whole model: gradients are summed, each exactly once per step.
+
+Not `torch.nn.parallel.DistributedDataParallel`, for three reasons. It rebuilds its buckets after the first step,
+so that with three ranks or more a resumed run adds in another order than the run that was never stopped, and
+ends in other bits; here the buckets are fixed. It takes part only in calls of the wrapper's `forward`; here a
+loss may use any method of the model. And it divides by the ranks, while the engine's loss is a sum already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+# Large enough to use the network well, small enough that the first messages leave early in the backward pass.
+_BUCKET_BYTES = 25 * 2**20
+
+
+@dataclass(frozen=True)
+class DDPManager:
+    """The keys of the `distributed` section for this layout.
+
+    Args:
+        dp_size: Data-parallel ranks; None is what remains of the world.
+        tp_size: Tensor-parallel ranks.
+        cp_size: Context-parallel ranks.
+        sequence_parallel: Split what is between the matrices along the sequence too.
+        activation_checkpointing: Recompute activations in the backward pass.
+    """
+
+    dp_size: int | None = None
+    tp_size: int = 1
+    cp_size: int = 1
+    sequence_parallel: bool = False
+    activation_checkpointing: bool = False
+
+
+class ReplicaSync:
+    """Sums the gradients of equal parameters over a group, while the backward pass is still running.
+
+    Args:
+        parameters: The same on every rank, in the same order; sharded ones are summed shard by shard.
+        group: The ranks that hold the same parameters.
+        bucket_bytes: Gradients that travel in one message.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], group: dist.ProcessGroup, bucket_bytes: int = _BUCKET_BYTES
+    ) -> None:
+        self._group = group
+        # The backward pass comes to the last parameters first.
+        self._buckets = _buckets([p for p in parameters if p.requires_grad][::-1], bucket_bytes)
+        self._bucket_of = {parameter: index for index, bucket in enumerate(self._buckets) for parameter in bucket}
+        self._missing: list[int] = []
+        self._sent: list[tuple[torch.Tensor, dist.Work]] = []
+        for parameter in self._bucket_of:
+            parameter.register_post_accumulate_grad_hook(self._on_gradient)
+
+    def arm(self) -> None:
+        """The next backward pass is the last of the step: its gradients are summed."""
+        self._missing = [len(bucket) for bucket in self._buckets]
+
+    def finish(self) -> None:
+        """Waits until every gradient is the sum over all ranks."""
+        while len(self._sent) < len(self._buckets):
+            self._send_next()
+        for bucket, (flat, work) in zip(self._buckets, self._sent, strict=True):
+            work.wait()
+            _unflatten(bucket, flat)
+        self._missing, self._sent = [], []
+
+    def _on_gradient(self, parameter: torch.Tensor) -> None:
+        if not self._missing:
+            return
+        self._missing[self._bucket_of[parameter]] -= 1  # type: ignore[index]  # hooks are set on parameters alone
+        # In the order of the buckets, whatever order the gradients come in: the ranks must send alike.
+        while len(self._sent) < len(self._buckets) and self._missing[len(self._sent)] == 0:
+            self._send_next()
+
+    def _send_next(self) -> None:
+        flat = _flatten(self._buckets[len(self._sent)])
+        work = dist.all_reduce(flat, group=self._group, async_op=True)
+        self._sent.append((flat, work))
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor; the tensor itself if it is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def settle(parameter: torch.Tensor) -> None:
+    """Brings the gradient of a sharded parameter to the parameter's own layout: a part of a sum is summed."""
+    grad = parameter.grad
+    if isinstance(parameter, DTensor) and isinstance(grad, DTensor) and grad.placements != parameter.placements:
+        parameter.grad = grad.redistribute(placements=parameter.placements)
+
+
+def _buckets(parameters: list[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
+    """Neighbours of one type, together about `bucket_bytes` large."""
+    buckets: list[list[nn.Parameter]] = []
+    filled, dtype = 0, None
+    for parameter in parameters:
+        size = local(parameter).numel() * parameter.element_size()
+        if not buckets or parameter.dtype != dtype or filled + size > bucket_bytes:
+            buckets.append([])
+            filled, dtype = 0, parameter.dtype
+        buckets[-1].append(parameter)
+        filled += size
+    return buckets
+
+
+def _flatten(bucket: list[nn.Parameter]) -> torch.Tensor:
+    """All gradients in one tensor; behind them, for each parameter, whether this rank has one."""
+    parts = []
+    for parameter in bucket:
+        settle(parameter)
+        grad = parameter.grad
+        parts.append((torch.zeros_like(local(parameter)) if grad is None else local(grad)).reshape(-1))
+    flags = [float(parameter.grad is not None) for parameter in bucket]
+    return torch.cat([*parts, torch.tensor(flags, dtype=parts[0].dtype, device=parts[0].device)])
+
+
+def _unflatten(bucket: list[nn.Parameter], flat: torch.Tensor) -> None:
+    sizes = [local(parameter).numel() for parameter in bucket]
+    *parts, flags = flat.split([*sizes, len(bucket)])
+    has_grad = [parameter.grad is not None for parameter in bucket]
+    if not all(has_grad):  # asking the device costs a synchronisation, so only where it is needed
+        has_grad = (flags > 0).tolist()
+    for parameter, part, has_one in zip(bucket, parts, has_grad, strict=True):
+        if not has_one:
+            continue  # no rank has used it: an optimizer must not decay it either
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        local(parameter.grad).copy_(part.view_as(local(parameter.grad)))

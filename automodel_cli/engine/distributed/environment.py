@@ -1,0 +1,135 @@
+"""Which of how many processes this one is, as torchrun, srun or mpirun tell it. Torch-free.
+
+A process that was started by one of them joins the others. Everything else is a single process: a shell
+inside a Slurm allocation, too, whose variables look alike but which nobody started as a task.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+
+from automodel_cli.errors import UsageError
+
+# Set by `amcli ... --nproc-per-node` for the ranks that it starts: it has said the notes already, and it reports
+# their failures.
+REPORT_DIRECTORY = "AMCLI_REPORT_DIR"
+_PORTS = (20_000, 20_000)  # the first, and how many: clear of the range that systems hand out by themselves
+
+
+@dataclass(frozen=True)
+class RankPlace:
+    """One process among those that train together.
+
+    Args:
+        rank: Number of this process, from 0, over all machines.
+        world_size: Number of processes.
+        local_rank: Number on this machine; chooses the device.
+        local_world_size: Processes on this machine.
+        restart_count: How often the whole group was started again after a failure.
+        launcher: Who started it: `torchrun`, `srun` or `mpirun`; empty for a process alone.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    restart_count: int = 0
+    launcher: str = ""
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process prints; all others are silent unless they fail."""
+        return self.rank == 0
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether our own launcher watches this process."""
+        return bool(self.launcher) and REPORT_DIRECTORY in os.environ
+
+
+ALONE = RankPlace()
+
+
+def rank_place(environment: Mapping[str, str] = os.environ) -> RankPlace:
+    """Where this process stands, by the environment.
+
+    Raises:
+        UsageError: The variables of the launcher contradict each other.
+
+    >>> rank_place({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}).local_rank
+    1
+    >>> rank_place({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}).world_size
+    1
+    """
+    for launcher, names in _VARIABLES.items():
+        rank, world, local_rank, local_world = (environment.get(name, "") for name in names)
+        if not rank.isdigit() or not world.isdigit():
+            continue
+        place = RankPlace(
+            rank=int(rank),
+            world_size=int(world),
+            local_rank=int(local_rank) if local_rank.isdigit() else 0,
+            local_world_size=int(local_world) if local_world.isdigit() else 1,
+            restart_count=int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")),
+            launcher=launcher,
+        )
+        if not (0 <= place.rank < place.world_size and 0 <= place.local_rank < place.world_size):
+            raise UsageError(
+                f"{launcher} says rank {place.rank} of {place.world_size}, local rank {place.local_rank}: "
+                "a rank must be below the number of processes",
+                help=f"check {', '.join(names)} in the environment",
+            )
+        return place if place.world_size > 1 or launcher == "torchrun" else ALONE
+    return ALONE
+
+
+_VARIABLES = {
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    # Only srun sets the number of tasks of a step; a batch script or a shell of salloc has none.
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    "mpirun": (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+}
+
+
+def complete_environment(place: RankPlace, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Adds what `torch.distributed` needs to find the other processes, where torchrun has not set it.
+
+    Raises:
+        UsageError: mpirun spans several machines, and nobody says which of them is to be met at.
+    """
+    environment.setdefault("RANK", str(place.rank))
+    environment.setdefault("WORLD_SIZE", str(place.world_size))
+    environment.setdefault("LOCAL_RANK", str(place.local_rank))
+    if "MASTER_ADDR" not in environment:
+        if place.launcher == "srun":
+            nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+            environment["MASTER_ADDR"] = first_host(nodes) or "localhost"
+        elif place.local_world_size == place.world_size:
+            environment["MASTER_ADDR"] = "localhost"
+        else:
+            raise UsageError(
+                f"{place.launcher} started {place.world_size} ranks on several machines, and MASTER_ADDR is not set",
+                help="export MASTER_ADDR=<name of the first machine> and MASTER_PORT=<a free port> to all of them",
+            )
+    if "MASTER_PORT" not in environment:
+        job = "".join(environment.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE"))
+        environment["MASTER_PORT"] = str(_PORTS[0] + zlib.crc32(job.encode()) % _PORTS[1])
+
+
+def first_host(node_list: str) -> str:
+    """The first machine of a list as Slurm writes it.
+
+    >>> first_host("gpu[007-009,012],cpu1"), first_host("a1,a2")
+    ('gpu007', 'a1')
+    """
+    match = re.match(r"([^,\[]*)(?:\[([^\],-]*))?", node_list)
+    return f"{match[1]}{match[2] or ''}" if match else ""

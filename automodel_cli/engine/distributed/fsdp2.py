@@ -1,0 +1,73 @@
+"""Data parallelism in which the model is sharded over the ranks (FSDP2), or over groups of them (HSDP).
+
+Every transformer block is gathered when it is needed and freed after, and the rest of the model is one more
+such unit. Gradients are summed, not averaged: the engine's loss is divided by all tokens of the step already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+from automodel_cli.engine.config.sections import DistributedSection
+from automodel_cli.engine.distributed.blocks import transformer_blocks
+
+
+@dataclass(frozen=True)
+class FSDP2Manager:
+    """The keys of the `distributed` section for this layout.
+
+    Args:
+        dp_size: Data-parallel ranks; None is what remains of the world.
+        dp_replicate_size: Groups that each hold the whole model; None is one.
+        tp_size: Tensor-parallel ranks.
+        cp_size: Context-parallel ranks.
+        sequence_parallel: Split what is between the matrices along the sequence too.
+        reshard_after_forward: Free a block's gathered weights until its backward pass.
+        mp_policy: `bf16` gathers and computes with bf16 weights.
+        offload_policy: `cpu` keeps weights and optimizer in the host's memory.
+        defer_fsdp_grad_sync: Sum gradients over ranks once per step, not once per micro-batch.
+        activation_checkpointing: Recompute activations in the backward pass.
+    """
+
+    dp_size: int | None = None
+    dp_replicate_size: int | None = None
+    tp_size: int = 1
+    cp_size: int = 1
+    sequence_parallel: bool = False
+    reshard_after_forward: bool = True
+    mp_policy: str | None = None
+    offload_policy: str | None = None
+    defer_fsdp_grad_sync: bool = True
+    activation_checkpointing: bool = False
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, section: DistributedSection) -> None:
+    """Shards a model in place.
+
+    Args:
+        model: On its device, with the same weights on every rank.
+        mesh: One dimension to shard over, or two: replicas, then shards.
+        section: The policies.
+    """
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    mp_policy = mixed if section.mp_policy == "bf16" else MixedPrecisionPolicy()
+    offload = CPUOffloadPolicy() if section.offload_policy == "cpu" else OffloadPolicy()
+    for block in transformer_blocks(model):
+        fully_shard(
+            block,
+            mesh=mesh,
+            reshard_after_forward=section.reshard_after_forward,
+            mp_policy=mp_policy,
+            offload_policy=offload,
+        )
+    # The rest is used at the beginning and at the end of a pass: freeing it in between gains nothing.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=mp_policy, offload_policy=offload)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)

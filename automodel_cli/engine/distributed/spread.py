@@ -1,0 +1,172 @@
+"""A model spread over the ranks of a run, and what the training step must do differently because of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+
+from automodel_cli.engine.config.sections import DistributedSection
+from automodel_cli.engine.distributed import fsdp2
+from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks
+from automodel_cli.engine.distributed.ddp import ReplicaSync
+from automodel_cli.engine.distributed.gather import Turn, like, rows_in_model_order, rows_in_rank_order, whole
+from automodel_cli.engine.distributed.team import Team
+from automodel_cli.engine.distributed.tensor_parallel import split_matrices
+from automodel_cli.engine.distributed.totals import loss_and_norm, scale_gradients
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How the model of a run lies on its ranks.
+
+    Args:
+        team: The ranks.
+        model: The model, spread in place.
+        sync: Sums gradients where every rank holds the whole model; None where FSDP2 does it.
+        defers_sync: Sum gradients only in the last backward pass of a step.
+        attention: Attention over the ranks that share a sequence; None where nobody does.
+        to_model_order: Rows of a whole tensor as the model has them.
+        to_rank_order: Its inverse.
+    """
+
+    team: Team
+    model: nn.Module
+    sync: ReplicaSync | None
+    defers_sync: bool
+    attention: AttentionOverRanks | None
+    to_model_order: Turn
+    to_rank_order: Turn
+
+    def in_words(self, section: DistributedSection) -> str:
+        """The layout, for people."""
+        degrees = self.team.degrees
+        parts = {"replicas": degrees.dp_replicate, "shards": degrees.dp_shard, "cp": degrees.cp, "tp": degrees.tp}
+        split = " x ".join(f"{size} {name}" for name, size in parts.items() if size > 1) or "1"
+        return f"{degrees.world} ({section.chosen_strategy() or 'fsdp2'}: {split})"
+
+    @contextmanager
+    def micro_batch(self, *, is_last: bool) -> Iterator[None]:
+        """Around the forward and the backward pass of one micro-batch."""
+        if self.sync is not None and is_last:
+            self.sync.arm()
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(is_last or not self.defers_sync)
+        with self.forward():
+            yield
+        if self.sync is not None and is_last:
+            self.sync.finish()
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Around every use of the model."""
+        if self.attention is None:
+            yield
+        else:
+            with self.attention:
+                yield
+
+    def clip(self, parameters: Sequence[torch.Tensor], loss: torch.Tensor, max_norm: float | None) -> torch.Tensor:
+        """Clips the whole gradient; gives the loss of all ranks, and the norm before, as numbers on the device."""
+        numbers = loss_and_norm(self.team, loss, parameters)
+        if max_norm is not None:
+            scale_gradients(parameters, torch.clamp(max_norm / (numbers[1] + 1e-6), max=1.0))
+        return numbers
+
+    def whole_model(self) -> dict[str, torch.Tensor]:
+        """The model's whole tensors on the CPU, a tied one under its first name; empty on all ranks but 0."""
+        seen: set[int] = set()
+        tensors: dict[str, torch.Tensor] = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                self._gather(tensors, name, name, tensor.detach())
+        return tensors
+
+    def whole_state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """An optimizer's named state, whole, on the CPU; empty on all ranks but 0."""
+        found: dict[str, torch.Tensor] = {}
+        for name, tensor in tensors.items():
+            self._gather(found, name, name.rpartition(".")[0], tensor)
+        return found
+
+    def own_state(self, tensors: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+        """Rank 0's whole state as this rank's optimizer holds it: sharded as the parameters are.
+
+        Args:
+            tensors: As `whole_state` gave them; None on all ranks but 0.
+        """
+        parameters = dict(self.model.named_parameters())
+        found: dict[str, torch.Tensor] = {}
+        for name, tensor in self.team.shared(tensors):
+            owner = name.rpartition(".")[0]
+            parameter = parameters.get(owner)
+            if parameter is not None and tensor.shape == parameter.shape:
+                tensor = like(self.to_rank_order(owner, tensor), parameter)
+            found[name] = tensor
+        return found
+
+    def _gather(self, found: dict[str, torch.Tensor], name: str, owner: str, tensor: torch.Tensor) -> None:
+        """Gathers one tensor on every rank that holds a part of it, and keeps it on rank 0."""
+        gathered = whole(tensor)
+        if self.team.rank == 0:
+            # A counter has no rows that could stand in another order.
+            found[name] = (self.to_model_order(owner, gathered) if gathered.dim() else gathered).cpu()
+
+    def rest(self) -> None:
+        """Frees gathered weights after a use that had no backward pass, so that parameters are shards again."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+def spread(model: nn.Module, team: Team, section: DistributedSection) -> Spread:
+    """Spreads a model over the ranks, in place.
+
+    Args:
+        model: On its device, with the same weights on every rank.
+        team: The ranks.
+        section: The layout and its policies.
+
+    Raises:
+        ConfigError: The model has no plan for what is asked.
+    """
+    degrees, mesh = team.degrees, team.mesh
+    reordered: frozenset[str] = frozenset()
+    if degrees.tp > 1:
+        reordered = split_matrices(model, mesh["tp"], sequence_parallel=section.sequence_parallel)
+    # Ranks that share a sequence hold gradients of different tokens: for the weights they are data-parallel.
+    sync: ReplicaSync | None = None
+    if section.chosen_strategy() == "ddp":
+        sync = ReplicaSync(model.parameters(), _flat(mesh, ("dp_replicate", "dp_shard", "cp")).get_group())
+    elif degrees.dp * degrees.cp > 1 or section.mp_policy or section.offload_policy:
+        fsdp2.shard(model, _shard_mesh(team), section)
+    attention = AttentionOverRanks(mesh["cp"].get_group(), team.cp_rank) if degrees.cp > 1 else None
+    return Spread(
+        team=team,
+        model=model,
+        sync=sync,
+        defers_sync=section.defer_fsdp_grad_sync,
+        attention=attention,
+        to_model_order=rows_in_model_order(reordered, degrees.tp),
+        to_rank_order=rows_in_rank_order(reordered, degrees.tp),
+    )
+
+
+def _shard_mesh(team: Team) -> DeviceMesh:
+    """What FSDP2 shards over: one dimension, or replicas and shards."""
+    mesh = team.mesh
+    if team.degrees.cp == 1:
+        return mesh["dp_replicate", "dp_shard"] if team.degrees.dp_replicate > 1 else mesh["dp_shard"]
+    _flat(mesh, ("dp_shard", "cp"))
+    return mesh["dp_replicate", "dp_shard_cp"] if team.degrees.dp_replicate > 1 else mesh["dp_shard_cp"]
+
+
+def _flat(mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
+    """Several dimensions as one, under their joined names."""
+    return mesh[names]._flatten("_".join(names))

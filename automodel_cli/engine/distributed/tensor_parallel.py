@@ -1,0 +1,178 @@
+"""Every matrix of a model split over ranks, by a plan that the model states.
+
+A plan maps names of modules, with `*` for the number of a block, to styles; our GPT-2 has one as `tp_plan`,
+Hugging Face models as `base_model_tp_plan` and `_tp_plan`. Columns and rows alternate, so that a block needs
+two sums over the ranks. What a plan does not name is held whole, and alike, by every rank.
+
+A fused projection of queries, keys and values is sharded by heads: its rows are put in the order of the ranks
+first (`rows_by_rank`), and back into the model's order wherever the whole tensor is looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+from automodel_cli.errors import ConfigError
+
+FUSED_QKV = "fused_qkv_colwise"
+_QKV_PARTS = 3
+
+
+def split_matrices(model: nn.Module, mesh: DeviceMesh, *, sequence_parallel: bool) -> frozenset[str]:
+    """Splits a model in place.
+
+    Args:
+        model: With the same weights on every rank.
+        mesh: The tensor-parallel ranks, one dimension.
+        sequence_parallel: Split what is between the matrices along the sequence.
+
+    Returns:
+        Names of the parameters whose rows stand in the order of the ranks.
+
+    Raises:
+        ConfigError: The model has no plan, or a plan with a style that is not known here.
+    """
+    plan = _plan_of(model, sequence_parallel)
+    tied = _tied(model)
+    by_name = dict(model.named_modules())
+    styles: dict[str, ParallelStyle] = {}
+    reordered = set()
+    for name, module in by_name.items():
+        style = next((style for pattern, style in plan.items() if _matches(pattern, name)), None)
+        if style is None and isinstance(module, nn.Embedding) and _is_tied_to_split_head(module, tied, plan):
+            style = "embedding_rowwise"
+        if style is None:
+            continue
+        if style == FUSED_QKV:
+            reordered |= {f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)}
+            _reorder(module, mesh.size())
+        styles[name] = _style(name, module, style, sequence_parallel)
+    for name, style_of_module in styles.items():
+        parallelize_module(by_name[name], mesh, style_of_module)
+    _tie_again(model, tied)
+    if sequence_parallel:
+        _split_positions(model, plan, mesh)
+    return frozenset(reordered)
+
+
+def rows_by_rank(whole: torch.Tensor, num_ranks: int) -> torch.Tensor:
+    """Rows [q; k; v] in the order [q0; k0; v0; q1; ...], so that equal chunks hold whole heads of one rank.
+
+    >>> rows_by_rank(torch.arange(6), 2).tolist()
+    [0, 2, 4, 1, 3, 5]
+    """
+    return whole.unflatten(0, (_QKV_PARTS, num_ranks, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def rows_by_part(whole: torch.Tensor, num_ranks: int) -> torch.Tensor:
+    """The inverse of `rows_by_rank`.
+
+    >>> rows_by_part(torch.tensor([0, 2, 4, 1, 3, 5]), 2).tolist()
+    [0, 1, 2, 3, 4, 5]
+    """
+    return whole.unflatten(0, (num_ranks, _QKV_PARTS, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def _plan_of(model: nn.Module, sequence_parallel: bool) -> dict[str, str]:
+    """The plan with whole names of modules.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    kind = type(model).__name__
+    own: Mapping[str, str] | None = (
+        getattr(model, "tp_plan", None) if hasattr(type(model), "tp_plan_sequence") else None
+    )
+    if own is not None:
+        return {**own, **(model.tp_plan_sequence if sequence_parallel else {})}  # type: ignore[dict-item]
+    base: Mapping[str, str] | None = getattr(getattr(model, "config", None), "base_model_tp_plan", None)
+    if not base:
+        raise ConfigError(
+            f"{kind} states no plan for tensor parallelism",
+            help="set distributed.tp_size to 1 (fsdp2 divides the model's memory, too), or take the built-in GPT-2 or "
+            "a Hugging Face model with a base_model_tp_plan, such as Llama or Qwen3",
+        )
+    if sequence_parallel:
+        raise ConfigError(
+            f"{kind} states no plan for sequence parallelism", help="set distributed.sequence_parallel to false"
+        )
+    prefix = f"{model.base_model_prefix}."
+    return {**{f"{prefix}{name}": style for name, style in base.items()}, **(type(model)._tp_plan or {})}  # type: ignore[attr-defined]
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return re.fullmatch(re.escape(pattern).replace(r"\*", r"\d+"), name) is not None
+
+
+def _style(name: str, module: nn.Module, style: str, sequence_parallel: bool) -> ParallelStyle:
+    between: Any = Shard(1) if sequence_parallel else Replicate()
+    styles: dict[str, ParallelStyle] = {
+        "colwise": ColwiseParallel(input_layouts=between),
+        FUSED_QKV: ColwiseParallel(input_layouts=between),
+        "rowwise": RowwiseParallel(output_layouts=between),
+        "colwise_rep": ColwiseParallel(input_layouts=between, output_layouts=Replicate()),
+        "colwise_gather_output": ColwiseParallel(input_layouts=between, output_layouts=Replicate()),
+        "embedding_rowwise": RowwiseParallel(input_layouts=Replicate(), output_layouts=between),
+        "sequence_parallel": SequenceParallel(use_local_output=True),
+    }
+    if style not in styles:
+        raise ConfigError(
+            f"the plan of the model gives {name} the style {style!r}, which amcli does not know",
+            help=f"known are {', '.join(styles)}; set distributed.tp_size to 1",
+        )
+    return styles[style]
+
+
+def _reorder(module: nn.Module, num_ranks: int) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters(recurse=False):
+            parameter.copy_(rows_by_rank(parameter, num_ranks).clone())
+
+
+def _tied(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """Places of the model that hold one parameter, for each parameter that has several."""
+    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            places.setdefault(parameter, []).append((module, key))
+    return [found for found in places.values() if len(found) > 1]
+
+
+def _is_tied_to_split_head(module: nn.Module, tied: list[list[tuple[nn.Module, str]]], plan: Mapping[str, str]) -> bool:
+    """Whether an embedding that the plan does not name shares its weight with an output layer that it does."""
+    has_head = any("lm_head" in pattern for pattern in plan)
+    return has_head and any(any(member is module for member, _ in places) for places in tied)
+
+
+def _tie_again(model: nn.Module, tied: list[list[tuple[nn.Module, str]]]) -> None:
+    """Splitting made a new parameter at each place; they must be one again, or they would drift apart."""
+    for (module, key), *others in tied:
+        for other, other_key in others:
+            setattr(other, other_key, getattr(module, key))
+
+
+def _split_positions(model: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh) -> None:
+    """Embeddings under sequence parallelism see this rank's part of the positions."""
+
+    def own_part(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (args[0].chunk(mesh.size(), dim=1)[mesh.get_local_rank()],)
+
+    for name, module in model.named_modules():
+        style = next((style for pattern, style in plan.items() if _matches(pattern, name)), None)
+        if isinstance(module, nn.Embedding) and style == "sequence_parallel":
+            # Before the hook that takes the part for the whole sequence's.
+            module.register_forward_pre_hook(own_part, prepend=True)

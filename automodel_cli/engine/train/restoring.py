@@ -1,0 +1,89 @@
+"""From a checkpoint to the live parts of a run, on one process or on many.
+
+Rank 0 reads; the others receive one tensor at a time and keep what they hold of it. So a run continues on
+any number of ranks, and needs no file system that all of them share.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.engine.models.export import import_tensors
+from automodel_cli.engine.optim.state import load_optimizer_state
+from automodel_cli.engine.train.state import restore_rng
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.distributed.spread import Spread
+    from automodel_cli.engine.distributed.team import Team
+
+
+def told(team: Team, snapshot: Snapshot | None) -> Snapshot:
+    """Rank 0's snapshot on every rank; elsewhere without weights and optimizer state, which come piece by piece.
+
+    Args:
+        team: The ranks.
+        snapshot: None on all ranks but 0.
+    """
+    small = None if snapshot is None else replace(snapshot, model_tensors={}, optim_tensors={})
+    received = team.tell(small)
+    return received if snapshot is None else snapshot
+
+
+def load_weights(model: nn.Module, snapshot: Snapshot, team: Team | None) -> None:
+    """Copies the weights of a snapshot into a model that is not spread yet.
+
+    Raises:
+        CheckpointError: They are of another architecture.
+    """
+    if team is None:
+        import_tensors(model, snapshot.model_tensors)
+    else:
+        import_tensors(model, dict(team.shared(snapshot.model_tensors if team.rank == 0 else None)))
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, snapshot: Snapshot, spread: Spread | None
+) -> None:
+    """Puts the optimizer's state back, sharded as the model is.
+
+    Raises:
+        CheckpointError: It belongs to another model or optimizer.
+    """
+    tensors = snapshot.optim_tensors
+    if spread is not None:
+        tensors = spread.own_state(tensors if spread.team.rank == 0 else None)
+    load_optimizer_state(optimizer, model, tensors)
+
+
+def restore_generators(snapshot: Snapshot, team: Team | None, seed: int) -> None:
+    """Puts this rank's generators back; a rank that the saved run did not have draws its own numbers."""
+    generators = (snapshot.rng_tensors, *snapshot.peer_rng_tensors)
+    rank = 0 if team is None else team.rank
+    if rank < len(generators):
+        restore_rng(generators[rank])
+    elif team is not None:
+        seed_everything(seed + snapshot.step)
+        own_generators(team, seed + snapshot.step)
+
+
+def seed_everything(seed: int) -> None:
+    """One seed for every generator that a model, a dataset or a user's code may draw from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def own_generators(team: Team | None, seed: int) -> None:
+    """Other random numbers (dropout) on ranks that see other tokens; equal ones on tensor-parallel peers."""
+    if team is None:
+        return
+    reader = team.dp_rank * team.degrees.cp + team.cp_rank
+    if reader > 0:
+        seed_everything(int(np.random.SeedSequence([seed, reader]).generate_state(1, np.uint64)[0] >> 1))
