@@ -63,7 +63,7 @@ class Contestant:
 
 
 def contestants(copies: int, chunk_sizes: bool) -> list[Contestant]:
-    amcli = [str(AMCLI), "prep", "--tokenizer", "gpt2", "--val-tokens", "0", "--json", "--overwrite"]
+    amcli = [str(AMCLI), "prep", "--tokenizer", "gpt2", "--val-tokens", "0", "--json"]
     if chunk_sizes:
         sizes = (32, 128, 256, 512, 2048)
         return [Contestant(f"chunks of {n}", [*amcli, "--chunk-size", str(n)], copies, True) for n in sizes]

@@ -1,7 +1,7 @@
 """One run of a preparation: takes up what an earlier run left, and works until the splits are full.
 
 Everything happens unit by unit. Between two units the state is a few numbers and the lengths of
-the unfinished shards; it is written down whenever a shard became full and every few seconds.
+the unfinished shards; it is written down whenever a shard became full, and every few seconds and megabytes.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _CHECKPOINT_SECONDS = 20.0
+# Synchronised in steps, beside the work: a disk that gets a whole shard at once would keep everybody waiting.
+_CHECKPOINT_BYTES = 1 << 25
 _CHUNKS_PER_WORKER = 4
 
 
@@ -100,7 +102,7 @@ class Session:
         self.engine = ""
         self._checkpoint: Checkpoint | None = None
         self._committed_at = time.monotonic()
-        self._committed_shards = 0
+        self._committed_shards = self._committed_tokens = 0
         self._begun_tokens = self._begun_bytes = 0
         self._begun_fraction = 0.0
 
@@ -152,7 +154,7 @@ class Session:
         self._begun_tokens = self.train_tokens + self.val_tokens
         self._begun_bytes = sum(split.tally.text_bytes for split in self._splits.values())
         self._begun_fraction = self._fraction() or 0.0
-        self._committed_shards = self._num_full_shards()
+        self._committed_shards, self._committed_tokens = self._num_full_shards(), self._begun_tokens
 
     def run(self) -> None:
         """Work until the splits are full or the source ends.
@@ -243,8 +245,13 @@ class Session:
 
     def _commit_if_due(self) -> None:
         num_shards, now = self._num_full_shards(), time.monotonic()
-        if num_shards > self._committed_shards or now - self._committed_at > _CHECKPOINT_SECONDS:
-            self._committed_shards, self._committed_at = num_shards, now
+        num_tokens = self.train_tokens + self.val_tokens
+        if (
+            num_shards > self._committed_shards
+            or (num_tokens - self._committed_tokens) * self._plan.framing.dtype.itemsize >= _CHECKPOINT_BYTES
+            or now - self._committed_at > _CHECKPOINT_SECONDS
+        ):
+            self._committed_shards, self._committed_tokens, self._committed_at = num_shards, num_tokens, now
             self._commit()
 
     def _commit(self) -> None:

@@ -6,6 +6,7 @@ of the unfinished shard belong to it.
 
 from __future__ import annotations
 
+import base64
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,7 +64,8 @@ class SplitSnapshot:
         """As plain JSON values; waits for the shards."""
         return {
             **asdict(self.tally),
-            "counts": self.counts.tolist(),
+            # As bytes: a vocabulary has up to some hundred thousand entries, and this is written often.
+            "counts": base64.b64encode(self.counts.astype("<i8").tobytes()).decode(),
             "shards": [asdict(shard.result()) for shard in self.shards],
             "open_tokens": self.open_tokens,
             "source_cursor": self.source_cursor,
@@ -93,7 +95,7 @@ class SplitWriter:
             KeyError: The state is none that `SplitSnapshot.to_dict` gave.
         """
         self.tally = Tally(**{name: state[name] for name in asdict(self.tally)})
-        self._counts = np.array(state["counts"], dtype=np.int64)
+        self._counts = np.frombuffer(base64.b64decode(state["counts"]), dtype="<i8").astype(np.int64)
         self._shards.source_cursor = state["source_cursor"]
         self._shards.continue_from([ShardRecord(**shard) for shard in state["shards"]], state["open_tokens"])
 

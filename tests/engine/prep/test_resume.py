@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -271,7 +272,10 @@ def test_counts_pass_32_bits(wanted, tmp_path):
     ):
         for name in names:
             counted[name] += 2**32
-    state["splits"]["train"]["counts"][ord("w")] += 2**32
+    train = state["splits"]["train"]
+    counts = np.frombuffer(base64.b64decode(train["counts"]), dtype="<i8").copy()
+    counts[ord("w")] += 2**32
+    train["counts"] = base64.b64encode(counts.tobytes()).decode()
     path.write_text(json.dumps(state))
 
     manifest = prepare(replace(wanted, max_tokens=None)).manifest

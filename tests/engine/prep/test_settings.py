@@ -15,6 +15,7 @@ from automodel_cli.engine.prep.plan import make_plan
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 from automodel_cli.engine.shards.format import open_tokens, read_shard_header
 from automodel_cli.engine.shards.manifest import load_manifest
+from automodel_cli.engine.shards.merge import merge
 from automodel_cli.errors import DataError, UsageError
 
 BOS = 256
@@ -192,6 +193,17 @@ def test_the_parts_of_a_source_hold_every_document_once(in_three_files, tmp_path
     )
     assert [part.directory.name for part in parts] == [f"part-0000{index}-of-00003" for index in range(3)]
     assert [part.manifest.settings["partition"] for part in parts] == ["0/3", "1/3", "2/3"]
+
+
+def test_merged_parts_say_what_was_read_for_all(in_three_files, tmp_path):
+    """Texts and bytes of the source add up to those of the whole."""
+    whole = prepare(in_three_files).manifest
+    parts = [prepare(replace(in_three_files, partition=Partition(index, 3))).directory for index in range(3)]
+
+    merged = merge(parts, tmp_path / "merged").manifest
+
+    assert merged.reading == whole.reading
+    assert merged.num_tokens == whole.num_tokens
 
 
 def test_the_parts_share_the_budget(in_three_files):
