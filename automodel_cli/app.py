@@ -26,6 +26,7 @@ from automodel_cli.commands.prep import prep
 from automodel_cli.commands.pretrain import pretrain
 from automodel_cli.commands.resume import resume
 from automodel_cli.commands.sample import sample
+from automodel_cli.commands.verify_resume import verify_resume
 from automodel_cli.engine.distributed.environment import rank_place
 from automodel_cli.engine.distributed.report import is_symptom, write_report
 from automodel_cli.engine.distributed.threads import wait_without_spinning
@@ -42,6 +43,7 @@ app.command("prep")(prep)
 app.command("pretrain", cls=OverridableCommand)(pretrain)
 app.command("resume", cls=OverridableCommand)(resume)
 app.command("inspect-ckpt")(inspect_ckpt)
+app.command("verify-resume", cls=OverridableCommand)(verify_resume)
 app.command("export")(export)
 app.command("import")(import_)
 app.command("sample")(sample)
