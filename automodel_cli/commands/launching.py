@@ -68,11 +68,11 @@ class Ranks:
         """Processes that train together."""
         return self.plan.world_size if self.plan else self.place.world_size
 
-    def speaker(self, as_json: bool) -> render.Say:
+    def speaker(self, as_json: bool, *, quiet: bool = False) -> render.Say:
         """Where notes go: nowhere from a rank that is not the first, or whose launcher has said them."""
         if self.place.is_ours or not self.place.speaks:
             return lambda text: None
-        return render.speaker(as_json)
+        return render.speaker(as_json, quiet=quiet)
 
     def sink(self, open_sink: OpenSink) -> OpenSink:
         """What this rank reports to: nothing, unless it is the first."""

@@ -53,6 +53,8 @@ CheckpointArgument = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust-config", help="Run code that a checkpoint's own configuration names.")
 ]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before something is deleted.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress: the result and errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from automodel_cli.commands import complete, render_prep
-from automodel_cli.commands.options import JsonOption
+from automodel_cli.commands import complete, consent, render_prep
+from automodel_cli.commands.options import JsonOption, QuietOption, YesOption
 from automodel_cli.engine.prep.documents import (
     MAX_DOCUMENT_BYTES,
     OnBadDocument,
@@ -123,7 +123,9 @@ def prep(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace data that are there already.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte again when all is written.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")] = False,
+    yes: YesOption = False,
     list_: Annotated[bool, typer.Option("--list", help="Show the presets and stop.")] = False,
+    quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Prepare text as token shards for training.
@@ -184,9 +186,13 @@ def prep(
         render_prep.estimate(estimate(options), as_json=json_)
         return
 
+    from automodel_cli.engine.prep.plan import output_directory
     from automodel_cli.engine.prep.prepare import prepare
 
-    with render_prep.progress(", ".join(sources or [str(dataset)]), quiet=json_) as on_progress:
+    directory = output_directory(options)
+    if overwrite and directory.is_dir() and any(directory.iterdir()):
+        consent.ask(f"delete the data in {directory}", yes=yes)
+    with render_prep.progress(", ".join(sources or [str(dataset)]), quiet=json_ or quiet) as on_progress:
         result = prepare(options, on_progress, render_prep.note)
     if verify:
         from automodel_cli.engine.prep.check_result import check_result

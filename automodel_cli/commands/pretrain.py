@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from automodel_cli.commands import launching, render
+from automodel_cli.commands import consent, launching, render
 from automodel_cli.commands.launching import (
     MaxRestartsOption,
     NnodesOption,
@@ -18,7 +18,15 @@ from automodel_cli.commands.launching import (
     RdzvBackendOption,
     RdzvEndpointOption,
 )
-from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption, TrustOption, UnsetOption
+from automodel_cli.commands.options import (
+    ConfigOption,
+    JsonOption,
+    QuietOption,
+    SetOption,
+    TrustOption,
+    UnsetOption,
+    YesOption,
+)
 from automodel_cli.commands.resume import continue_run
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.load import load_config
@@ -32,6 +40,7 @@ def pretrain(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the checkpoints of the run that is in the directory.")
     ] = False,
+    yes: YesOption = False,
     trust_config: TrustOption = False,
     nproc_per_node: NprocOption = None,
     nnodes: NnodesOption = "1",
@@ -39,6 +48,7 @@ def pretrain(
     rdzv_endpoint: RdzvEndpointOption = "",
     rdzv_backend: RdzvBackendOption = "",
     max_restarts: MaxRestartsOption = 0,
+    quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Train a new model as the configuration says.
@@ -57,7 +67,7 @@ def pretrain(
     final = load_config(config, set_ or (), unset or (), trust=trust_config)
     ranks = launching.ranks(final, nproc_per_node, nnodes, node_rank, rdzv_endpoint, rdzv_backend, max_restarts)
     settings = checked(final, ranks.world_size)
-    say = ranks.speaker(json_)
+    say = ranks.speaker(json_, quiet=quiet)
     render.notes(settings.notes, say)
     if not config:
         say("no -c given: this is the built-in configuration, a small GPT-2 on the embedded Shakespeare")
@@ -65,17 +75,22 @@ def pretrain(
 
     from automodel_cli.engine.train.preflight import check_new_run, ensure_embedded_corpus, new_run, on_ranks, run_begun
 
+    root = Path(settings.checkpoint.checkpoint_dir)
+    is_first = ranks.plan is not None or (ranks.place.world_size == 1 and not ranks.place.is_ours)
+    if overwrite and is_first and run_begun(settings):
+        consent.ask(f"delete the checkpoints and metrics of the run in {root}", yes=yes)
     if ranks.plan is not None:
         check_new_run(settings, overwrite=overwrite)
         ensure_embedded_corpus(final, say)
         ranks.start(context, ranks.plan)
         return
-    root = Path(settings.checkpoint.checkpoint_dir)
     if ranks.place.restart_count and run_begun(settings):
         from automodel_cli.engine.train.continuation import plan_resume
 
         # Started again after a failure: from the last good checkpoint, not from the beginning.
-        continue_run(plan_resume(root, config, set_ or [], unset or [], trust=trust_config), ranks, as_json=json_)
+        continue_run(
+            plan_resume(root, config, set_ or [], unset or [], trust=trust_config), ranks, as_json=json_, quiet=quiet
+        )
         return
 
     @contextmanager
@@ -88,7 +103,7 @@ def pretrain(
         from automodel_cli.engine.observe.build import run_sink
         from automodel_cli.engine.train import recipe
 
-        sink = ranks.sink(run_sink(final, settings, root, start_step=0, quiet=json_))
+        sink = ranks.sink(run_sink(final, settings, root, start_step=0, quiet=json_ or quiet))
         summary = recipe.pretrain(final, settings, root, sink, team)
     if ranks.place.speaks:
         render.run_summary(summary, as_json=json_)

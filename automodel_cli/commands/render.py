@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-def speaker(as_json: bool) -> Say:
-    """Where notes go: standard output, or standard error where standard output is kept for JSON."""
+def speaker(as_json: bool, *, quiet: bool = False) -> Say:
+    """Where notes go: standard output, standard error where that is kept for JSON, or nowhere."""
+    if quiet:
+        return lambda text: None
     return lambda text: typer.echo(text, err=as_json)
 
 

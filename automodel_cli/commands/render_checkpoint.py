@@ -6,8 +6,11 @@ never reach the terminal.
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
+import re
 import sys
 from typing import Any, TypeGuard
 
@@ -22,6 +25,7 @@ from automodel_cli.engine.checkpoint.inspect_run import RunReport
 _COLOURS = {"resumable": "green", "weights only": "cyan", "incomplete": "yellow", "corrupt": "red"}
 # A pipe has no width; wrapping there would cut paths that scripts look for.
 _PIPE_WIDTH = 200
+_PADDING = re.compile(r" +$", re.MULTILINE)
 
 
 def report(found: CheckpointReport | RunReport, *, as_json: bool) -> None:
@@ -36,8 +40,20 @@ def report(found: CheckpointReport | RunReport, *, as_json: bool) -> None:
 
 def _console() -> Console:
     live = sys.stdout.isatty()
+    out = None if live else _Trimmed()
     # Said outright, since rich would also follow FORCE_COLOR and then write codes into a pipe.
-    return Console(force_terminal=live, width=None if live else _PIPE_WIDTH, highlight=False, markup=False, emoji=False)
+    width = None if live or os.environ.get("COLUMNS") else _PIPE_WIDTH
+    return Console(file=out, force_terminal=live, width=width, highlight=False, markup=False, emoji=False)
+
+
+class _Trimmed(io.StringIO):
+    """Standard output without the spaces that tables pad their lines with."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(_PADDING.sub("", text))
+
+    def flush(self) -> None:
+        sys.stdout.flush()
 
 
 def _checkpoint(found: CheckpointReport, console: Console) -> None:

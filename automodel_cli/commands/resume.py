@@ -19,6 +19,7 @@ from automodel_cli.commands.options import (
     CheckpointArgument,
     ConfigOption,
     JsonOption,
+    QuietOption,
     SetOption,
     TrustOption,
     UnsetOption,
@@ -26,7 +27,11 @@ from automodel_cli.commands.options import (
 from automodel_cli.engine.config.check import checked
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from automodel_cli.engine.checkpoint.snapshot import Snapshot
     from automodel_cli.engine.train.continuation import Continuation
+    from automodel_cli.engine.train.recipe import RunSummary
 
 
 def resume(
@@ -51,6 +56,7 @@ def resume(
     rdzv_endpoint: RdzvEndpointOption = "",
     rdzv_backend: RdzvBackendOption = "",
     max_restarts: MaxRestartsOption = 0,
+    quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Continue a run from its checkpoint, bit for bit.
@@ -72,19 +78,19 @@ def resume(
     ranks = launching.ranks(plan.config, nproc_per_node, nnodes, node_rank, rdzv_endpoint, rdzv_backend, max_restarts)
     if ranks.world_size > 1:
         checked(plan.config, ranks.world_size)
-    say = ranks.speaker(json_)
+    say = ranks.speaker(json_, quiet=quiet)
     render.changes(plan.changes, say)
     render.notes(plan.settings.notes, say)
     if ranks.plan is not None:
         ranks.start(context, ranks.plan)
         return
-    continue_run(plan, ranks, as_json=json_)
+    continue_run(plan, ranks, as_json=json_, quiet=quiet)
 
 
-def continue_run(plan: Continuation, ranks: launching.Ranks, *, as_json: bool) -> None:
+def continue_run(plan: Continuation, ranks: launching.Ranks, *, as_json: bool, quiet: bool = False) -> None:
     """Trains on from the checkpoint of a plan, alone or among other ranks, and prints the summary."""
     # What only the checkpoint tells is said by the rank that reads it, whoever started that.
-    say = render.speaker(as_json) if ranks.place.speaks else ranks.speaker(as_json)
+    say = render.speaker(as_json, quiet=quiet) if ranks.place.speaks else ranks.speaker(as_json)
 
     from automodel_cli.engine.train.preflight import on_ranks, owned
 
@@ -95,13 +101,35 @@ def continue_run(plan: Continuation, ranks: launching.Ranks, *, as_json: bool) -
         if resumed.is_finished:
             say(f"step {resumed.snapshot.step} of {plan.settings.step_scheduler.max_steps} is done: nothing to train")
             say(f"to train on: amcli resume --set step_scheduler.max_steps={2 * resumed.snapshot.step}")
+            if as_json and ranks.place.speaks:
+                render.run_summary(_as_it_ended(resumed.snapshot, plan.root), as_json=True)
             return
         if plan.changes and (change := plan.schedule_change(resumed.snapshot.step)) is not None:
             say(f"changed  {change}")
 
         from automodel_cli.engine.observe.build import run_sink
 
-        open_sink = run_sink(plan.config, plan.settings, plan.root, start_step=resumed.snapshot.step, quiet=as_json)
+        open_sink = run_sink(
+            plan.config, plan.settings, plan.root, start_step=resumed.snapshot.step, quiet=as_json or quiet
+        )
         summary = recipe.resume(plan.config, plan.settings, plan.root, ranks.sink(open_sink), resumed.snapshot, team)
     if ranks.place.speaks:
         render.run_summary(summary, as_json=as_json)
+
+
+def _as_it_ended(snapshot: Snapshot, root: Path) -> RunSummary:
+    """The summary of a run that was complete before this command: nothing was trained, so nothing took time."""
+    from automodel_cli.engine.train.recipe import RunSummary
+    from automodel_cli.engine.train.state import TrainState
+
+    state = TrainState.from_dict(snapshot.train_state)
+    return RunSummary(
+        step=state.step,
+        loss=state.loss,
+        val_loss=state.val_loss,
+        unigram_entropy_nats=None,
+        tokens_seen=state.tokens_seen,
+        tokens_per_second=0.0,
+        seconds=0.0,
+        checkpoint=root / "LATEST",
+    )

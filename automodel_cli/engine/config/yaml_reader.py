@@ -133,7 +133,7 @@ def _check_bounds(text: str, source: str) -> None:
             depth -= 1
 
 
-def _place(source: str, mark: yaml.Mark | None) -> str:
+def _place(source: str, mark: Any) -> str:  # the parser in C has marks of a class of its own
     return f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
 
 
