@@ -17,6 +17,7 @@ from automodel_cli.engine.config.check_layout import check_layout
 from automodel_cli.engine.config.check_model import check_model
 from automodel_cli.engine.config.check_schedule import check_schedule
 from automodel_cli.engine.config.check_sinks import check_sinks
+from automodel_cli.engine.config.check_validation import check_validation
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.limits import MAX_PROBLEMS
@@ -43,6 +44,7 @@ from automodel_cli.engine.config.sections import (
     type_words,
 )
 from automodel_cli.engine.config.suggest import hint
+from automodel_cli.engine.config.validation_sets import SECTION, is_named_sets
 from automodel_cli.errors import AmcliError, ConfigError, DataError
 
 
@@ -142,8 +144,11 @@ def _check_top_level(config: Config, problems: list[AmcliError]) -> None:
         if value is None:
             if required:
                 problems.append(ConfigError(f"the section `{name}` is missing", help=f"give it a `{TARGET}`"))
+        elif name == SECTION and is_named_sets(value):
+            continue
         elif not isinstance(value, Mapping) or not isinstance(value.get(TARGET), str):
             message = f"`{name}` must be a section with a `{TARGET}` that names what to build"
+            message += ", or sections of that kind by name" if name == SECTION else ""
             problems.append(ConfigError(message, where=str(config.origin((name,)))))
 
 
@@ -218,14 +223,8 @@ def _check_across(config: Config, settings: Settings, world_size: int | None, pr
     def refuse(path: str, message: str, help_: str | None) -> None:
         problems.append(ConfigError(message, where=str(config.origin(tuple(path.split(".")))), help=help_))
 
-    steps = settings.step_scheduler
     check_schedule(config, settings, refuse)
-    if steps.val_every_steps is not None and config.get("validation_dataset") is None:
-        refuse(
-            "step_scheduler.val_every_steps",
-            f"step_scheduler.val_every_steps is {steps.val_every_steps}, but there is no `validation_dataset`",
-            "add that section, or set val_every_steps to null",
-        )
+    check_validation(config, settings, refuse)
     check_model(config, refuse)
     check_layout(config, settings, world_size, refuse)
     check_checkpoint(settings, refuse)

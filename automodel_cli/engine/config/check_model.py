@@ -11,15 +11,13 @@ from typing import Any
 from automodel_cli.engine.config.check_layout import Refuse
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.env import resolve_env
-from automodel_cli.engine.config.origin import KeyPath
+from automodel_cli.engine.config.origin import KeyPath, dotted
+from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.errors import ConfigError
 
 _WIDTHS = ("n_embd", "hidden_size")
 _HEADS = ("n_head", "num_attention_heads")
 _POSITIONS = ("n_positions", "max_position_embeddings")
-_SAMPLE_LENGTHS = tuple(
-    f"{section}.{name}" for section in ("dataset", "validation_dataset") for name in ("seq_len", "seq_length")
-)
 _MOST = 1_000_000  # a model of more heads or channels is a slip of the keyboard, and the search for divisors ends here
 
 
@@ -36,7 +34,7 @@ def check_model(config: Config, refuse: Refuse) -> None:
     positions = next(_all(config, _POSITIONS), None)
     packs = "packed_sequence.packed_sequence_size"
     # Packs take the place of the datasets' own samples.
-    for name in (packs,) if _number(config, packs) else _SAMPLE_LENGTHS:
+    for name in (packs,) if _number(config, packs) else _sample_lengths(config):
         length = _number(config, name)
         if positions and length and length > positions[1]:
             key, most = positions
@@ -45,6 +43,12 @@ def check_model(config: Config, refuse: Refuse) -> None:
                 f"{name} is {length}, but the model has {most} positions ({key})",
                 f"a {name.rpartition('.')[2]} up to {most} would work",
             )
+
+
+def _sample_lengths(config: Config) -> list[str]:
+    """The keys that may say how long the samples of a dataset are."""
+    sections = ["dataset", *map(dotted, validation_sets(config).values())]
+    return [f"{section}.{name}" for section in sections for name in ("seq_len", "seq_length")]
 
 
 def _check_divides(whole: tuple[str, int], part: tuple[str, int], refuse: Refuse) -> None:

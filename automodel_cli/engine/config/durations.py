@@ -49,6 +49,23 @@ def in_steps(value: int | str, tokens_per_step: int | None) -> int:
     return -(-int(count) // tokens_per_step)
 
 
+def in_tokens(value: int | str) -> int:
+    """A length in tokens: their number, or text.
+
+    Raises:
+        DurationError: The text is none of tokens, or the number is not positive.
+
+    >>> in_tokens(500), in_tokens("2M tokens")
+    (500, 2000000)
+    """
+    if isinstance(value, str) and not value.strip().endswith("tokens"):
+        raise DurationError("it must be a number of tokens, or text such as 10M tokens")
+    tokens = in_steps(value, 1)
+    if tokens < 1:
+        raise DurationError("it must be at least 1 token")
+    return tokens
+
+
 def tokens_per_step(config: Config) -> int | None:
     """Label tokens of an optimisation step: global_batch_size times the length of a sample, where both stand there."""
     samples = config.get("step_scheduler.global_batch_size")

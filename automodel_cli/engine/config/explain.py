@@ -40,7 +40,7 @@ _PASSED = {name for table in (SUPPLIED, RUNTIME) for names in table.values() for
 PURPOSES = {
     "model": "the network: what `_target_` names is called with the other keys and returns an nn.Module",
     "dataset": "the training samples: a map-style dataset of input_ids and labels",
-    "validation_dataset": "the samples that val_loss is computed from; without it nothing is validated",
+    "validation_dataset": "the samples of val_loss, or several such sections by name; without it nothing is validated",
     "loss_fn": "labels and logits, or the input of the head, to a loss; without it, the best that the model allows",
     "optimizer": "called with the model's parameter groups and the other keys; `lr` is where the schedule starts",
 }
@@ -58,6 +58,7 @@ CONSUMERS = {
     "step_scheduler.val_batches": _RECIPE,
     "lr_scheduler": "automodel_cli.engine.optim.lr_schedule",
     "optimizer.param_groups": "automodel_cli.engine.optim.param_groups",
+    "step_scheduler.val_tokens": _RECIPE,
     "clip_grad_norm": "automodel_cli.engine.train.step",
     "dataloader": "automodel_cli.engine.data.loader",
     "checkpoint": _RECIPE,

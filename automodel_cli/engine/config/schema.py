@@ -22,6 +22,7 @@ from automodel_cli.engine.config.sections import (
     section_fields,
     top_level_names,
 )
+from automodel_cli.engine.config.validation_sets import SECTION
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -68,6 +69,19 @@ def _required_keys(section: type[Any]) -> list[str]:
 
 
 def _target_section(name: str, required: bool) -> dict[str, Any]:
+    if name == SECTION:
+        return _validation_sets()
+    return _built_section(name, required)
+
+
+def _validation_sets() -> dict[str, Any]:
+    """One section with a `_target_`, or several by name."""
+    one = _built_section(SECTION, True)
+    several = {"type": "object", "not": {"required": [TARGET]}, "minProperties": 1, "additionalProperties": one}
+    return {"description": one["description"], "anyOf": [one, several, {"type": "null"}]}
+
+
+def _built_section(name: str, required: bool) -> dict[str, Any]:
     properties: dict[str, Any] = {TARGET: {"description": TARGET_MEANING, "type": "string", "minLength": 1}}
     properties |= {key: {"description": meaning} for key, meaning in ENGINE_KEYS.get(name, {}).items()}
     if name == "optimizer":

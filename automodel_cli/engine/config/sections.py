@@ -66,6 +66,13 @@ class StepSchedulerSection:
     local_batch_size: int = key("samples per forward pass of one rank (the micro-batch)", minimum=1)
     val_every_steps: int | None = key("validate every so many steps; null never", default=None, minimum=1)
     val_batches: int | None = key("validation batches, the first of the set; null takes all", default=50, minimum=1)
+    val_tokens: int | str | None = key(
+        "label tokens of each validation set to validate on, as in 10M tokens; takes the place of val_batches",
+        default=None,
+        minimum=1,
+        quiet=True,
+        duration=True,
+    )
     ckpt_every_steps: int | None = key("save every so many steps; null only at the end", default=None, minimum=1)
 
 
@@ -139,6 +146,11 @@ class CheckpointSection:
         "of those beyond max_recent_checkpoints, keep the multiples of so many steps",
         default=None,
         minimum=1,
+        quiet=True,
+    )
+    best_metric_key: str = key(
+        "what BEST is the least of: val_loss, the mean over all validation sets, or val_loss/NAME of one of them",
+        default="val_loss",
         quiet=True,
     )
     init_from: str | None = key(

@@ -96,8 +96,12 @@ class LineFormat:
         return " | ".join([self._counter(stats.step), *columns, _time(stats), *waited, *left])
 
     def validation(self, stats: ValStats) -> str:
-        """`step  120/400 | val_loss 2.0312 | perplexity 7.62`."""
-        return f"{self._counter(stats.step)} | val_loss {stats.val_loss:.4f} | perplexity {stats.val_perplexity:,.2f}"
+        """`step 120/400 | val_loss 2.0312 | perplexity 7.62 | bits/byte 1.7200`, then the loss of each named set."""
+        fields = [f"val_loss {stats.val_loss:.4f}", f"perplexity {stats.val_perplexity:,.2f}"]
+        if stats.val_bits_per_byte is not None:
+            fields.append(f"bits/byte {stats.val_bits_per_byte:.4f}")
+        fields += [f"{name} {found.val_loss:.4f}" for name, found in stats.sets.items()]
+        return " | ".join([self._counter(stats.step), *fields])
 
     def _counter(self, step: int) -> str:
         return f"step {step:>{self._step_width}}/{self._max_steps}"

@@ -6,7 +6,7 @@
      "tokens_seen": 491520, "data_wait_seconds": 0.001, "tokens_per_second_per_device": 45123.0,
      "mfu": null, "data_wait_share": 0.005, "seconds_left": 51.0}
     {"event": "validation", "time": ..., "step": 120, "val_loss": 2.0312, "val_perplexity": 7.62,
-     "num_tokens": 81920}
+     "num_tokens": 81920, "val_bits_per_byte": 1.72}
     {"event": "message", "time": ..., "text": "..."}
 
 docs/metrics.md says what each number is. `time` is in seconds since 1970 (UTC). Numbers that are
@@ -69,7 +69,7 @@ class JsonlSink:
 
     def on_validation(self, stats: ValStats) -> None:
         """Writes a `validation` line."""
-        self._write("validation", **asdict(stats))
+        self._write("validation", **stats.flat())
 
     def on_message(self, text: str) -> None:
         """Writes a `message` line."""

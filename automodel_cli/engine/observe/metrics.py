@@ -6,7 +6,7 @@ Who sends is told nothing about who listens; a sink decides alone what it shows 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 
@@ -50,20 +50,40 @@ class StepStats:
 
 
 @dataclass(frozen=True)
+class SetStats:
+    """One of several validation sets; arguments as in `ValStats`."""
+
+    val_loss: float
+    val_perplexity: float
+    num_tokens: int
+    val_bits_per_byte: float | None = None
+
+
+@dataclass(frozen=True)
 class ValStats:
-    """One pass over the validation set.
+    """One pass over the validation sets.
 
     Args:
         step: Steps done before it.
-        val_loss: Loss in nats per token, averaged over tokens.
+        val_loss: Loss in nats per token, averaged over tokens; of several sets, the mean of their losses.
         val_perplexity: exp(val_loss).
         num_tokens: Label tokens that were averaged over.
+        val_bits_per_byte: Loss in bits per byte of text, which does not depend on the tokenizer; None where nobody
+            counted the bytes, and for several sets together.
+        sets: Each of several sets by its name; empty for one that stands alone.
     """
 
     step: int
     val_loss: float
     val_perplexity: float
     num_tokens: int
+    val_bits_per_byte: float | None = None
+    sets: Mapping[str, SetStats] = field(default_factory=dict)
+
+    def flat(self) -> dict[str, Any]:
+        """All numbers by name, those of a set as `val_loss/<name>`."""
+        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "sets"}
+        return own | {f"{key}/{name}": value for name, found in self.sets.items() for key, value in vars(found).items()}
 
 
 def scalars(report: Mapping[str, Any]) -> dict[str, float]:

@@ -33,7 +33,7 @@ class TensorBoardSink:
 
     def on_validation(self, stats: ValStats) -> None:
         """Writes a validation, and makes sure that it can be seen."""
-        self._write(stats.step, scalars(asdict(stats)))
+        self._write(stats.step, scalars(stats.flat()))
         self._writer.flush()
 
     def on_message(self, text: str) -> None:

@@ -67,7 +67,7 @@ class WandbSink:
 
     def on_validation(self, stats: ValStats) -> None:
         """Logs a validation."""
-        self._log(stats.step, scalars(asdict(stats)))
+        self._log(stats.step, scalars(stats.flat()))
 
     def on_message(self, text: str) -> None:
         """Nothing: a message is no number."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.file_pattern import vocabulary_error
+from automodel_cli.engine.config.origin import KeyPath, dotted
+from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.engine.models.sizes import positions_of, vocab_size_of
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.errors import DataError
 
 
-def check_fit(config: Config, model: nn.Module, *datasets: MapDataset | None) -> int | None:
+def check_fit(
+    config: Config, model: nn.Module, dataset: MapDataset, validation: Mapping[str, MapDataset]
+) -> int | None:
     """The model's vocabulary size, after checking that every dataset fits the model.
 
     A model or dataset that does not state a number (a user's own) is not checked for it.
@@ -20,17 +26,18 @@ def check_fit(config: Config, model: nn.Module, *datasets: MapDataset | None) ->
         DataError: A dataset holds token ids beyond the vocabulary, or samples beyond the positions.
     """
     vocab_size, positions = vocab_size_of(model), positions_of(model)
-    for name, dataset in zip(("dataset", "validation_dataset"), datasets, strict=False):
-        if dataset is None:
-            continue
+    paths: dict[KeyPath, MapDataset] = {("dataset",): dataset}
+    paths |= {path: validation[name] for name, path in validation_sets(config).items()}
+    for path, dataset in paths.items():
+        name = dotted(path)
         largest = getattr(dataset, "max_token_id", None)
         if vocab_size is not None and largest is not None and largest >= vocab_size:
-            raise vocabulary_error(name, largest, vocab_size, str(config.origin((name,))))
+            raise vocabulary_error(name, largest, vocab_size, str(config.origin(path)))
         length = getattr(dataset, "seq_len", None)
         if positions is not None and length is not None and length > positions:
             raise DataError(
                 f"{name} gives samples of {length} tokens, but the model has {positions} positions",
-                where=str(config.origin((name, "seq_len"))),
+                where=str(config.origin((*path, "seq_len"))),
                 help=f"a seq_len up to {positions} would work",
             )
     return vocab_size

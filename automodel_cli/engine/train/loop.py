@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,15 +12,16 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.data.loader import BatchLoader
-from automodel_cli.engine.observe.metrics import Sink, ValStats
+from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.observe.speed import Speed
 from automodel_cli.engine.optim.lr_schedule import LRSchedule
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.objective import Objective
 from automodel_cli.engine.train.signals import StopSignal
 from automodel_cli.engine.train.state import TrainState
-from automodel_cli.engine.train.step import evaluate, label_tokens, train_step
+from automodel_cli.engine.train.step import EvalResult, evaluate, label_tokens, train_step
 from automodel_cli.engine.train.step_scheduler import StepScheduler
+from automodel_cli.engine.train.validation import Validation
 from automodel_cli.errors import PeerFailedError, TrainingDivergedError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Run:
     """Everything that the loop works with; built by `recipe.py`.
 
     Args:
-        validation_batches: Makes the fixed validation set anew, in the same order each time.
+        validation: The validation sets; None without any.
         save: Writes a checkpoint of the state; the flag says whether it is the best so far.
         samples_per_step: Over all ranks.
         spread: How the model lies on the ranks of the run; None for a process alone.
@@ -44,7 +44,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     schedule: LRSchedule
     loader: BatchLoader
-    validation_batches: Callable[[], Iterable[dict[str, Any]]] | None
+    validation: Validation | None
     steps: StepScheduler
     max_norm: float | None
     placement: Placement
@@ -148,25 +148,23 @@ def _one_step(run: Run, state: TrainState, micro_batches: list[dict[str, Any]], 
 
 def _validate(run: Run, state: TrainState, stop: StopSignal) -> bool:
     """Validates and reports; True if it is the best loss so far. A stop signal cuts it short, unreported."""
-    if run.validation_batches is None:
+    if run.validation is None:
         return False
-    result = evaluate(
-        run.model,
-        run.loss_fn,
-        run.validation_batches(),
-        device=run.placement.device,
-        autocast_dtype=run.placement.autocast_dtype,
-        should_stop=lambda: _wants_to_stop(run, stop),
-        spread=run.spread,
-    )
-    if _wants_to_stop(run, stop):
-        return False
-    state.val_loss = result.loss
-    perplexity = math.exp(result.loss) if result.loss < 700 else math.inf  # exp overflows a float at 709
-    run.sink.on_validation(ValStats(state.step, result.loss, perplexity, result.num_tokens))
-    is_best = state.best_val_loss is None or result.loss < state.best_val_loss
-    if is_best:
-        state.best_val_loss = result.loss
+    results: dict[str, EvalResult] = {}
+    for name, batches in run.validation.sets():
+        results[name] = evaluate(
+            run.model,
+            run.loss_fn,
+            batches,
+            device=run.placement.device,
+            autocast_dtype=run.placement.autocast_dtype,
+            should_stop=lambda: _wants_to_stop(run, stop),
+            spread=run.spread,
+        )
+        if _wants_to_stop(run, stop):
+            return False
+    stats, is_best = run.validation.record(results, state)
+    run.sink.on_validation(stats)
     return is_best
 
 

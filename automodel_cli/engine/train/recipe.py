@@ -23,10 +23,14 @@ from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.checkpoint.weights import read_weights
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.durations import in_tokens
 from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.instantiate import bind, instantiate
+from automodel_cli.engine.config.origin import dotted
+from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.engine.data.loader import BatchLoader, eval_batches
 from automodel_cli.engine.data.order import order_of
+from automodel_cli.engine.data.packed_dataset import pack_documents
 from automodel_cli.engine.distributed.launch_plan import num_cores
 from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.observe.metrics import Sink
@@ -53,6 +57,7 @@ from automodel_cli.engine.train.saving import save_run
 from automodel_cli.engine.train.signals import StopSignal
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step_scheduler import StepScheduler
+from automodel_cli.engine.train.validation import Validation, up_to_tokens
 from automodel_cli.errors import CheckpointError, InterruptedTrainingError
 
 if TYPE_CHECKING:
@@ -164,7 +169,7 @@ class _Parts:
     """What is built from the configuration."""
 
     dataset: MapDataset
-    validation: MapDataset | None
+    validation: dict[str, MapDataset]
     model: nn.Module
     vocab_size: int | None
     loss_fn: Objective
@@ -235,7 +240,11 @@ def _build(
     seed = settings.general.seed
     seed_everything(seed)
     dataset: MapDataset = instantiate(config, "dataset", {"seed": seed, "dp_rank": 0, "dp_world_size": 1})
-    validation = instantiate(config, "validation_dataset") if config.get("validation_dataset") else None
+    validation = {name: instantiate(config, dotted(path)) for name, path in validation_sets(config).items()}
+    pack_size = settings.packed_sequence.packed_sequence_size
+    if pack_size:
+        dataset = pack_documents(dataset, pack_size)
+        validation = {name: pack_documents(one, pack_size) for name, one in validation.items()}
     loss = instantiate(config, "loss_fn") if config.get("loss_fn") else None
     optimizer_factory, optimizer_arguments = bind(config, "optimizer", supplied=("params",))
     model: nn.Module = instantiate(config, "model", {"device": placement.device})
@@ -272,13 +281,14 @@ def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Plac
         prefetch_factor=settings.dataloader.prefetch_factor,
         vocab_size=parts.vocab_size,
     )
-    validation = parts.validation
+    budget = None if section.val_tokens is None else in_tokens(section.val_tokens)
     config_yaml = to_yaml(config.masked(), absolute_targets=True)
 
-    def validation_batches() -> Iterable[dict[str, Any]]:
-        if validation is None:
-            return []
-        batches = eval_batches(validation, section.local_batch_size, section.val_batches, vocab_size=parts.vocab_size)
+    def validation_batches(dataset: MapDataset) -> Iterable[dict[str, Any]]:
+        most = section.val_batches if budget is None else None
+        batches: Iterable[dict[str, Any]]
+        batches = eval_batches(dataset, section.local_batch_size, most, vocab_size=parts.vocab_size)
+        batches = batches if budget is None else up_to_tokens(batches, budget)
         return batches if team is None else team.dealt(batches)
 
     def save(state: TrainState, is_best: bool) -> None:
@@ -305,7 +315,9 @@ def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Plac
         optimizer=parts.optimizer,
         schedule=schedule,
         loader=loader,
-        validation_batches=None if validation is None else validation_batches,
+        validation=Validation(parts.validation, validation_batches, settings.checkpoint.best_metric_key)
+        if parts.validation
+        else None,
         steps=StepScheduler(section.max_steps, section.val_every_steps, section.ckpt_every_steps),
         max_norm=settings.clip_grad_norm.max_norm,
         placement=placement,
