@@ -11,12 +11,10 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
     Our GPT-2 has `transformer.h`, Hugging Face's Llama `model.layers`. A list inside a block (experts) is
     shorter in parameters than the list of blocks that holds it, and is passed over.
     """
-    lists: list[nn.ModuleList] = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    alike = [members for members in lists if len({type(member) for member in members}) == 1]
-    if not alike:
-        return []
-    return list(max(alike, key=_size))
-
-
-def _size(members: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in members.parameters())
+    found: list[nn.Module] = []
+    largest = 0
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len({type(member) for member in module}) == 1:
+            size = sum(parameter.numel() for parameter in module.parameters())
+            found, largest = (list(module), size) if size > largest else (found, largest)
+    return found

@@ -163,8 +163,10 @@ def _shard_mesh(team: Team) -> DeviceMesh:
     mesh = team.mesh
     if team.degrees.cp == 1:
         return mesh["dp_replicate", "dp_shard"] if team.degrees.dp_replicate > 1 else mesh["dp_shard"]
+    if team.degrees.dp_replicate == 1:
+        return _flat(mesh, ("dp_shard", "cp"))
     _flat(mesh, ("dp_shard", "cp"))
-    return mesh["dp_replicate", "dp_shard_cp"] if team.degrees.dp_replicate > 1 else mesh["dp_shard_cp"]
+    return mesh["dp_replicate", "dp_shard_cp"]
 
 
 def _flat(mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:

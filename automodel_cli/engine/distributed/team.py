@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import platform
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -189,6 +191,7 @@ def joined(place: RankPlace, settings: Settings) -> Iterator[Team]:
     is_alone = place.world_size == 1
     if not is_alone:
         complete_environment(place)
+    _quiet()
     device = _device(settings.general.device, place)
     dist.init_process_group(
         _backend(settings.dist_env.backend, device),
@@ -207,6 +210,14 @@ def joined(place: RankPlace, settings: Settings) -> Iterator[Team]:
         raise
     # After any other exception a peer may be waiting inside a collective: only the end of this process frees it.
     dist.destroy_process_group()
+
+
+def _quiet() -> None:
+    """Silences what torch warns of on every rank and what does not apply here."""
+    # Weights are gathered in two steps where two kinds of ranks share them: the order of torch's own layouts.
+    logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
+    # The engine never changes a model's output in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 def _device(wanted: str, place: RankPlace) -> torch.device:

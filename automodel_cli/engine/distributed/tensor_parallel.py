@@ -1,8 +1,9 @@
 """Every matrix of a model split over ranks, by a plan that the model states.
 
-A plan maps names of modules, with `*` for the number of a block, to styles; our GPT-2 has one as `tp_plan`,
-Hugging Face models as `base_model_tp_plan` and `_tp_plan`. Columns and rows alternate, so that a block needs
-two sums over the ranks. What a plan does not name is held whole, and alike, by every rank.
+A plan maps names of modules, with `*` for the number of a block, to styles. Our GPT-2 and Hugging Face models
+have one as `tp_plan`, and our GPT-2 another, `sequence_plan`, for what is between the matrices. Columns and
+rows alternate, so that a block needs two sums over the ranks. What a plan does not name is held whole, and
+alike, by every rank.
 
 A fused projection of queries, keys and values is sharded by heads: its rows are put in the order of the ranks
 first (`rows_by_rank`), and back into the model's order wherever the whole tensor is looked at.
@@ -94,24 +95,22 @@ def _plan_of(model: nn.Module, sequence_parallel: bool) -> dict[str, str]:
         ConfigError: There is none.
     """
     kind = type(model).__name__
-    own: Mapping[str, str] | None = (
-        getattr(model, "tp_plan", None) if hasattr(type(model), "tp_plan_sequence") else None
-    )
-    if own is not None:
-        return {**own, **(model.tp_plan_sequence if sequence_parallel else {})}  # type: ignore[dict-item]
-    base: Mapping[str, str] | None = getattr(getattr(model, "config", None), "base_model_tp_plan", None)
-    if not base:
+    # Hugging Face models join the plans of their parts under the same name.
+    plan: Mapping[str, str] | None = getattr(model, "tp_plan", None)
+    between: Mapping[str, str] | None = getattr(model, "sequence_plan", None)
+    if not plan:
         raise ConfigError(
             f"{kind} states no plan for tensor parallelism",
             help="set distributed.tp_size to 1 (fsdp2 divides the model's memory, too), or take the built-in GPT-2 or "
-            "a Hugging Face model with a base_model_tp_plan, such as Llama or Qwen3",
+            "a Hugging Face model that has one, such as Llama or Qwen3",
         )
-    if sequence_parallel:
+    if not sequence_parallel:
+        return dict(plan)
+    if not between:
         raise ConfigError(
             f"{kind} states no plan for sequence parallelism", help="set distributed.sequence_parallel to false"
         )
-    prefix = f"{model.base_model_prefix}."
-    return {**{f"{prefix}{name}": style for name, style in base.items()}, **(type(model)._tp_plan or {})}  # type: ignore[attr-defined]
+    return {**plan, **between}
 
 
 def _matches(pattern: str, name: str) -> bool:

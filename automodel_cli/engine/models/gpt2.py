@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        self.n_head = config.n_head
+        self.head_size = config.n_embd // config.n_head
         self.dropout = config.dropout
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
@@ -66,15 +67,15 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x_BTC: torch.Tensor, mask_B1TT: torch.Tensor | None = None) -> torch.Tensor:
         """(B, T, C) -> (B, T, C); a mask that is true where a position may look replaces the causal one."""
-        B, T, C = x_BTC.shape
-        heads = (part.view(B, T, self.n_head, C // self.n_head) for part in self.c_attn(x_BTC).split(C, dim=2))
+        # Heads by their size, not their number: a tensor-parallel rank has some of them.
+        heads = (part.unflatten(2, (-1, self.head_size)) for part in self.c_attn(x_BTC).chunk(3, dim=2))
         q_BHTD, k_BHTD, v_BHTD = (part.transpose(1, 2) for part in heads)
         # `dropout_p` acts whatever the module's mode is, so it is zero outside training.
         dropout_p = self.dropout if self.training else 0.0
         y_BHTD = F.scaled_dot_product_attention(
             q_BHTD, k_BHTD, v_BHTD, attn_mask=mask_B1TT, is_causal=mask_B1TT is None, dropout_p=dropout_p
         )
-        y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
+        y_BTC = y_BHTD.transpose(1, 2).flatten(2)
         return self.resid_dropout(self.c_proj(y_BTC))
 
 
@@ -138,6 +139,23 @@ class GPT2Body(nn.Module):
 
 class GPT2LMHeadModel(nn.Module):
     """GPT-2 with its language-model head, whose weight is the token embedding's."""
+
+    # How tensor-parallel ranks split it: see engine/distributed/tensor_parallel.py for the styles.
+    tp_plan: ClassVar[dict[str, str]] = {
+        "transformer.wte": "embedding_rowwise",
+        "transformer.h.*.attn.c_attn": "fused_qkv_colwise",
+        "transformer.h.*.attn.c_proj": "rowwise",
+        "transformer.h.*.mlp.c_fc": "colwise",
+        "transformer.h.*.mlp.c_proj": "rowwise",
+        "lm_head": "colwise_gather_output",
+    }
+    # What is split along the sequence between the matrices, if that is asked for.
+    sequence_plan: ClassVar[dict[str, str]] = {
+        "transformer.wpe": "sequence_parallel",
+        "transformer.h.*.ln_1": "sequence_parallel",
+        "transformer.h.*.ln_2": "sequence_parallel",
+        "transformer.ln_f": "sequence_parallel",
+    }
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()

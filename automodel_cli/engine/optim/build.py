@@ -38,7 +38,7 @@ def build_optimizer(
     """
     arguments = dict(arguments)
     decay = arguments.get("weight_decay", _default_decay(factory))
-    groups = parameter_groups(model, float(decay or 0.0), rules)
+    groups = _by_mesh(parameter_groups(model, float(decay or 0.0), rules))
     if not groups:
         raise ConfigError(f"{type(model).__name__} has no parameter that is trained, so there is nothing to optimize")
     if decay is None:
@@ -49,6 +49,19 @@ def build_optimizer(
     if factory in _FUSED and not _CHOOSES_KERNEL & arguments.keys():
         arguments["fused"] = True
     return factory(groups, **arguments)
+
+
+def _by_mesh(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups in which all parameters are whole, or sharded over the same ranks: fused kernels take no mixture."""
+    parts: dict[tuple[int, Any], dict[str, Any]] = {}
+    for index, group in enumerate(groups):
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            # Only a sharded tensor has a mesh; asking for its type would import all of torch's sharding.
+            mesh = getattr(parameter, "device_mesh", None)
+            part = parts.setdefault((index, mesh), {**group, "params": [], "param_names": []})
+            part["params"].append(parameter)
+            part["param_names"].append(name)
+    return list(parts.values())
 
 
 def _default_decay(factory: Callable[..., Any]) -> float | None:
