@@ -26,6 +26,8 @@ RESULTS = Path(__file__).parent / "results"
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 # A model that trains its two steps in a moment: inspect-ckpt needs some checkpoint to look at.
 TINY = "model.n_layer=1 model.n_embd=32 model.n_head=2 step_scheduler.max_steps=2 step_scheduler.val_batches=1"
+LLAMA = "llama.yaml"  # the preset with most source to read: classes of transformers
+LITGPT = SCRIPTS / "litgpt"  # measured where it is installed beside amcli
 COMPLETION = {"_AMCLI_COMPLETE": "complete_bash", "COMP_LINE": "amcli re", "COMP_WORD": "re"}
 KEYS = COMPLETION | {"COMP_LINE": "amcli pretrain --set model.n_", "COMP_WORD": "model.n_"}
 
@@ -50,8 +52,11 @@ def commands() -> dict[str, tuple[list[str], dict[str, str]]]:
         "amcli re<TAB>": ([amcli], COMPLETION),
         "amcli pretrain --set model.n_<TAB>": ([amcli], KEYS),
         "amcli config show": ([amcli, "config", "show"], {}),
+        "amcli config show --check": ([amcli, "config", "show", "--check"], {}),
+        "amcli config show -c LLAMA --check": ([amcli, "config", "show", "-c", LLAMA, "--check"], {}),
         "amcli inspect-ckpt": ([amcli, "inspect-ckpt"], {}),
         "torchrun --help": ([str(SCRIPTS / "torchrun"), "--help"], {}),
+        **({"litgpt --help": ([str(LITGPT), "--help"], {})} if LITGPT.is_file() else {}),
         "python -c 'import torch'": ([sys.executable, "-c", "import torch"], {}),
     }
 
@@ -85,7 +90,15 @@ def measure(directory: Path, num_rounds: int) -> list[Timing]:
 
 
 def make_checkpoint(directory: Path) -> None:
-    """Prepares the embedded text and trains a tiny model in `directory`."""
+    """Prepares the embedded text, trains a tiny model, and writes a configuration, in `directory`."""
+    subprocess.run(
+        [SCRIPTS / "amcli", "config", "init", LLAMA, "--preset", "hf-llama"],
+        cwd=directory,
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    llama = (directory / LLAMA).read_text(encoding="utf-8").replace("data/fineweb", "data/shakespeare")
+    (directory / LLAMA).write_text(llama, encoding="utf-8")
     overrides = [word for override in TINY.split() for word in ("--set", override)]
     for arguments in (["prep", "shakespeare"], ["pretrain", *overrides]):
         subprocess.run([SCRIPTS / "amcli", *arguments], cwd=directory, stdout=subprocess.DEVNULL, check=True)
@@ -123,6 +136,7 @@ def table(timings: list[Timing], facts: dict[str, str | int | None], num_rounds:
             "|---|---|---|",
             *rows,
             "",
+            *([] if LITGPT.is_file() else ["`litgpt --help` is not measured: litgpt is not installed here (it asks for another torch).", ""]),
         ]
     )
 
