@@ -26,8 +26,10 @@ from automodel_cli.engine.config.secrets import masked_value
 from automodel_cli.engine.config.sections import (
     SECTIONS,
     TARGET_SECTIONS,
+    ActivationCheckpointingSection,
     CheckpointSection,
     ClipGradNormSection,
+    CompileSection,
     DataloaderSection,
     DistEnvSection,
     DistributedSection,
@@ -60,6 +62,8 @@ class Settings:
     lr_scheduler: LRSchedulerSection
     clip_grad_norm: ClipGradNormSection
     dataloader: DataloaderSection
+    compile: CompileSection
+    activation_checkpointing: ActivationCheckpointingSection
     checkpoint: CheckpointSection
     distributed: DistributedSection
     dist_env: DistEnvSection

@@ -51,6 +51,9 @@ _RECIPE = "automodel_cli.engine.train.recipe"
 CONSUMERS = {
     "device": "automodel_cli.engine.train.device",
     "precision": "automodel_cli.engine.train.device",
+    "deterministic": "automodel_cli.engine.train.device",
+    "compile": "automodel_cli.engine.models.compiling",
+    "activation_checkpointing": "automodel_cli.engine.models.recompute",
     "num_threads": "automodel_cli.engine.train.device",
     "step_scheduler": "automodel_cli.engine.train.step_scheduler",
     "step_scheduler.global_batch_size": "automodel_cli.engine.data.loader",

@@ -43,9 +43,13 @@ class General:
     seed: int = key("seed of the initialisation, of dropout and of the sample order", default=1234, minimum=0)
     device: str = key("where to train", default="auto", choices=("auto", "cpu", "cuda"))
     precision: str = key(
-        "auto is bf16 autocast over fp32 weights on a GPU that has bf16, and fp32 elsewhere",
+        "auto is bf16 on a GPU that has it, and fp32 elsewhere; bf16 is autocast over fp32 weights, bf16-params "
+        "keeps weights and optimizer in bf16 too, tf32 is fp32 with faster products on a GPU",
         default="auto",
-        choices=("auto", "fp32", "bf16"),
+        choices=("auto", "fp32", "tf32", "bf16", "bf16-params"),
+    )
+    deterministic: bool = key(
+        "use only algorithms that give the same bits every time, on a GPU too; slower there", default=False, quiet=True
     )
     num_threads: int | None = key("CPU threads of torch; null takes what torch finds", default=None, minimum=1)
     recipe: str | None = key(
@@ -129,6 +133,37 @@ class DataloaderSection:
         choices=(None, aliases.COLLATE_FN),
         quiet=True,
     )
+
+
+@dataclass(frozen=True)
+class CompileSection:
+    """Compiling the model with torch.compile; worth it on a GPU, and hardly on a CPU."""
+
+    name: ClassVar[str] = "compile"
+    enabled: bool = key("whether to compile the model", default=False, quiet=True)
+    mode: str = key(
+        "what to optimise for, as torch.compile names it",
+        default="default",
+        choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        quiet=True,
+    )
+    backend: str = key("what compiles, as torch.compile names it", default="inductor", quiet=True)
+    fullgraph: bool = key("refuse what cannot be compiled instead of leaving it out", default=False, quiet=True)
+    per_block: bool = key("compile one block for all, not the whole model", default=True, quiet=True)
+
+
+@dataclass(frozen=True)
+class ActivationCheckpointingSection:
+    """Less memory for more time: activations are computed again in the backward pass."""
+
+    name: ClassVar[str] = "activation_checkpointing"
+    mode: str | None = key(
+        "full keeps only the input of a block; selective keeps its products of matrices and attention too",
+        default=None,
+        choices=(None, "full", "selective"),
+        quiet=True,
+    )
+    every: int = key("every so many blocks; the others keep everything", default=1, minimum=1, quiet=True)
 
 
 @dataclass(frozen=True)
@@ -285,6 +320,8 @@ SECTIONS: tuple[type[Any], ...] = (
     LRSchedulerSection,
     ClipGradNormSection,
     DataloaderSection,
+    CompileSection,
+    ActivationCheckpointingSection,
     CheckpointSection,
     DistributedSection,
     DistEnvSection,

@@ -184,4 +184,7 @@ def _hugging_face_config(model: Any) -> dict[str, Any] | None:
     if not any(base.__name__ == "PreTrainedModel" for base in type(model).__mro__):
         return None
     # FSDP2 gives a sharded model a class of its own, named after the model's.
-    return {**model.config.to_diff_dict(), "architectures": [type(model).__name__.removeprefix("FSDP")]}
+    name = type(model).__name__.removeprefix("FSDP")
+    # Stated by the weights: a configuration keeps the type that it was read with.
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return {**model.config.to_diff_dict(), "architectures": [name], "dtype": dtype}

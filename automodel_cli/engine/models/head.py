@@ -32,18 +32,32 @@ class Head:
     """
 
     def __init__(self, layer: nn.Linear) -> None:
+        self.vocab_size = layer.out_features
         self._layer = layer
+        self._of_hidden: OfHidden | None = None
+        # One object for all calls: a compiled program would take a new one for a reason to compile again.
+        self._replacement: Callable[..., torch.Tensor] = self._forward
+
+    def stay_uncompiled(self) -> None:
+        """Leaves the replacement out of compiled programs, which must not hold the labels of one batch."""
+        self._replacement = torch.compiler.disable(self._forward)
 
     @contextmanager
     def replaced(self, of_hidden: OfHidden) -> Iterator[None]:
         """Inside, the model returns `of_hidden(hidden, weight, bias)` where it returned logits."""
-        layer = self._layer
+        self._of_hidden = of_hidden
         # An attribute of the instance hides the method of its class, and hooks around it still run.
-        layer.__dict__["forward"] = lambda hidden_BTC: of_hidden(hidden_BTC, layer.weight, layer.bias)
+        self._layer.__dict__["forward"] = self._replacement
         try:
             yield
         finally:
-            del layer.__dict__["forward"]
+            del self._layer.__dict__["forward"]
+            self._of_hidden = None
+
+    def _forward(self, hidden_BTC: torch.Tensor) -> torch.Tensor:
+        if self._of_hidden is None:
+            raise RuntimeError("the head is called outside of `replaced`")
+        return self._of_hidden(hidden_BTC, self._layer.weight, self._layer.bias)
 
 
 class NoHeadError(Exception):

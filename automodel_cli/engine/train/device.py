@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from automodel_cli.errors import ConfigError
+
+_WORDS = {
+    "fp32": "fp32",
+    "tf32": "fp32 with tf32 products",
+    "bf16": "bf16 autocast, fp32 weights",
+    "bf16-params": "bf16 weights",
+}
 
 
 @dataclass(frozen=True)
@@ -17,13 +26,17 @@ class Placement:
 
     Args:
         device: The device of the weights.
-        autocast_dtype: Type of the matrix products, or None for fp32 throughout.
+        autocast_dtype: Type of the matrix products, or None for that of the weights.
         name: The device as people know it.
+        weight_dtype: Type of the weights, and so of the optimizer's state.
+        precision: The precision in words.
     """
 
     device: torch.device
     autocast_dtype: torch.dtype | None
     name: str
+    weight_dtype: torch.dtype = torch.float32
+    precision: str = _WORDS["fp32"]
 
     def memory_bytes(self) -> int:
         """Peak memory so far: allocated on a GPU, resident in RAM on a CPU."""
@@ -32,27 +45,53 @@ class Placement:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
-    @property
-    def precision(self) -> str:
-        """The precision in words."""
-        return "fp32" if self.autocast_dtype is None else "bf16 autocast, fp32 weights"
+    def put(self, model: nn.Module) -> None:
+        """Moves a model to the device, its weights in the type of the precision, whatever type they were made in.
+
+        Buffers keep their type: rounded to bf16, the frequencies of rotary positions would be others.
+        """
+        model.to(self.device)
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and parameter.dtype != self.weight_dtype:
+                parameter.data = parameter.data.to(self.weight_dtype)
 
 
-def place(device: str, precision: str, num_threads: int | None) -> Placement:
-    """Resolves `device`, `precision` and `num_threads` of the configuration on this machine.
+def place(device: str, precision: str, num_threads: int | None, *, deterministic: bool = False) -> Placement:
+    """Resolves `device`, `precision`, `num_threads` and `deterministic` of the configuration on this machine.
 
     Raises:
-        ConfigError: A GPU is asked for and there is none, or it has no bf16.
+        ConfigError: A GPU is asked for and there is none, or the device lacks the precision.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
+    if deterministic:
+        _be_deterministic()
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise ConfigError("device is `cuda`, but torch finds no GPU here", help="device: auto takes what is there")
     chosen = torch.device("cuda" if has_gpu and device != "cpu" else "cpu")
     bf16_on_gpu = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "bf16" and chosen.type == "cuda" and not bf16_on_gpu:
-        raise ConfigError("precision is `bf16`, but this GPU has no bf16", help="precision: fp32 works on every device")
-    use_bf16 = precision == "bf16" or (precision == "auto" and bf16_on_gpu)
+    works = "precision: fp32 works on every device"
+    if precision.startswith("bf16") and chosen.type == "cuda" and not bf16_on_gpu:
+        raise ConfigError(f"precision is `{precision}`, but this GPU has no bf16", help=works)
+    if precision == "tf32" and (chosen.type == "cpu" or torch.cuda.get_device_capability(chosen) < (8, 0)):
+        raise ConfigError("precision is `tf32`, but only GPUs from Ampere on have it", help=works)
+    if precision == "auto":
+        precision = "bf16" if bf16_on_gpu else "fp32"
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    return Placement(chosen, torch.bfloat16 if use_bf16 else None, name)
+    return Placement(
+        device=chosen,
+        autocast_dtype=torch.bfloat16 if precision == "bf16" else None,
+        name=name,
+        weight_dtype=torch.bfloat16 if precision == "bf16-params" else torch.float32,
+        precision=_WORDS[precision],
+    )
+
+
+def _be_deterministic() -> None:
+    """Algorithms that give the same bits every time; an operation that has none raises when it is used."""
+    # cuBLAS reads it when it is first used; without it, products on several streams may differ.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

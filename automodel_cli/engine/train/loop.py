@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.data.loader import BatchLoader
+from automodel_cli.engine.models.compiling import compile_seconds
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.observe.speed import Speed
 from automodel_cli.engine.optim.lr_schedule import LRSchedule
@@ -107,6 +108,7 @@ def _next_step(
 
 def _one_step(run: Run, state: TrainState, micro_batches: list[dict[str, Any]], num_tokens: int, waited: float) -> None:
     lr = run.schedule.lr(state.step)
+    compiled = compile_seconds()
     started = time.perf_counter()
     try:
         result = train_step(
@@ -126,6 +128,10 @@ def _one_step(run: Run, state: TrainState, micro_batches: list[dict[str, Any]], 
         raise
     # Waiting for data belongs to a step's cost; validation and saving do not.
     seconds = time.perf_counter() - started + waited
+    if (compiled := compile_seconds() - compiled) > 0:
+        # Not a cost of training: the numbers of this step would say nothing about the next.
+        run.sink.on_message(f"compiled for {compiled:.1f} s in step {state.step + 1}")
+        seconds -= compiled
     state.step += 1
     state.samples_consumed += run.samples_per_step
     state.tokens_seen += result.num_tokens

@@ -18,7 +18,6 @@ from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.calling import call, unwrapped
 from automodel_cli.engine.models.head import Head, NoHeadError, find_head
 from automodel_cli.engine.models.outputs import logits_of
-from automodel_cli.engine.models.sizes import vocab_size_of
 from automodel_cli.engine.protocols import IGNORED_LABEL, HeadLoss, LossFunction
 from automodel_cli.errors import ConfigError
 
@@ -93,14 +92,13 @@ def objective_of(
             ) from error
         return Objective(MaskedCrossEntropy(), None, f"masked cross-entropy of whole logits, since {error}")
     loss = loss or ChunkedLinearCrossEntropy()
-    return Objective(loss, head, _words(loss, model))
+    return Objective(loss, head, _words(loss, head, next(model.parameters()).device))
 
 
-def _words(loss: LossFunction | HeadLoss, model: nn.Module) -> str:
-    vocab_size = vocab_size_of(model)
-    if not isinstance(loss, ChunkedLinearCrossEntropy) or vocab_size is None:
+def _words(loss: HeadLoss, head: Head, device: torch.device) -> str:
+    if not isinstance(loss, ChunkedLinearCrossEntropy):
         return type(loss).__name__
-    rows = loss.rows_per_block(vocab_size, next(model.parameters()).device)
+    rows = loss.rows_per_block(head.vocab_size, device)
     return f"chunked linear cross-entropy, {rows:,} rows at a time"
 
 

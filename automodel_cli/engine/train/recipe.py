@@ -42,6 +42,7 @@ from automodel_cli.engine.train.continuation import Continuation
 from automodel_cli.engine.train.device import Placement, place
 from automodel_cli.engine.train.fit import check_fit
 from automodel_cli.engine.train.loop import Run, train
+from automodel_cli.engine.train.model_setup import set_up
 from automodel_cli.engine.train.objective import Objective, objective_of
 from automodel_cli.engine.train.report import speed_of
 from automodel_cli.engine.train.restoring import (
@@ -175,6 +176,7 @@ class _Parts:
     loss_fn: Objective
     optimizer: torch.optim.Optimizer
     spread: Spread | None
+    how: dict[str, str]
 
 
 def _run(
@@ -188,8 +190,9 @@ def _run(
     began = time.perf_counter()
     state = TrainState() if snapshot is None else TrainState.from_dict(snapshot.train_state)
     general = settings.general
-    placement = place(general.device, general.precision, general.num_threads or _threads(state, team))
-    parts = _build(config, settings, placement, snapshot, team)
+    num_threads = general.num_threads or _threads(state, team)
+    placement = place(general.device, general.precision, num_threads, deterministic=general.deterministic)
+    parts = _build(config, settings, placement, root, snapshot, team)
     state.order_key = _order_key(parts.dataset, general.seed, state)
     state.num_threads = torch.get_num_threads()
     # From the operating system: a generator that has a seed would give every run of a sweep the same name.
@@ -205,7 +208,7 @@ def _run(
 
     with open_sink() as sink, StopSignal() as stop:
         run = _assemble(parts, config, settings, placement, root, sink)
-        sink.on_start(_facts(run, state, parts.dataset, settings, root))
+        sink.on_start(_facts(run, state, parts, settings, root))
         train(run, state, stop)
     saved = settings.checkpoint.enabled and state.step > 0
     if stop.requested and not run.steps.is_last(state.step):
@@ -234,7 +237,12 @@ def _threads(state: TrainState, team: Team | None) -> int | None:
 
 
 def _build(
-    config: Config, settings: Settings, placement: Placement, snapshot: Snapshot | None, team: Team | None
+    config: Config,
+    settings: Settings,
+    placement: Placement,
+    root: Path,
+    snapshot: Snapshot | None,
+    team: Team | None,
 ) -> _Parts:
     """Every part with a `_target_`, checked against the others; cheap parts come first."""
     seed = settings.general.seed
@@ -249,7 +257,7 @@ def _build(
     optimizer_factory, optimizer_arguments = bind(config, "optimizer", supplied=("params",))
     model: nn.Module = instantiate(config, "model", {"device": placement.device})
     vocab_size = check_fit(config, model, dataset, validation)
-    model.to(placement.device)
+    placement.put(model)
     # Before it is spread: whether the head can be replaced is seen on whole modules.
     splits_head = team is not None and team.degrees.tp > 1
     loss_fn = objective_of(loss, model, str(config.origin(("loss_fn",))) if loss else None, splits_head=splits_head)
@@ -257,13 +265,14 @@ def _build(
         load_weights(model, snapshot, team)
     elif settings.checkpoint.init_from is not None:
         adopt_weights(model, read_weights(Path(settings.checkpoint.init_from).expanduser()))
+    how = set_up(model, loss_fn, settings, placement, root)
     layout = None
     if team is not None:
         from automodel_cli.engine.distributed.spread import spread
 
         layout = spread(model, team, settings.distributed)
     optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model, group_rules(config))
-    return _Parts(dataset, validation, model, vocab_size, loss_fn, optimizer, layout)
+    return _Parts(dataset, validation, model, vocab_size, loss_fn, optimizer, layout, how)
 
 
 def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Placement, root: Path, sink: Sink) -> Run:
@@ -343,7 +352,7 @@ def _order_key(dataset: MapDataset, seed: int, state: TrainState) -> str:
     return order_key
 
 
-def _facts(run: Run, state: TrainState, dataset: MapDataset, settings: Settings, root: Path) -> dict[str, Any]:
+def _facts(run: Run, state: TrainState, parts: _Parts, settings: Settings, root: Path) -> dict[str, Any]:
     """What is said before the first step."""
     steps, placement = settings.step_scheduler, run.placement
     num_parameters = sum(parameter.numel() for parameter in run.model.parameters())  # a tied one counts once
@@ -353,9 +362,9 @@ def _facts(run: Run, state: TrainState, dataset: MapDataset, settings: Settings,
     micro_batches = steps.global_batch_size // steps.local_batch_size
     return {
         "model": f"{kind}, {num_parameters:,} parameters",
-        "loss": run.loss_fn.words,
         **ranks,
-        "data": f"{len(dataset):,} samples, {steps.global_batch_size} per step "
+        **parts.how,
+        "data": f"{len(parts.dataset):,} samples, {steps.global_batch_size} per step "
         f"({micro_batches} x {steps.local_batch_size})",
         "device": f"{placement.name}, {placement.precision}",
         "steps": f"{state.step} -> {steps.max_steps}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,39 @@ def test_a_gpu_trains_in_bf16_and_learns_as_the_cpu_does(tiny_run):
 
     assert place("auto", "auto", None).autocast_dtype is torch.bfloat16
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
+
+
+def test_weights_get_the_type_of_the_precision_and_buffers_keep_theirs():
+    """Weights made in bf16 are masters in fp32 for autocast; in bf16-params they are bf16, rotary frequencies never."""
+    import transformers
+
+    sizes = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_attention_heads=4))
+    frequencies = model.model.rotary_emb.inv_freq.clone()
+    seen = []
+    for precision in ("bf16-params", "bf16", "fp32"):
+        place("cpu", precision, None).put(model)
+        seen.append({parameter.dtype for parameter in model.parameters()})
+
+    assert seen == [{torch.bfloat16}, {torch.float32}, {torch.float32}]
+    assert torch.equal(model.model.rotary_emb.inv_freq, frequencies)
+
+
+@needs_no_gpu
+def test_tf32_is_refused_where_no_device_has_it():
+    """A CPU would compute in fp32 and the log would say otherwise."""
+    with pytest.raises(ConfigError, match=r"tf32.*Ampere"):
+        place("cpu", "tf32", None)
+
+
+def test_deterministic_runs_use_deterministic_algorithms_only(monkeypatch):
+    """Torch is told, and the variable that cuBLAS reads is set before it is."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        place("cpu", "fp32", None, deterministic=True)
+
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)

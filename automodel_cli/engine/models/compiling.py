@@ -1,0 +1,59 @@
+"""`torch.compile` of a model in place: names of parameters stay, and the cache belongs to the run.
+
+Per block, one compiled program serves all blocks of a depth, and what is around them, such as a loss
+that takes the place of the head, stays as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from torch import nn
+
+from automodel_cli.engine.distributed.blocks import transformer_blocks
+from automodel_cli.errors import ConfigError
+
+_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def compile_model(
+    model: nn.Module, *, mode: str, fullgraph: bool, per_block: bool, cache: Path, backend: str = "inductor"
+) -> str:
+    """Has a model compiled when it is first called; returns what is compiled, in words.
+
+    Args:
+        model: Compiled in place.
+        mode: As of `torch.compile`.
+        fullgraph: Refuse what would be computed outside the compiled program.
+        per_block: Compile the blocks, not the whole.
+        backend: As of `torch.compile`.
+        cache: Directory of compiled programs, for this run alone unless the environment names another.
+
+    Raises:
+        ConfigError: Blocks are asked for and the model has none.
+    """
+    # A process that is killed while it compiles leaves a broken file, which would break other runs.
+    os.environ.setdefault(_CACHE_VARIABLE, str(cache.absolute()))
+    if not per_block:
+        model.compile(backend=backend, mode=mode, fullgraph=fullgraph)
+        return f"the whole model, {mode}"
+    blocks = transformer_blocks(model)
+    if not blocks:
+        raise ConfigError(
+            f"compile.per_block is true, but {type(model).__name__} has no list of blocks",
+            help="compile.per_block: false compiles the whole model",
+        )
+    for block in blocks:
+        block.compile(backend=backend, mode=mode, fullgraph=fullgraph)
+    return f"{len(blocks)} blocks, {mode}"
+
+
+def compile_seconds() -> float:
+    """Seconds that this process has spent compiling so far, forward and backward programs; 0 where nothing compiles."""
+    if "torch._dynamo.utils" not in sys.modules:
+        return 0.0
+    from torch._dynamo.utils import calculate_time_spent
+
+    return float(calculate_time_spent().get("total_wall_time", 0.0))

@@ -1,0 +1,54 @@
+"""What is done to a model between its weights and its ranks: recomputing, compiling, and saying how it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from automodel_cli.engine.config.check import Settings
+from automodel_cli.engine.models.attention import attention_in_words
+from automodel_cli.engine.models.compiling import compile_model
+from automodel_cli.engine.models.recompute import recompute_activations
+from automodel_cli.engine.train.device import Placement
+from automodel_cli.engine.train.objective import Objective
+from automodel_cli.errors import ConfigError
+
+
+def set_up(
+    model: nn.Module, objective: Objective, settings: Settings, placement: Placement, root: Path
+) -> dict[str, str]:
+    """Applies the settings to the model, in place, and returns what is said of it at the start.
+
+    Args:
+        model: On its device.
+        objective: Of this model.
+        settings: `activation_checkpointing` and `compile`.
+        placement: Where it computes, and in which types.
+        root: Directory of the run, for the cache of compiled programs.
+
+    Raises:
+        ConfigError: The model has no blocks where some are needed, or cannot be compiled as asked.
+    """
+    dtype = placement.autocast_dtype or placement.weight_dtype
+    facts = {"loss": objective.words, "attention": attention_in_words(model, placement.device, dtype)}
+    recompute, compiling = settings.activation_checkpointing, settings.compile
+    if recompute.mode is not None:
+        facts["recomputed"] = recompute_activations(model, recompute.mode, recompute.every)
+    if compiling.enabled:
+        if objective.head is not None:
+            if compiling.fullgraph and not compiling.per_block:
+                raise ConfigError(
+                    "compile.fullgraph is true for the whole model, but the loss in place of its head is not compiled",
+                    help="set compile.per_block to true, or compile.fullgraph to false",
+                )
+            objective.head.stay_uncompiled()
+        facts["compiled"] = compile_model(
+            model,
+            backend=compiling.backend,
+            mode=compiling.mode,
+            fullgraph=compiling.fullgraph,
+            per_block=compiling.per_block,
+            cache=root / ".compiled",
+        )
+    return {name: words for name, words in facts.items() if words is not None}
