@@ -160,7 +160,8 @@ def test_the_custom_example_learns_to_count(tmp_path, monkeypatch, capsys):
     assert "chunked linear cross-entropy" in capsys.readouterr().out
     records = [json.loads(line) for line in Path("checkpoints/custom/metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if record["event"] == "step"]
-    assert losses[-1] < losses[0] - 0.1
+    assert losses[0] > 5
+    assert losses[-1] < 1
     assert set(load_file("checkpoints/custom/LATEST/model/model.safetensors")) >= {"embed.weight", "head.weight"}
 
 
