@@ -70,6 +70,29 @@ class FastEngine:
         return Encoded(np.frombuffer(ids, dtype="<u4"), np.frombuffer(offsets, dtype="<i8"))
 
 
+class GuardedEngine:
+    """The fast engine, with the reference for a batch on which it fails: hours of work must not end there.
+
+    Args:
+        fast: Proved equal.
+        reference: Gives the same ids.
+    """
+
+    def __init__(self, fast: Encoder, reference: Encoder) -> None:
+        self.engine = fast.engine
+        self._fast = fast
+        self._reference = reference
+
+    def encode_batch(self, texts: pa.Array) -> Encoded:
+        """The ids of the texts."""
+        try:
+            return self._fast.encode_batch(texts)
+        # A panic of native code is no Exception.
+        except BaseException as error:
+            _reraise_interrupt(error)
+            return self._reference.encode_batch(texts)
+
+
 def choose_engine(tokenizer: Tokenizer, sample: pa.Array, cache: Path | None) -> Choice:
     """The fast engine where it proves itself, else the tokenizer as it is.
 
@@ -94,7 +117,7 @@ def choose_engine(tokenizer: Tokenizer, sample: pa.Array, cache: Path | None) ->
         return Choice(
             tokenizer, f"{fast.engine} gives other ids for this tokenizer, so {tokenizer.engine} does the work"
         )
-    return Choice(fast)
+    return Choice(GuardedEngine(fast, tokenizer))
 
 
 def is_equal(reference: Encoder, other: Encoder, texts: pa.Array) -> bool:

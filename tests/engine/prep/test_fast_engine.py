@@ -107,6 +107,28 @@ def test_one_wrong_id_in_the_adversarial_strings_is_remembered(gpt2, monkeypatch
 
 
 @pytest.mark.usefixtures("short_list")
+def test_a_batch_on_which_it_breaks_is_done_by_the_reference(gpt2, monkeypatch, tmp_path):
+    """A panic of native code in the middle of a corpus costs a moment, not the run."""
+
+    class Panic(BaseException):
+        pass
+
+    class Breaking(Wrong):
+        def encode_batch(self, texts):
+            if "needle" in texts.to_pylist():
+                raise Panic
+            return super().encode_batch(texts)
+
+    monkeypatch.setattr(fast_engine, "FastEngine", Breaking)
+    chosen = choose_engine(gpt2, arrow(["hay"]), tmp_path).encoder
+
+    found = chosen.encode_batch(arrow(["hay", "needle"]))
+
+    assert chosen.engine == "wrong 1"
+    assert found.ids.tolist() == gpt2.encode_batch(arrow(["hay", "needle"])).ids.tolist()
+
+
+@pytest.mark.usefixtures("short_list")
 def test_a_broken_verdict_is_made_anew(gpt2, tmp_path):
     """Half a file in the cache is no verdict."""
     choose_engine(gpt2, arrow(["a"]), tmp_path)
