@@ -37,13 +37,6 @@ def check_layout(config: Config, settings: Settings, world_size: int | None, ref
             f"where it is {settings.general.precision}",
             f"write `precision: {precision}` there",
         )
-    if settings.packed_sequence.packed_sequence_size:
-        refuse(
-            "packed_sequence.packed_sequence_size",
-            f"packed_sequence.packed_sequence_size is {settings.packed_sequence.packed_sequence_size}, "
-            "but this version of amcli packs no sequences; its shards hold documents without gaps",
-            "set it to 0; `dataset.seq_len` is the length of a sample",
-        )
 
 
 def _check_strategy(settings: Settings, refuse: Refuse) -> None:

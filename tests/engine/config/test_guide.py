@@ -149,7 +149,11 @@ def test_the_sections_have_their_values(guide):
 @pytest.mark.parametrize(
     ("override", "message", "help_"),
     [
-        ("distributed.tp_size=5", "distributed.tp_size is 5, but it must divide model.n_head = 12", "1, 2, 3, 4, 6, 12"),
+        (
+            "distributed.tp_size=5",
+            "distributed.tp_size is 5, but it must divide model.n_head = 12",
+            "1, 2, 3, 4, 6, 12",
+        ),
         ("distributed.dp_size=8", "local_batch_size x data-parallel ranks", "would work"),
         ("distributed.pp_size=2", "distributed.pp_size is 2", "set it to 1"),
         (

@@ -7,6 +7,7 @@ header of 256 int32, the tokens behind it, and the index of token offsets beside
 from __future__ import annotations
 
 import struct
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def read_as_megatron(path: Path) -> list[list[int]]:
         np.frombuffer(tokens, dtype, length, pointer).tolist()
         for pointer, length in zip(pointers, lengths, strict=True)
     ]
-    return [sum(sequences[begin:end], []) for begin, end in zip(documents[:-1], documents[1:], strict=True)]
+    return [list(chain.from_iterable(sequences[begin:end])) for begin, end in pairwise(documents)]
 
 
 @pytest.fixture
