@@ -266,10 +266,10 @@ class DistEnvSection:
 
 @dataclass(frozen=True)
 class PackedSequenceSection:
-    """Packing of several documents into one sample. Token shards hold no gaps, so there is nothing to pack."""
+    """Packing of several whole documents into one sample, within which attention stays in each document."""
 
     name: ClassVar[str] = "packed_sequence"
-    packed_sequence_size: int = key("tokens per packed sample; 0 packs nothing", default=0, minimum=0, quiet=True)
+    packed_sequence_size: int = key("tokens of a sample of whole documents; 0: off", default=0, minimum=0, quiet=True)
 
 
 @dataclass(frozen=True)
