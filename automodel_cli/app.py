@@ -22,6 +22,7 @@ from automodel_cli.commands.export import export
 from automodel_cli.commands.import_ import import_
 from automodel_cli.commands.inspect_ckpt import inspect_ckpt
 from automodel_cli.commands.options import OverridableCommand, with_launch_options_behind
+from automodel_cli.commands.plan import plan
 from automodel_cli.commands.prep import prep
 from automodel_cli.commands.pretrain import pretrain
 from automodel_cli.commands.resume import resume
@@ -40,6 +41,7 @@ _LINE_LENGTH = 2000  # of a message; what is longer was written by no person
 app = typer.Typer(name="amcli", rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 
 app.command("prep")(prep)
+app.command("plan", cls=OverridableCommand)(plan)
 app.command("pretrain", cls=OverridableCommand)(pretrain)
 app.command("resume", cls=OverridableCommand)(resume)
 app.command("inspect-ckpt")(inspect_ckpt)

@@ -124,6 +124,8 @@ def test_importing_the_light_modules_loads_nothing_heavy(contract: str, forbidde
         ["config", "show", "--plot-lr"],
         ["config", "show", "--diff", "checkpoints/step_000003"],
         ["config", "show", "--explain", "optimizer.lr"],
+        ["plan"],
+        ["plan", "--json"],
         ["config", "init"],
         ["config", "schema"],
         ["inspect-ckpt"],

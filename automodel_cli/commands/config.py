@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,7 +23,10 @@ from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.diff import changed_only, differences
 from automodel_cli.engine.config.load import load_config
-from automodel_cli.errors import AmcliError, UsageError
+from automodel_cli.errors import AmcliError, ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.plan.plan import Derived
 
 # Notes are no part of the output, which may be YAML that is read again.
 _aside = render.speaker(as_json=True)
@@ -77,7 +80,8 @@ def show(
 ) -> None:
     """Print the final configuration and where every value came from.
 
-    What it prints is valid YAML. If something is wrong, it is said after that, all at once.
+    What it prints is valid YAML, with what follows from it (parameters, tokens, FLOPs) as comments at the end.
+    If something is wrong, it is said after that, all at once.
 
     \b
     Examples:
@@ -111,8 +115,17 @@ def show(
         render_config.explanation(explanation_of(printed, explain), as_json=as_json)
     else:
         shown = changed_only(printed, built_in=not config) if changed else printed
-        render_config.configuration(shown, form, origins=not no_origins)
-        render.notes(checked(final).notes, _aside)
+        try:
+            problem, notes = None, checked(final).notes
+        except AmcliError as error:
+            problem, notes = error, ()
+        # From wrong numbers nothing follows; data that is not there yet changes none.
+        follows = not (changed or no_origins or isinstance(problem, ConfigError))
+        derived = _derived(final) if follows and form in (Format.YAML, Format.JSON) else None
+        render_config.configuration(shown, form, origins=not no_origins, derived=derived)
+        if problem is not None:
+            raise problem
+        render.notes(notes, _aside)
 
 
 @config_app.command("init")
@@ -165,6 +178,12 @@ def _form(form: Format | None, json_: bool, *single: bool) -> Format:
         message = f"--format {form} is for a whole configuration"
         raise UsageError(message, help="--diff, --explain, --check and --plot-lr print text, or --format json")
     return Format.JSON if json_ else form or Format.YAML
+
+
+def _derived(config: Config) -> Derived:
+    from automodel_cli.engine.plan.plan import derive
+
+    return derive(config)
 
 
 def _plot_lr(config: Config, *, as_json: bool) -> None:

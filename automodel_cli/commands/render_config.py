@@ -24,6 +24,7 @@ from automodel_cli.errors import AmcliError
 
 if TYPE_CHECKING:
     from automodel_cli.engine.config.explain import Explanation
+    from automodel_cli.engine.plan.plan import Derived
 
 _LEAST = 8  # characters that a column keeps in however narrow a terminal
 
@@ -37,12 +38,23 @@ class Format(StrEnum):
     FLAT = "flat"
 
 
-def configuration(config: Config, form: Format, *, origins: bool) -> None:
-    """Prints a configuration, and beside each value where it came from."""
+def configuration(config: Config, form: Format, *, origins: bool, derived: Derived | None = None) -> None:
+    """Prints a configuration, beside each value where it came from, and at the end what follows from it.
+
+    Args:
+        config: What to print.
+        form: How. What follows from it stands in JSON and, as comments, in YAML; the others are one value a line.
+        origins: Whether to say where values came from.
+        derived: What follows from it, if that is to be said.
+    """
+    if derived is not None:
+        from automodel_cli.commands.render_plan import derived_document, derived_text
     if form is Format.JSON:
         document: dict[str, object] = {"config": config.values}
         if origins:
             document["origins"] = {key: str(origin) for key, _, origin in flat(config)}
+        if derived is not None:
+            document["derived"] = derived_document(derived)
         typer.echo(json.dumps(document, indent=2))
     elif form is Format.TABLE:
         rows = [(key, inline(value), label(config, key, value)) for key, value, _ in flat(config)]
@@ -50,6 +62,9 @@ def configuration(config: Config, form: Format, *, origins: bool) -> None:
     else:
         text = to_flat if form is Format.FLAT else to_yaml
         typer.echo(text(config, origins=origins, note=_dim), nl=False)
+        if derived is not None and form is Format.YAML:
+            lines = ["derived", *(f"  {line}" for line in derived_text(derived).splitlines())]
+            typer.echo("\n".join(_dim(f"# {line}") for line in lines))
 
 
 def differences(changes: Sequence[Change], *, as_json: bool) -> None:

@@ -94,10 +94,10 @@ def test_the_three_forms_of_an_override_are_one(show, form):
 
 @pytest.mark.parametrize("option", [["--json"], ["--format", "json"]])
 def test_json_has_values_and_origins(show, option):
-    """The keys of the JSON are stable: config and origins, by dotted key."""
+    """The keys of the JSON are stable: config, origins by dotted key, and what follows from them."""
     shown = json.loads(show(*option, "--set", "seed=3").out)
 
-    assert set(shown) == {"config", "origins"}
+    assert set(shown) == {"config", "origins", "derived"}
     assert shown["origins"]["seed"] == "--set seed"
     assert shown["origins"]["model.n_layer"].startswith("built-in quickstart.yaml:")
 
@@ -161,6 +161,32 @@ def test_no_origins_prints_bare_values(show, form):
     assert "#" not in text
     assert "quickstart.yaml" not in text
     assert "origin" not in text
+
+
+def test_what_follows_from_the_values_stands_behind_them_as_comments(show):
+    """Exact numbers of the built-in run; the output is read as the same YAML with and without them."""
+    printed = show("--set", "model.n_layer=5").out
+
+    values, comments = printed.split("# derived\n")
+    assert parse_yaml(printed, source="x", kind="file").value == parse_yaml(values, source="x", kind="file").value
+    assert all(line.startswith("# ") for line in comments.splitlines())
+    assert re.search(r"parameters +1,040,896 ", comments)
+    assert re.search(r"tokens per step +2,048 ", comments)
+
+
+@pytest.mark.parametrize("option", ["--no-origins", "--changed-only"])
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_a_file_to_start_from_holds_only_values(show, option, form):
+    """What follows is left out with the origins, and where a part of the configuration is shown."""
+    assert "derived" not in show(option, "--format", form).out
+
+
+def test_nothing_follows_from_a_wrong_configuration(show):
+    """But from one whose data is not there yet, everything does."""
+    missing = "dataset.file_pattern=nowhere/*.bin"
+
+    assert "derived" not in show("--set", "step_scheduler.max_steps=0", code=2).out
+    assert "# derived" in show("--set", missing, code=3).out
 
 
 def test_changed_only_leaves_out_defaults(show):

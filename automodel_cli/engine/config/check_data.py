@@ -148,6 +148,29 @@ def _largest_in(directory: Path, shards: list[Path]) -> int | None:
     return max(ids) if is_same else None
 
 
+def training_tokens(config: Config) -> int | None:
+    """Tokens of the section `dataset`; None where no manifest describes all of its shards, or a blend weighs them.
+
+    Args:
+        config: With environment variables put in.
+    """
+    pattern = config.get("dataset.file_pattern")
+    target = config.get(f"dataset.{TARGET}")
+    if not isinstance(target, str) or resolved(target) != OUR_DATASET:
+        return None
+    try:
+        parts = pattern_parts(pattern)
+        if any(part.weight is not None or _is_wide(str(part.pattern)) for part in parts[:MAX_SEARCHES]):
+            return None
+        shards = {path for part in parts[:MAX_SEARCHES] for path in matching_files(Path(part.pattern))}
+        records = {directory: _records(directory / _MANIFEST[0]) for directory in {path.parent for path in shards}}
+        found = [records[path.parent][path.name] for path in shards]
+        is_same = all(path.stat().st_size == record["num_bytes"] for path, record in zip(shards, found, strict=True))
+        return sum(int(record["num_tokens"]) for record in found) if is_same else None
+    except (AmcliError, KeyError, TypeError, ValueError, OSError, NotImplementedError):
+        return None
+
+
 def _records(manifest: Path) -> dict[str, Any]:
     """The record of each shard by name; empty where the file is missing, damaged or of another format."""
     try:

@@ -1,0 +1,156 @@
+"""Memory of one device in training, by what it is for.
+
+The total is the sum of all categories, as if each were at its largest at the same time. They are not quite:
+gradients grow while activations go. So the total is an upper bound for these tensors; the CUDA context,
+workspaces of libraries and fragments of the allocator come on top (`plan.py` keeps a share for them).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from automodel_cli.engine.plan.activations import activation_bytes
+from automodel_cli.engine.plan.parameters import ParameterTensor, Part, parameter_tensors
+from automodel_cli.engine.plan.run_sizes import RunSizes
+from automodel_cli.engine.plan.shape import ModelShape
+
+_FP32 = 4
+_BF16 = 2
+# Blocks that FSDP2 has gathered at once: the one that computes, and the next.
+_GATHERED_BLOCKS = 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device that has most; None where a part cannot be told from the configuration.
+
+    Args:
+        weights: This rank's part of the weights.
+        gradients: Their gradients, from one backward pass to the next.
+        optimizer: What the optimizer keeps from step to step.
+        buffers: Copies for a while: weights in bf16, gathered blocks, gradients on their way.
+        activations: What the forward pass keeps for the backward pass.
+        logits: The output of the model, and what the loss makes of it.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int | None
+    buffers: int
+    activations: int | None
+    logits: int
+
+    @property
+    def total(self) -> int | None:
+        """The sum; None if a part is not known."""
+        if self.optimizer is None or self.activations is None:
+            return None
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + self.logits
+
+
+def memory(shape: ModelShape, sizes: RunSizes, local_batch_size: int, seq_len: int, *, accumulates: bool) -> Memory:
+    """The memory of one device.
+
+    Weights, gradients and optimizer state follow Rajbhandari et al. 2020 (ZeRO): of AdamW in fp32, 4 + 4 + 8 bytes
+    for each parameter on this rank. A shard is the largest that FSDP2 makes: it cuts the first dimension of each
+    tensor and pads the parts to one size.
+
+    Args:
+        shape: Of the model.
+        sizes: Layout, precision, optimizer and loss.
+        local_batch_size: Samples of one forward pass.
+        seq_len: Tokens of a sample.
+        accumulates: Whether a step has several backward passes.
+    """
+    tensors = parameter_tensors(shape)
+    width, tp = shape.weight_bytes, sizes.degrees.tp
+    shards = sizes.degrees.dp_shard * sizes.degrees.cp if sizes.uses_fsdp else 1
+    own = sum(_largest_part(tensor, tp, shards) for tensor in tensors)
+    whole = sum(_largest_part(tensor, tp, 1) for tensor in tensors)
+    # Without a sum over ranks after every pass, the gradients of the whole model wait for the last one.
+    waits = sizes.uses_fsdp and accumulates and sizes.spread.defer_fsdp_grad_sync
+    is_on_host = sizes.spread.offload_policy == "cpu"
+    optimizer = _optimizer_bytes(tensors, sizes, shards, width)
+    return Memory(
+        weights=0 if is_on_host else own * width,
+        gradients=whole * width if waits else 0 if is_on_host else own * width,
+        optimizer=0 if is_on_host and optimizer is not None else optimizer,
+        buffers=_buffer_bytes(tensors, shape, sizes, whole),
+        activations=activation_bytes(shape, sizes, local_batch_size, seq_len),
+        logits=_logit_bytes(shape, sizes, local_batch_size * -(-seq_len // sizes.degrees.cp)),
+    )
+
+
+def _largest_part(tensor: ParameterTensor, tp: int, shards: int) -> int:
+    """Elements of all copies of a tensor on the rank that has most."""
+    return tensor.copies * math.prod(_part_shape(tensor, tp, shards))
+
+
+def _part_shape(tensor: ParameterTensor, tp: int, shards: int) -> Iterator[int]:
+    for dim, size in enumerate(tensor.shape):
+        part = -(-size // tp) if dim == tensor.tp_dim else size
+        yield -(-part // shards) if dim == 0 else part
+
+
+def _optimizer_bytes(tensors: list[ParameterTensor], sizes: RunSizes, shards: int, width: int) -> int | None:
+    """Tensors like the weights, in their type, and an fp32 step count for each parameter where the class keeps one."""
+    state = sizes.optimizer
+    if state is None:
+        return None
+    total = 0
+    for tensor in tensors:
+        is_matrix = tensor.part is Part.BLOCKS and len(tensor.shape) == 2
+        kept = state.per_matrix if is_matrix else state.per_other
+        total += kept * width * _largest_part(tensor, sizes.degrees.tp, shards)
+        if state.counts_steps and kept == state.per_other:
+            total += _FP32 * tensor.copies
+    return total
+
+
+def _buffer_bytes(tensors: list[ParameterTensor], shape: ModelShape, sizes: RunSizes, whole: int) -> int:
+    """Copies of weights and gradients that live for a part of a step.
+
+    Sources: torch's autocast keeps a bf16 copy of each fp32 matrix that it multiplies until its backward pass. FSDP2
+    (Zhao et al. 2023, and the documentation of `fully_shard`) gathers a block before it is used, and the rest of
+    the model once; it sums the fp32 gradient of a block by way of a copy. With DDP every gradient travels in a copy.
+    """
+    tp = sizes.degrees.tp
+    is_narrow = sizes.spread.mp_policy == "bf16" and sizes.uses_fsdp
+    casts = sizes.is_bf16 and shape.weight_bytes == _FP32 and not is_narrow
+    copies = _BF16 * sum(_largest_part(t, tp, 1) for t in tensors if t.is_product and not _is_chunked_head(t, sizes))
+    total = copies if casts else 0
+    if sizes.uses_fsdp:
+        block = sum(_largest_part(t, tp, 1) for t in tensors if t.part is Part.BLOCKS) // shape.num_layers
+        rest = whole - block * shape.num_layers
+        gathered = _GATHERED_BLOCKS if sizes.spread.reshard_after_forward else shape.num_layers
+        width = _BF16 if is_narrow else shape.weight_bytes
+        total += (rest + min(gathered, shape.num_layers) * block) * width + 2 * block * _FP32
+    elif sizes.degrees.dp * sizes.degrees.cp > 1:
+        total += whole * shape.weight_bytes
+    return total
+
+
+def _is_chunked_head(tensor: ParameterTensor, sizes: RunSizes) -> bool:
+    """Whether the loss makes the head's copy itself, and it counts with the logits."""
+    return sizes.has_chunked_loss and tensor.part in (Part.EMBEDDING, Part.HEAD)
+
+
+def _logit_bytes(shape: ModelShape, sizes: RunSizes, tokens: int) -> int:
+    """What the loss holds at its peak, the beginning of its backward pass.
+
+    Of cross-entropy: the log-probabilities, their gradient and that of the logits, each fp32 and (tokens, V), as
+    torch's `cross_entropy` computes it. Tensor-parallel ranks hold all columns: the head's output is gathered.
+
+    Of the chunked loss: the fp32 sums of the head's gradient (V, C) and of its input's (tokens, C); and the buffers
+    of a chunk, or, later, the scaled sums.
+    """
+    V, C = shape.vocab_size, shape.channels
+    if not sizes.has_chunked_loss:
+        return 3 * _FP32 * tokens * V
+    rows = min(sizes.loss_rows(V), tokens)
+    sums = _FP32 * (V * C + tokens * C)
+    # In bf16 a chunk has its logits beside its probabilities; the head and its gradient pass through bf16, too.
+    chunk = rows * V * (_FP32 + _BF16) + 2 * _BF16 * V * C if sizes.is_bf16 else rows * V * _FP32
+    return sums + max(chunk, sums)

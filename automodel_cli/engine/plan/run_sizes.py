@@ -1,0 +1,161 @@
+"""What a checked configuration says about a run's size: batch, length, layout, precision, optimizer, loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from automodel_cli.engine.config.aliases import resolved
+from automodel_cli.engine.config.config import TARGET, Config
+from automodel_cli.engine.config.durations import tokens_per_step
+from automodel_cli.engine.config.env import resolve_env
+from automodel_cli.engine.config.layout import Degrees, degrees_of
+from automodel_cli.engine.config.sections import DistributedSection, section_fields
+from automodel_cli.errors import ConfigError
+
+_CHUNKED_LOSS = "automodel_cli.engine.loss.linear_ce.ChunkedLinearCrossEntropy"
+# As that class chooses its rows on a GPU; it lies beside this package, and needs torch.
+_BLOCK_LOGITS, _LEAST_ROWS = 4096 * 50_304, 64
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """What an optimizer keeps for each number that it trains, in the type of the weights.
+
+    Args:
+        per_matrix: Tensors like each matrix inside the blocks.
+        per_other: Tensors like each other parameter.
+        counts_steps: Whether it also keeps one fp32 number for each of the others, and matrices are counted with
+            them unless they are treated apart.
+    """
+
+    per_matrix: int
+    per_other: int
+    counts_steps: bool
+
+
+@dataclass(frozen=True)
+class RunSizes:
+    """The numbers that a plan starts from; None where the configuration does not have one.
+
+    Args:
+        seq_len: Tokens of a sample.
+        global_batch_size: Samples of a step, over all ranks.
+        local_batch_size: Samples of a forward pass of one rank.
+        max_steps: Steps of the run.
+        is_bf16: Whether matrix products are computed in bf16; `auto` is, since a plan is for a GPU.
+        degrees: How the ranks are divided.
+        spread: The other keys of the layout.
+        optimizer: None for one that is not known here.
+        has_chunked_loss: Whether the loss is computed with the head, without all logits.
+        chunk_size: Rows of a chunk, if the configuration names them.
+        recomputes: Whether blocks are computed again in the backward pass instead of kept.
+        has_mask: Whether attention reads a mask of T x T.
+        peak_tflops: Of one device, if the configuration names it.
+    """
+
+    seq_len: int | None
+    global_batch_size: int | None
+    local_batch_size: int | None
+    max_steps: int | None
+    is_bf16: bool
+    degrees: Degrees
+    spread: DistributedSection
+    optimizer: OptimizerState | None
+    has_chunked_loss: bool = False
+    chunk_size: int | None = None
+    recomputes: bool = False
+    has_mask: bool = False
+    peak_tflops: float | None = None
+
+    @property
+    def uses_fsdp(self) -> bool:
+        """Whether weights are sharded and gathered; of one rank alone they are not."""
+        apart = self.degrees.dp * self.degrees.cp > 1 or self.spread.mp_policy or self.spread.offload_policy
+        return bool(apart) and self.spread.chosen_strategy() != "ddp"
+
+    @property
+    def accumulation(self) -> int | None:
+        """Forward and backward passes of a step; None where a batch size is missing or does not divide."""
+        if not self.global_batch_size or not self.local_batch_size:
+            return None
+        passes, rest = divmod(self.global_batch_size, self.local_batch_size * self.degrees.dp)
+        return passes if passes and not rest else None
+
+    def loss_rows(self, vocab_size: int) -> int:
+        """Rows of logits that the chunked loss holds at once."""
+        return self.chunk_size or max(_LEAST_ROWS, _BLOCK_LOGITS // vocab_size)
+
+
+def with_environment(config: Config) -> Config:
+    """The configuration with environment variables put in; a reference that resolves to nothing stays."""
+
+    def looked_up(node: Any, path: tuple[str | int, ...]) -> Any:
+        if isinstance(node, Mapping):
+            return {name: looked_up(value, (*path, name)) for name, value in node.items()}
+        if isinstance(node, list):
+            return [looked_up(value, (*path, index)) for index, value in enumerate(node)]
+        try:
+            return resolve_env(node, config.origin(path))
+        except ConfigError:
+            return node
+
+    return Config(looked_up(config.values, ()), config.origins, config.key_origins)
+
+
+def run_sizes(config: Config, world_size: int | None = None) -> RunSizes:
+    """Reads the sizes.
+
+    Args:
+        config: Checked, with environment variables put in.
+        world_size: Ranks of the run; None takes as few as the layout allows.
+    """
+    section = config.get("distributed")
+    known = section_fields(DistributedSection)
+    given = {name: value for name, value in section.items() if name in known} if isinstance(section, Mapping) else {}
+    spread = DistributedSection(**given)
+    world = world_size or (spread.dp_size or spread.dp_replicate_size or 1) * spread.tp_size * spread.cp_size
+    samples, tokens = _whole(config, "step_scheduler.global_batch_size"), tokens_per_step(config)
+    precision, device = config.get("precision"), config.get("device")
+    return RunSizes(
+        seq_len=tokens // samples if samples and tokens else None,
+        global_batch_size=samples,
+        local_batch_size=_whole(config, "step_scheduler.local_batch_size"),
+        max_steps=_whole(config, "step_scheduler.max_steps"),
+        is_bf16=precision == "bf16" or (precision in (None, "auto") and device != "cpu"),
+        degrees=degrees_of(spread, world),
+        spread=spread,
+        optimizer=_optimizer(config.get("optimizer")),
+        has_chunked_loss=_target(config.get("loss_fn")) == _CHUNKED_LOSS,
+        chunk_size=_whole(config, "loss_fn.chunk_size"),
+        recomputes=bool(config.get("distributed.activation_checkpointing")),
+        has_mask=bool(config.get("dataset.document_mask") or config.get("packed_sequence.packed_sequence_size")),
+        peak_tflops=config.get("mfu.peak_tflops"),
+    )
+
+
+def _optimizer(section: Any) -> OptimizerState | None:
+    """What the optimizer keeps, by the classes' documented state; None for others."""
+    name = _target(section)
+    if name.startswith("torch.optim.") and name.rpartition(".")[2] in ("Adam", "AdamW"):
+        moments = 3 if section.get("amsgrad") else 2
+        return OptimizerState(moments, moments, counts_steps=True)
+    if name in ("torch.optim.SGD", "torch.optim.sgd.SGD"):
+        buffers = int(bool(section.get("momentum")))
+        return OptimizerState(buffers, buffers, counts_steps=False)
+    rules = section.get("param_groups") if isinstance(section, Mapping) else None
+    moves = any(isinstance(rule, Mapping) and "muon" in rule for rule in rules or ())
+    if name == "automodel_cli.engine.optim.muon.MuonWithAdamW" and not moves:
+        return OptimizerState(1, 2, counts_steps=True)
+    return None
+
+
+def _target(section: Any) -> str:
+    target = section.get(TARGET) if isinstance(section, Mapping) else None
+    return resolved(target) if isinstance(target, str) else ""
+
+
+def _whole(config: Config, path: str) -> int | None:
+    value = config.get(path)
+    return value if type(value) is int and value > 0 else None
