@@ -39,7 +39,7 @@ def run_ranks(plan: LaunchPlan, arguments: Sequence[str], *, grace_seconds: int)
     Raises:
         RankFailedError: A rank failed; the message says which and why, the exit code is that rank's.
     """
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what it would say is said once, below
+    _quiet()
     # torchrun would set 1 for several processes and nothing for one; who has chosen a number keeps it.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // plan.ranks_per_node)))
     with tempfile.TemporaryDirectory(prefix="amcli-ranks-") as directory:
@@ -56,6 +56,13 @@ def run_ranks(plan: LaunchPlan, arguments: Sequence[str], *, grace_seconds: int)
             raise _after_failure(Path(directory), error.failures) from None
         finally:
             del os.environ[REPORT_DIRECTORY]
+
+
+def _quiet() -> None:
+    """What torchrun would say is said once, below; each of its loggers has a level of its own."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _torchrun_arguments(plan: LaunchPlan, arguments: Sequence[str]) -> Any:
@@ -89,8 +96,9 @@ def _after_failure(directory: Path, failures: dict[int, ProcessFailure]) -> Amcl
     if cause is not None:
         return _failed(cause)
     # A process that was killed from outside leaves no report; those that noticed have left theirs.
-    killed = [failure for failure in failures.items() if failure[1].exitcode < 0]
-    for rank, failure in killed or list(failures.items()):
+    # SIGTERM is what the agent itself ends the others with, so any other end comes first.
+    by_blame = sorted(failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].exitcode > 0))
+    for rank, failure in by_blame:
         if not any(report.rank == rank for report in reports):
             how = f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with {failure.exitcode}"
             tail = _tail(directory, failure.local_rank)

@@ -65,7 +65,7 @@ def write_report(place: RankPlace, error: BaseException, message: str) -> None:
     )
     with contextlib.suppress(OSError):
         if directory := os.environ.get(REPORT_DIRECTORY):
-            path = Path(directory) / f"rank{place.rank}.json"
+            path = Path(directory) / f"attempt{place.restart_count}-rank{place.rank}.json"
             path.with_suffix(".tmp").write_text(json.dumps(asdict(report)))
             path.with_suffix(".tmp").replace(path)
         if path_of_torchrun := os.environ.get(_TORCHRUN_FILE):
@@ -83,18 +83,28 @@ def is_symptom(error: BaseException) -> bool:
 
 
 def read_reports(directory: Path) -> list[RankReport]:
-    """All reports of a directory, earliest first; what cannot be read is left out."""
+    """The reports of the last attempt, earliest first; what cannot be read is left out."""
     reports = []
-    for path in directory.glob("rank*.json"):
+    attempts = {path.name.partition("-")[0] for path in directory.glob("attempt*-rank*.json")}
+    for path in directory.glob(f"{max(attempts, key=_number, default='none')}-rank*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             values = json.loads(path.read_bytes()[:_MAX_FILE_BYTES])
             reports.append(RankReport(**{**values, "frames": tuple(values["frames"])}))
     return sorted(reports, key=lambda report: report.at)
 
 
+def _number(name: str) -> int:
+    return int("".join(filter(str.isdigit, name)))
+
+
 def root_cause(reports: Iterable[RankReport]) -> RankReport | None:
-    """The earliest report that is not about another rank; None if there is none."""
-    return next((report for report in reports if not report.is_symptom), None)
+    """The earliest report that is not about another rank; None if there is none.
+
+    Where rank 0 ended for the same reason, because all have agreed on it, rank 0 speaks for all.
+    """
+    causes = [report for report in reports if not report.is_symptom]
+    alike = [report for report in causes if report.rank == 0 and report.exit_code == causes[0].exit_code]
+    return (alike or causes or [None])[0]
 
 
 def _frame_line(frame: traceback.FrameSummary) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import os
 import platform
 import signal
 import sys
@@ -188,17 +189,15 @@ def joined(place: RankPlace, settings: Settings) -> Iterator[Team]:
     """
     if place.is_ours:
         _end_with_the_launcher()
-    is_alone = place.world_size == 1
-    if not is_alone:
-        complete_environment(place)
+    timeout = timedelta(minutes=settings.dist_env.timeout_minutes)
     _quiet()
     device = _device(settings.general.device, place)
     dist.init_process_group(
         _backend(settings.dist_env.backend, device),
-        store=dist.HashStore() if is_alone else None,  # nobody to meet
+        store=_store(place, timeout),
         rank=place.rank,
         world_size=place.world_size,
-        timeout=timedelta(minutes=settings.dist_env.timeout_minutes),
+        timeout=timeout,
     )
     try:
         degrees = degrees_of(settings.distributed, place.world_size)
@@ -218,6 +217,19 @@ def _quiet() -> None:
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
     # The engine never changes a model's output in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+
+
+def _store(place: RankPlace, timeout: timedelta) -> dist.Store | None:
+    """Where the ranks leave their addresses; None lets torch make it from the environment."""
+    if place.world_size == 1:
+        return dist.HashStore()  # nobody to meet
+    complete_environment(place)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    # torchrun keeps its store when it starts the ranks again, and with it the addresses of those that died.
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, place.world_size, is_master=False, timeout=timeout)
+    return dist.PrefixStore(f"amcli attempt {place.restart_count}", store)
 
 
 def _device(wanted: str, place: RankPlace) -> torch.device:

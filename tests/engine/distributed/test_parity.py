@@ -103,7 +103,7 @@ def check(found: dict[str, Any]) -> None:
 
 @pytest.mark.dist
 def test_two_ranks_train_what_one_process_trains(tmp_path):
-    """DDP, FSDP2, tensor, sequence and context parallel: equal to one process but for rounding, to themselves in bits."""
+    """DDP, FSDP2, tensor, sequence and context parallel: as one process but for rounding, and twice alike."""
     found = run(2, cases(2, ["gpt2"], ["adamw"], [2]), tmp_path)
 
     check(found)

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+
+from automodel_cli.engine.distributed.environment import ALONE, complete_environment, first_host, rank_place
+from automodel_cli.errors import UsageError
+
+SRUN = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "17"}
+MPIRUN = {
+    "OMPI_COMM_WORLD_RANK": "2",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, ("", 0, 1, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, ("torchrun", 3, 4, 1)),
+        (SRUN, ("srun", 5, 8, 1)),
+        (MPIRUN, ("mpirun", 2, 4, 0)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, ("", 0, 1, 0)),  # a batch script, not a task
+        ({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"}, ("", 0, 1, 0)),
+    ],
+)
+def test_the_launcher_tells_which_rank_this_is(environment, expected):
+    """torchrun, srun and mpirun are understood; whoever was started by none of them is alone."""
+    place = rank_place(environment)
+
+    assert (place.launcher, place.rank, place.world_size, place.local_rank) == expected
+
+
+def test_ranks_that_contradict_each_other_are_refused():
+    """A rank beyond the number of ranks would wait for nobody."""
+    with pytest.raises(UsageError, match="rank 4 of 4"):
+        rank_place({"RANK": "4", "WORLD_SIZE": "4", "LOCAL_RANK": "0"})
+
+
+def test_the_ranks_of_a_slurm_step_meet_at_its_first_machine():
+    """Address and port are the same on every task of a job, without anybody setting them."""
+    environments = [{**SRUN, "SLURM_PROCID": rank, "SLURM_STEP_NODELIST": "gpu[07-09]"} for rank in "05"]
+
+    for environment in environments:
+        complete_environment(rank_place(environment), environment)
+
+    assert {(environment["MASTER_ADDR"], environment["MASTER_PORT"]) for environment in environments} == {
+        ("gpu07", environments[0]["MASTER_PORT"])
+    }
+
+
+def test_mpirun_over_machines_needs_an_address():
+    """Nothing in its environment names the first machine."""
+    environment = dict(MPIRUN)
+
+    with pytest.raises(UsageError, match="MASTER_ADDR is not set"):
+        complete_environment(rank_place(environment), environment)
+
+
+def test_a_process_alone_has_no_launcher():
+    assert ALONE.speaks
+    assert not ALONE.launcher
+    assert first_host("") == ""
