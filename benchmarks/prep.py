@@ -150,6 +150,21 @@ def row(contestant: Contestant, rounds: list[Cost], num_tokens: int) -> dict[str
     }
 
 
+def ratios(rows: list[dict[str, object]]) -> list[tuple[str, float, float]]:
+    """How many times amcli's rate, and the others' CPU time for each token, exceed the other."""
+    ours = next((r for r in rows if r["name"] == "amcli prep"), None)
+    peers = [r for r in rows if not str(r["name"]).startswith(("amcli", "pyarrow", "chunks"))]
+    return [
+        (
+            str(r["name"]),
+            ours["mtokens_per_second"] / r["mtokens_per_second"],
+            r["cpu_seconds_per_mtoken"] / ours["cpu_seconds_per_mtoken"],
+        )
+        for r in peers
+        if ours is not None
+    ]
+
+
 def table(rows: list[dict[str, object]], facts: dict[str, object], num_rounds: int) -> str:
     lines = [
         f"| {r['name']} | {r['num_tokens'] / 1e6:.1f} | {r['wall_seconds']:.2f} | {r['mtokens_per_second']:.2f} "
@@ -166,6 +181,11 @@ def table(rows: list[dict[str, object]], facts: dict[str, object], num_rounds: i
             "| way | Mtokens | wall s | Mtokens/s | CPU s per Mtoken | peak MB, largest process |",
             "|---|---|---|---|---|---|",
             *lines,
+            "",
+            *(
+                f"`amcli prep` to {name}: {speed:.0f} times the rate, 1/{cpu:.0f} of the CPU time."
+                for name, speed, cpu in ratios(rows)
+            ),
             "",
         ]
     )
@@ -189,8 +209,9 @@ def main() -> int:
     parser.add_argument("--chunk-sizes", action="store_true", help="compare sizes of a chunk instead")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A busy machine slows all alike, but whoever reads the rates must know that it was busy.
+    facts = {**machine(), "load average before": round(os.getloadavg()[0], 1)}
     rows = measure(options.parquet, contestants(options.copies, options.chunk_sizes), options.rounds)
-    facts = machine()
     page = table(rows, facts, options.rounds)
     if not options.chunk_sizes:
         RESULTS.mkdir(exist_ok=True)
