@@ -35,7 +35,12 @@ def compile_model(
         ConfigError: Blocks are asked for and the model has none.
     """
     # A process that is killed while it compiles leaves a broken file, which would break other runs.
-    os.environ.setdefault(_CACHE_VARIABLE, str(cache.absolute()))
+    # Imported here: only a run that compiles pays for it.
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # Torch writes its default into the variable when anything asks for the directory: that is nobody's choice.
+    if os.environ.get(_CACHE_VARIABLE) in (None, default_cache_dir()):
+        os.environ[_CACHE_VARIABLE] = str(cache.absolute())
     if not per_block:
         model.compile(backend=backend, mode=mode, fullgraph=fullgraph)
         return f"the whole model, {mode}"

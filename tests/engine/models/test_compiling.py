@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from automodel_cli.engine.models.compiling import compile_model, compile_seconds
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
@@ -17,10 +18,9 @@ from automodel_cli.errors import ConfigError
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    yield tmp_path / "compiled"
-    os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    # As torch leaves it when something has asked for its directory before.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
+    return tmp_path / "compiled"
 
 
 @pytest.mark.parametrize("per_block", [True, False])
