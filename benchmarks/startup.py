@@ -136,11 +136,7 @@ def table(timings: list[Timing], facts: dict[str, str | int | None], num_rounds:
             "|---|---|---|",
             *rows,
             "",
-            *(
-                []
-                if LITGPT.is_file()
-                else ["`litgpt --help` is not measured: litgpt is not installed here (it asks for another torch).", ""]
-            ),
+            *([] if LITGPT.is_file() else ["`litgpt --help` is not measured: litgpt is not installed here (it asks for another torch).", ""]),
         ]
     )
 
