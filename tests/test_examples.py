@@ -75,3 +75,12 @@ def test_the_slurm_script_prepares_its_part_and_leaves_the_merge_behind(tmp_path
     assert "amcli data merge 'out-parts'/part-* --output 'out'" in first[1]
     assert len(third) == 1
     assert "--partition 2/4" in third[0]
+
+
+def test_the_options_of_the_training_script_exist():
+    """Those of `pretrain` and `resume`; the rest is Slurm's."""
+    text = (EXAMPLES / "slurm_pretrain.sh").read_text(encoding="utf-8")
+    used = set(re.findall(r"--(?:nproc-per-node|nnodes|rdzv-endpoint|max-restarts|set)\b", text))
+
+    assert {"--nproc-per-node", "--nnodes", "--rdzv-endpoint", "--max-restarts"} <= used
+    assert used <= options_of("pretrain") & options_of("resume")

@@ -73,7 +73,7 @@ def rank_place(environment: Mapping[str, str] = os.environ) -> RankPlace:
             rank=int(rank),
             world_size=int(world),
             local_rank=int(local_rank) if local_rank.isdigit() else 0,
-            local_world_size=int(local_world) if local_world.isdigit() else 1,
+            local_world_size=int(found[0]) if (found := re.match(r"\d+", local_world)) else 1,  # Slurm: 8(x2)
             restart_count=int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")),
             launcher=launcher,
         )

@@ -236,6 +236,8 @@ def _device(wanted: str, place: RankPlace) -> torch.device:
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     count = torch.cuda.device_count()
+    if count == 1 and place.launcher == "srun":
+        return torch.device("cuda", 0)  # each task sees only its own (--gpus-per-task)
     if place.local_rank >= count:
         raise ConfigError(
             f"{place.local_world_size} ranks are on {platform.node()}, which has {count} GPU{'s'[: count > 1]}; "
