@@ -143,7 +143,7 @@ def _batch_row(found: Plan) -> Row:
 
 def _time_rows(found: Plan) -> Iterator[Row]:
     if found.peak_flops is None:
-        why = f"the peak of {found.device.name} is for bf16, and the run is in fp32: give --peak-tflops"
+        why = f"the peak of {found.device.name} is for bf16, and the run is not: give --peak-tflops"
         yield Row("time", _NOT_KNOWN, why)
         return
     name = f" of {found.device.name}" if found.peak_flops == found.device.peak_flops else ""

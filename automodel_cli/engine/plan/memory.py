@@ -65,7 +65,7 @@ def memory(shape: ModelShape, sizes: RunSizes, local_batch_size: int, seq_len: i
         accumulates: Whether a step has several backward passes.
     """
     tensors = parameter_tensors(shape)
-    width, tp = shape.weight_bytes, sizes.degrees.tp
+    width, tp = sizes.weight_bytes, sizes.degrees.tp
     shards = sizes.degrees.dp_shard * sizes.degrees.cp if sizes.uses_fsdp else 1
     own = sum(_largest_part(tensor, tp, shards) for tensor in tensors)
     whole = sum(_largest_part(tensor, tp, 1) for tensor in tensors)
@@ -118,17 +118,17 @@ def _buffer_bytes(tensors: list[ParameterTensor], shape: ModelShape, sizes: RunS
     """
     tp = sizes.degrees.tp
     is_narrow = sizes.spread.mp_policy == "bf16" and sizes.uses_fsdp
-    casts = sizes.is_bf16 and shape.weight_bytes == _FP32 and not is_narrow
+    casts = sizes.is_bf16 and sizes.weight_bytes == _FP32 and not is_narrow
     copies = _BF16 * sum(_largest_part(t, tp, 1) for t in tensors if t.is_product and not _is_chunked_head(t, sizes))
     total = copies if casts else 0
     if sizes.uses_fsdp:
         block = sum(_largest_part(t, tp, 1) for t in tensors if t.part is Part.BLOCKS) // shape.num_layers
         rest = whole - block * shape.num_layers
         gathered = _GATHERED_BLOCKS if sizes.spread.reshard_after_forward else shape.num_layers
-        width = _BF16 if is_narrow else shape.weight_bytes
+        width = _BF16 if is_narrow else sizes.weight_bytes
         total += (rest + min(gathered, shape.num_layers) * block) * width + 2 * block * _FP32
     elif sizes.degrees.dp * sizes.degrees.cp > 1:
-        total += whole * shape.weight_bytes
+        total += whole * sizes.weight_bytes
     return total
 
 

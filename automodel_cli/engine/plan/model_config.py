@@ -28,7 +28,6 @@ _OUR_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
 # Arguments that change no count.
 _OUR_OTHERS = ("bias", "dropout", "layer_norm_epsilon", "initializer_range")
 _MAX_CONFIG_BYTES = 4_000_000
-_FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FUSED_ATTENTION = (None, "sdpa", "flash_attention_2", "flash_attention_3")
 
 
@@ -61,11 +60,9 @@ def model_shape(config: Config) -> ModelShape:
     family, values = _hf_values(section.get("config"))
     if class_name in MODEL_CLASSES and MODEL_CLASSES[class_name] is not family:
         raise UnknownModelError(f"{class_name} is built from the configuration of {family}")
-    # A model's own constructor makes fp32 whatever its configuration says; `from_config` obeys it.
-    dtype = _dtype(section, values) if method else "float32"
     attention = section.get("attn_implementation", values.get("attn_implementation"))
     build = _hf_gpt2 if family is Family.HF_GPT2 else _hf_llama
-    return build(family, values, _FLOAT_BYTES[dtype], attention in _FUSED_ATTENTION)
+    return build(family, values, attention in _FUSED_ATTENTION)
 
 
 def _our_gpt2(section: Mapping[str, Any]) -> ModelShape:
@@ -139,7 +136,7 @@ def _stored(path: Any) -> dict[str, Any]:
     return values
 
 
-def _hf_gpt2(family: Family, values: Mapping[str, Any], weight_bytes: int, is_fused: bool) -> ModelShape:
+def _hf_gpt2(family: Family, values: Mapping[str, Any], is_fused: bool) -> ModelShape:
     channels, heads = _whole(values, "n_embd"), _whole(values, "n_head")
     return ModelShape(
         family=family,
@@ -158,12 +155,11 @@ def _hf_gpt2(family: Family, values: Mapping[str, Any], weight_bytes: int, is_fu
         norm_bias=True,
         embedding_dropout=_number(values, "embd_pdrop", 0.1),
         residual_dropout=_number(values, "resid_pdrop", 0.1),
-        weight_bytes=weight_bytes,
         has_fused_attention=is_fused,
     )
 
 
-def _hf_llama(family: Family, values: Mapping[str, Any], weight_bytes: int, is_fused: bool) -> ModelShape:
+def _hf_llama(family: Family, values: Mapping[str, Any], is_fused: bool) -> ModelShape:
     channels, heads = _whole(values, "hidden_size"), _whole(values, "num_attention_heads")
     has_bias = bool(values.get("attention_bias"))
     return ModelShape(
@@ -182,18 +178,8 @@ def _hf_llama(family: Family, values: Mapping[str, Any], weight_bytes: int, is_f
         output_bias=family is not Family.QWEN2 and has_bias,
         mlp_bias=family is Family.LLAMA and bool(values.get("mlp_bias")),
         norm_bias=False,
-        weight_bytes=weight_bytes,
         has_fused_attention=is_fused,
     )
-
-
-def _dtype(section: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    """The type of the weights by name, as `from_config` takes it."""
-    given = [source.get(name) for source in (section, values) for name in ("dtype", "torch_dtype")]
-    dtype = str(next((found for found in given if found is not None), "float32")).removeprefix("torch.")
-    if dtype not in _FLOAT_BYTES:
-        raise UnknownModelError(f"its weights have the type {dtype}")
-    return dtype
 
 
 def _whole(values: Mapping[str, Any], name: str, default: int | None = None) -> int:

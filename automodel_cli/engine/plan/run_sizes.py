@@ -45,12 +45,15 @@ class RunSizes:
         local_batch_size: Samples of a forward pass of one rank.
         max_steps: Steps of the run.
         is_bf16: Whether matrix products are computed in bf16; `auto` is, since a plan is for a GPU.
+        weight_bytes: Of one number of a weight, of its gradient and of what the optimizer keeps for it.
         degrees: How the ranks are divided.
         spread: The other keys of the layout.
         optimizer: None for one that is not known here.
         has_chunked_loss: Whether the loss is computed with the head, without all logits.
         chunk_size: Rows of a chunk, if the configuration names them.
-        recomputes: Whether blocks are computed again in the backward pass instead of kept.
+        recompute: What blocks keep for the backward pass, to compute the rest again: `full` their input,
+            `selective` products of matrices and attention, too; None keeps everything.
+        recompute_every: Every so many blocks.
         has_mask: Whether attention reads a mask of T x T.
         peak_tflops: Of one device, if the configuration names it.
     """
@@ -60,12 +63,14 @@ class RunSizes:
     local_batch_size: int | None
     max_steps: int | None
     is_bf16: bool
+    weight_bytes: int
     degrees: Degrees
     spread: DistributedSection
     optimizer: OptimizerState | None
     has_chunked_loss: bool = False
     chunk_size: int | None = None
-    recomputes: bool = False
+    recompute: str | None = None
+    recompute_every: int = 1
     has_mask: bool = False
     peak_tflops: float | None = None
 
@@ -123,13 +128,15 @@ def run_sizes(config: Config, world_size: int | None = None) -> RunSizes:
         global_batch_size=samples,
         local_batch_size=_whole(config, "step_scheduler.local_batch_size"),
         max_steps=_whole(config, "step_scheduler.max_steps"),
-        is_bf16=precision == "bf16" or (precision in (None, "auto") and device != "cpu"),
+        is_bf16=precision in ("bf16", "bf16-params") or (precision in (None, "auto") and device != "cpu"),
+        weight_bytes=2 if precision == "bf16-params" else 4,
         degrees=degrees_of(spread, world),
         spread=spread,
         optimizer=_optimizer(config.get("optimizer")),
         has_chunked_loss=_target(config.get("loss_fn")) == _CHUNKED_LOSS,
         chunk_size=_whole(config, "loss_fn.chunk_size"),
-        recomputes=bool(config.get("distributed.activation_checkpointing")),
+        recompute=config.get("activation_checkpointing.mode"),
+        recompute_every=_whole(config, "activation_checkpointing.every") or 1,
         has_mask=bool(config.get("dataset.document_mask") or config.get("packed_sequence.packed_sequence_size")),
         peak_tflops=config.get("mfu.peak_tflops"),
     )

@@ -47,7 +47,6 @@ class ModelShape:
         norm_bias: Biases of the norms.
         embedding_dropout: Probability; 0 keeps no mask.
         residual_dropout: Probability at the end of each branch; 0 keeps no mask.
-        weight_bytes: Of one element of a weight.
         has_fused_attention: Whether attention never holds its T x T scores.
     """
 
@@ -67,7 +66,6 @@ class ModelShape:
     norm_bias: bool
     embedding_dropout: float = 0.0
     residual_dropout: float = 0.0
-    weight_bytes: int = 4
     has_fused_attention: bool = True
 
     @property

@@ -20,6 +20,7 @@ from automodel_cli.engine.loss.linear_ce import ChunkedLinearCrossEntropy
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.calling import call
 from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.models.recompute import recompute_activations
 from automodel_cli.engine.optim.build import build_optimizer
 from automodel_cli.engine.optim.muon import MuonWithAdamW
 from automodel_cli.engine.plan.activations import activation_bytes
@@ -27,7 +28,7 @@ from automodel_cli.engine.plan.memory import Memory, memory
 from automodel_cli.engine.plan.model_config import model_shape
 from automodel_cli.engine.plan.parameters import count_parameters
 from automodel_cli.engine.plan.run_sizes import OptimizerState, RunSizes, run_sizes
-from tests.engine.plan.conftest import AUTO, SMALL_GPT2, SMALL_LLAMA, built, hf, ours
+from tests.engine.plan.conftest import SMALL_GPT2, SMALL_LLAMA, built, hf, ours
 
 B, T = 3, 24
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -40,7 +41,7 @@ CONFIGS = {
     "qwen3": hf("Qwen3Config", **SMALL_LLAMA, head_dim=16),
 }
 ADAMW = OptimizerState(2, 2, counts_steps=True)
-ONE_RANK = RunSizes(T, 4 * B, B, 10, False, Degrees(), DistributedSection(), ADAMW)
+ONE_RANK = RunSizes(T, 4 * B, B, 10, False, 4, Degrees(), DistributedSection(), ADAMW)
 GPT2_124M = model_shape(ours(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12))
 
 
@@ -176,6 +177,10 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, sum(size for _, size in self._live.values()))
         return result
 
+    def bytes_now(self) -> int:
+        """What is alive at this moment."""
+        return sum(size for found, size in self._live.values() if not found.expired())
+
 
 @pytest.mark.parametrize("is_bf16", [False, True], ids=["fp32", "bf16"])
 def test_the_loss_holds_three_tensors_like_the_logits(is_bf16):
@@ -295,14 +300,38 @@ def test_policies_of_fsdp2_change_what_they_say():
     assert (host.weights, host.gradients, host.optimizer) == (0, 0, 0)
 
 
-def test_recomputing_keeps_one_block_and_the_inputs_of_all():
-    """Between the inputs of the blocks alone and everything."""
-    full, recomputed = (
-        activation_bytes(GPT2_124M, replace(layout(), recomputes=flag), 16, 1024) for flag in (False, True)
-    )
+@pytest.mark.parametrize(("mode", "every"), [("full", 1), ("full", 2), ("selective", 1), ("selective", 3)])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_recomputed_blocks_keep_what_they_keep(config, mode, every):
+    """The bytes that are alive behind the forward pass, and one block that the backward pass makes whole again."""
+    model = built(config, "cpu").train()
+    recompute_activations(model, mode, every)
+    ids_BT = torch.zeros(B, T, dtype=torch.int64)
 
-    inputs = 12 * 16 * 1024 * 768 * 4
-    assert inputs < recomputed < inputs + full / 6
+    with LiveBytes(ids_BT, *model.parameters(), *model.buffers()) as live:
+        logits = logits_of(call(model, {"input_ids": ids_BT}))
+    measured = live.bytes_now() - num_bytes([logits]) + num_bytes([ids_BT])
+
+    shape, sizes = model_shape(config), replace(ONE_RANK, recompute=mode, recompute_every=every)
+    estimate = activation_bytes(shape, sizes, B, T)
+    deeper = activation_bytes(replace(shape, num_layers=2 + 1), ONE_RANK, B, T)
+    block = deeper - activation_bytes(shape, ONE_RANK, B, T)
+    assert estimate - (block if every <= 2 else 0) == measured
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_weights_in_bf16_halve_what_is_like_them(config):
+    """Nothing is cast. Activations to the byte, but for the statistics of layer norms: bf16 on a CPU, fp32 on a GPU."""
+    model = built(config, "cpu").to(torch.bfloat16).train()
+    shape, sizes = model_shape(config), replace(ONE_RANK, is_bf16=True, weight_bytes=2)
+    batch = {"input_ids": torch.zeros(B, T, dtype=torch.int64)}
+
+    found = memory(shape, sizes, B, T, accumulates=True)
+
+    statistics = (2 * shape.num_layers + 1) * 2 * B * T if shape.family.is_gpt2 else 0
+    assert found.weights == found.gradients == num_bytes(model.parameters())
+    assert found.buffers == 0
+    assert found.activations == saved_bytes(model, lambda: call(model, batch), is_bf16=False) + 2 * statistics
 
 
 @pytest.mark.parametrize(
@@ -323,20 +352,10 @@ def test_a_total_with_an_unknown_part_is_not_known(config):
     assert found.weights > 0
 
 
-def test_weights_in_bf16_take_half(tmp_path):
-    """As `from_config` builds them with a dtype; AdamW's moments are of the same type."""
-    config = Config({"model": {**hf("LlamaConfig", AUTO, **SMALL_LLAMA).values["model"], "dtype": "bfloat16"}})
-    model = built(config, "cpu")
-
-    found = memory(model_shape(config), ONE_RANK, B, T, accumulates=True)
-
-    assert found.weights == num_bytes(model.parameters()) == 2 * count_parameters(model_shape(config)).total
-
-
 @given(st.integers(1, 64), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.sampled_from([1, 2]), st.booleans())
 def test_more_samples_never_need_less(batch, dp_shard, cp, tp, recomputes):
     """The total grows with the batch, in every layout."""
-    sizes = replace(layout(dp_shard=dp_shard, cp=cp, tp=tp), recomputes=recomputes)
+    sizes = replace(layout(dp_shard=dp_shard, cp=cp, tp=tp), recompute="full" if recomputes else None)
 
     less, more = (memory(GPT2_124M, sizes, size, 1024, accumulates=True).total for size in (batch, batch + 1))
 

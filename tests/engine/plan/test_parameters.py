@@ -180,14 +180,14 @@ def local_config(directory, **values):
 
 def test_a_local_config_json_is_read_and_overridden(tmp_path):
     """As transformers does it: the keys of the section win over those of the file."""
-    stored = transformers.LlamaConfig(**SMALL_LLAMA, dtype="bfloat16").to_dict()
+    stored = transformers.LlamaConfig(**SMALL_LLAMA).to_dict()
     config = local_config(tmp_path, **stored)
     config.values["model"]["config"]["num_hidden_layers"] = 3
 
     shape = model_shape(config)
 
     assert listed_tensors(config) == real_tensors(config)
-    assert (shape.num_layers, shape.weight_bytes) == (3, built(config).dtype.itemsize)
+    assert shape.num_layers == 3
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,6 @@ def test_a_config_json_means_what_transformers_takes_it_for(tmp_path, stored):
         ({"_target_": "transformers.LlamaForCausalLM", "config": {"_target_": "transformers.GPT2Config"}}, "of GPT-2"),
         ({"_target_": AUTO, "config": {"_target_": "transformers.GPT2Config", "n_embd": "wide"}}, "n_embd is 'wide'"),
         ({"_target_": AUTO, "config": {"_target_": "transformers.GPT2Config", "add_cross_attention": True}}, "second"),
-        ({"_target_": AUTO, "dtype": "float8", "config": {"_target_": "transformers.LlamaConfig"}}, "type float8"),
         ({"_target_": OURS, **SMALL_GPT2, "num_experts": 4}, "num_experts"),
         ({"_target_": OURS, "vocab_size": 5}, "n_positions is None"),
     ],

@@ -89,6 +89,22 @@ def test_environment_variables_count(monkeypatch):
     assert derive(config).schedule.tokens is None
 
 
+def test_the_keys_that_save_memory_are_read():
+    """Each by its name in the configuration, and none without effect."""
+    saving = {
+        "activations": {"activation_checkpointing": {"mode": "full"}},
+        "logits": {"loss_fn": {"_target_": "automodel_cli.engine.loss.linear_ce.ChunkedLinearCrossEntropy"}},
+        "weights": {"precision": "bf16-params"},
+        "optimizer": {"optimizer": {"_target_": "torch.optim.SGD"}},
+        "buffers": {"precision": "fp32"},
+    }
+    base = plan(CONFIG, world_size=1, device=H100).memory
+
+    for category, values in saving.items():
+        saved = plan(with_values(**values), world_size=1, device=H100).memory
+        assert getattr(saved, category) < getattr(base, category), category
+
+
 def test_an_unknown_model_leaves_the_rest():
     """Tokens and steps do not depend on it; memory and hours do."""
     found = plan(with_values(model={"_target_": "my.py:build"}), world_size=8, device=H100)
