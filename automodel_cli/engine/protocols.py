@@ -85,6 +85,19 @@ class OrdersSamples(Protocol):
         ...
 
 
+@runtime_checkable
+class StatefulStream(Protocol):
+    """An iterable dataset that can go on from a saved place instead of being read again."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place between two samples: numbers, text, lists and mappings of them."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """The next pass begins there."""
+        ...
+
+
 class LossFunction(Protocol):
     """Maps logits and labels to a scalar that can be differentiated."""
 

@@ -197,7 +197,8 @@ def _checked_value(config: Config, path: KeyPath, raw: Any, item: Field[Any], an
     found = "null" if value is None else repr(masked_value(dotted(path), value))
     shown = f"{dotted(path)} is {found}"
     if rule["choices"] is not None:
-        if value not in rule["choices"]:
+        # By type too: to Python, 1 is true.
+        if not any(value == choice and type(value) is type(choice) for choice in rule["choices"]):
             names = ", ".join("null" if choice is None else str(choice) for choice in rule["choices"])
             candidates = [str(choice) for choice in rule["choices"]]
             help_ = hint(str(value), candidates, noun="values") if isinstance(value, str) else None

@@ -39,7 +39,7 @@ _PASSED = {name for table in (SUPPLIED, RUNTIME) for names in table.values() for
 
 PURPOSES = {
     "model": "the network: what `_target_` names is called with the other keys and returns an nn.Module",
-    "dataset": "the training samples: a map-style dataset of input_ids and labels",
+    "dataset": "the training samples, by number or as an iterable: mappings of input_ids and labels",
     "validation_dataset": "the samples of val_loss, or several such sections by name; without it nothing is validated",
     "loss_fn": "labels and logits, or the input of the head, to a loss; without it, the best that the model allows",
     "optimizer": "called with the model's parameter groups and the other keys; `lr` is where the schedule starts",
@@ -58,10 +58,10 @@ CONSUMERS = {
     "step_scheduler": "automodel_cli.engine.train.step_scheduler",
     "step_scheduler.global_batch_size": "automodel_cli.engine.data.loader",
     "step_scheduler.local_batch_size": "automodel_cli.engine.data.loader",
-    "step_scheduler.val_batches": _RECIPE,
+    "step_scheduler.val_batches": "automodel_cli.engine.train.feeding",
     "lr_scheduler": "automodel_cli.engine.optim.lr_schedule",
     "optimizer.param_groups": "automodel_cli.engine.optim.param_groups",
-    "step_scheduler.val_tokens": _RECIPE,
+    "step_scheduler.val_tokens": "automodel_cli.engine.train.feeding",
     "clip_grad_norm": "automodel_cli.engine.train.step",
     "dataloader": "automodel_cli.engine.data.loader",
     "checkpoint": _RECIPE,

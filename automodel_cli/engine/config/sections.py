@@ -127,6 +127,12 @@ class DataloaderSection:
     name: ClassVar[str] = "dataloader"
     num_workers: int = key("threads that assemble batches ahead; 0 reads in the training thread", default=1, minimum=0)
     prefetch_factor: int = key("optimisation steps that each worker may be ahead", default=2, minimum=1)
+    pin_memory: bool = key(
+        "batches go to a GPU through pinned memory, always", default=True, choices=(True,), quiet=True
+    )
+    persistent_workers: bool = key(
+        "the threads live as long as the run, always", default=True, choices=(True,), quiet=True
+    )
     collate_fn: str | None = key(
         "how samples become a batch; samples of one length are stacked, with or without this name",
         default=None,

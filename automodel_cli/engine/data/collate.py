@@ -36,7 +36,7 @@ class BatchReader:
         if not isinstance(dataset, MapDataset):
             raise DataError(
                 f"the dataset {kind} does not offer both __len__ and __getitem__",
-                help="see MapDataset in automodel_cli/engine/protocols.py; streaming datasets are not supported",
+                help="see MapDataset in automodel_cli/engine/protocols.py; a dataset without numbers must be iterable",
             )
         if len(dataset) < 1:
             raise DataError(f"the dataset {kind} has no samples; at least 1 is needed")

@@ -11,6 +11,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from automodel_cli.errors import ConfigError
 
 Batch = dict[str, npt.NDArray[np.int64]]
 MicroBatches = list[Batch]
+Begin = TypeVar("Begin")
 Int64Array = npt.NDArray[np.int64]
 
 _SAMPLES_AHEAD = 4096
@@ -89,7 +91,7 @@ class BatchLoader:
         steps = self._steps(start_sample)
         if self._num_workers == 0:
             return (self._read_step(sample_ids) for sample_ids in steps)
-        return _read_ahead(self._read_step, steps, self._num_workers, self._num_workers * self._prefetch_factor)
+        return read_ahead(self._read_step, steps, self._num_workers, self._num_workers * self._prefetch_factor)
 
     def _steps(self, start_sample: int) -> Iterator[Int64Array]:
         """The ids of this rank's samples, one step after another, each of shape (rank_samples,).
@@ -107,9 +109,10 @@ class BatchLoader:
         return [self._reader.read(block) for block in sample_ids.reshape(-1, self._local_batch_size)]
 
 
-def _read_ahead(
-    read_step: Callable[[Int64Array], MicroBatches], steps: Iterator[Int64Array], num_workers: int, look_ahead: int
+def read_ahead(
+    read_step: Callable[[Begin], MicroBatches], steps: Iterator[Begin], num_workers: int, look_ahead: int
 ) -> Generator[MicroBatches, None, None]:
+    """What `read_step` makes of each begin, in order, made by threads up to `look_ahead` of them ahead."""
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="batch-loader")
     pending: deque[Future[MicroBatches]] = deque()
     try:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.data.loader import BatchLoader
+from automodel_cli.engine.data.stream_loader import StreamLoader
 from automodel_cli.engine.models.compiling import compile_seconds
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.observe.speed import Speed
@@ -44,7 +45,7 @@ class Run:
     loss_fn: Objective
     optimizer: torch.optim.Optimizer
     schedule: LRSchedule
-    loader: BatchLoader
+    loader: BatchLoader | StreamLoader
     validation: Validation | None
     steps: StepScheduler
     max_norm: float | None

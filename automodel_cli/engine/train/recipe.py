@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +23,12 @@ from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.checkpoint.weights import read_weights
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.durations import in_tokens
 from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.instantiate import bind, instantiate
 from automodel_cli.engine.config.origin import dotted
 from automodel_cli.engine.config.validation_sets import validation_sets
-from automodel_cli.engine.data.loader import BatchLoader, eval_batches
-from automodel_cli.engine.data.order import order_of
 from automodel_cli.engine.data.packed_dataset import pack_documents
+from automodel_cli.engine.data.stream_loader import StreamLoader
 from automodel_cli.engine.distributed.launch_plan import num_cores
 from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.observe.metrics import Sink
@@ -40,6 +38,7 @@ from automodel_cli.engine.optim.param_groups import group_rules
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.continuation import Continuation
 from automodel_cli.engine.train.device import Placement, place
+from automodel_cli.engine.train.feeding import amount_in_words, loader_of, order_key_of, validation_of
 from automodel_cli.engine.train.fit import check_fit
 from automodel_cli.engine.train.loop import Run, train
 from automodel_cli.engine.train.model_setup import set_up
@@ -58,7 +57,6 @@ from automodel_cli.engine.train.saving import save_run
 from automodel_cli.engine.train.signals import StopSignal
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step_scheduler import StepScheduler
-from automodel_cli.engine.train.validation import Validation, up_to_tokens
 from automodel_cli.errors import CheckpointError, InterruptedTrainingError
 
 if TYPE_CHECKING:
@@ -193,7 +191,7 @@ def _run(
     num_threads = general.num_threads or _threads(state, team)
     placement = place(general.device, general.precision, num_threads, deterministic=general.deterministic)
     parts = _build(config, settings, placement, root, snapshot, team)
-    state.order_key = _order_key(parts.dataset, general.seed, state)
+    state.order_key = order_key_of(parts.dataset, general.seed, state)
     state.num_threads = torch.get_num_threads()
     # From the operating system: a generator that has a seed would give every run of a sweep the same name.
     state.run_id = state.run_id or secrets.token_hex(4)
@@ -207,8 +205,10 @@ def _run(
         state.tokenizer = {"name": manifest.tokenizer.name, "bos_id": manifest.tokenizer.bos_id}
 
     with open_sink() as sink, StopSignal() as stop:
-        run = _assemble(parts, config, settings, placement, root, sink)
+        run = _assemble(parts, config, settings, state, placement, root, sink)
         sink.on_start(_facts(run, state, parts, settings, root))
+        if isinstance(run.loader, StreamLoader) and run.loader.loss_of_a_resume:
+            sink.on_message(f"note: {run.loader.loss_of_a_resume}")
         train(run, state, stop)
     saved = settings.checkpoint.enabled and state.step > 0
     if stop.requested and not run.steps.is_last(state.step):
@@ -275,34 +275,26 @@ def _build(
     return _Parts(dataset, validation, model, vocab_size, loss_fn, optimizer, layout, how)
 
 
-def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Placement, root: Path, sink: Sink) -> Run:
+def _assemble(
+    parts: _Parts,
+    config: Config,
+    settings: Settings,
+    state: TrainState,
+    placement: Placement,
+    root: Path,
+    sink: Sink,
+) -> Run:
     """The parts and the schedule as the loop wants them."""
     section, team = settings.step_scheduler, parts.spread.team if parts.spread else None
     schedule = schedule_of(config, settings)
-    loader = BatchLoader(
-        parts.dataset,
-        order_of(parts.dataset, settings.general.seed),
-        global_batch_size=section.global_batch_size,
-        local_batch_size=section.local_batch_size,
-        dp_rank=team.dp_rank if team else 0,
-        dp_size=team.degrees.dp if team else 1,
-        num_workers=settings.dataloader.num_workers,
-        prefetch_factor=settings.dataloader.prefetch_factor,
-        vocab_size=parts.vocab_size,
-    )
-    budget = None if section.val_tokens is None else in_tokens(section.val_tokens)
+    loader = loader_of(parts.dataset, settings, state, team, parts.vocab_size)
     config_yaml = to_yaml(config.masked(), absolute_targets=True)
-
-    def validation_batches(dataset: MapDataset) -> Iterable[dict[str, Any]]:
-        most = section.val_batches if budget is None else None
-        batches: Iterable[dict[str, Any]]
-        batches = eval_batches(dataset, section.local_batch_size, most, vocab_size=parts.vocab_size)
-        batches = batches if budget is None else up_to_tokens(batches, budget)
-        return batches if team is None else team.dealt(batches)
 
     def save(state: TrainState, is_best: bool) -> None:
         if not settings.checkpoint.enabled:
             return
+        if isinstance(loader, StreamLoader):
+            state.stream = loader.state_at(state.samples_consumed)
         directory = save_run(
             root,
             state,
@@ -324,9 +316,7 @@ def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Plac
         optimizer=parts.optimizer,
         schedule=schedule,
         loader=loader,
-        validation=Validation(parts.validation, validation_batches, settings.checkpoint.best_metric_key)
-        if parts.validation
-        else None,
+        validation=validation_of(parts.validation, settings, team, parts.vocab_size),
         steps=StepScheduler(section.max_steps, section.val_every_steps, section.ckpt_every_steps),
         max_norm=settings.clip_grad_norm.max_norm,
         placement=placement,
@@ -336,20 +326,6 @@ def _assemble(parts: _Parts, config: Config, settings: Settings, placement: Plac
         samples_per_step=section.global_batch_size,
         spread=parts.spread,
     )
-
-
-def _order_key(dataset: MapDataset, seed: int, state: TrainState) -> str:
-    """The identity of the sample order; a resumed run must have the identity it was saved with."""
-    # A user's dataset need not have a fingerprint; its length then stands for it.
-    fingerprint = getattr(dataset, "fingerprint", f"{type(dataset).__qualname__} of {len(dataset)}")
-    order_key = f"seed {seed}, data {fingerprint}"
-    if state.order_key and state.order_key != order_key:
-        raise CheckpointError(
-            "the run was saved with another seed or other data, so its samples cannot be continued\n"
-            f"  saved: {state.order_key}\n  now:   {order_key}",
-            help="resume with the seed, the shards and the seq_len of that run, or start a new one",
-        )
-    return order_key
 
 
 def _facts(run: Run, state: TrainState, parts: _Parts, settings: Settings, root: Path) -> dict[str, Any]:
@@ -364,7 +340,7 @@ def _facts(run: Run, state: TrainState, parts: _Parts, settings: Settings, root:
         "model": f"{kind}, {num_parameters:,} parameters",
         **ranks,
         **parts.how,
-        "data": f"{len(parts.dataset):,} samples, {steps.global_batch_size} per step "
+        "data": f"{amount_in_words(parts.dataset)}, {steps.global_batch_size} per step "
         f"({micro_batches} x {steps.local_batch_size})",
         "device": f"{placement.name}, {placement.precision}",
         "steps": f"{state.step} -> {steps.max_steps}",

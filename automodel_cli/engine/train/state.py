@@ -16,7 +16,7 @@ import torch
 from automodel_cli.errors import CheckpointError
 
 # Fields that the first checkpoints lacked; their default is right for those.
-_ADDED = {"run_id"}
+_ADDED = {"run_id", "stream"}
 
 
 @dataclass
@@ -35,6 +35,7 @@ class TrainState:
         num_threads: CPU threads of torch; other numbers give other bits.
         tokenizer: Name and BOS id of the data's tokenizer, where the data has a manifest.
         run_id: Identity of the run, which a resumed one keeps; services that collect metrics know it by this.
+        stream: The place in a dataset that is iterated; None for one with samples by number.
     """
 
     step: int = 0
@@ -48,6 +49,7 @@ class TrainState:
     num_threads: int = 0
     tokenizer: dict[str, Any] | None = None
     run_id: str = ""
+    stream: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The state as JSON-able values."""

@@ -61,7 +61,7 @@ def test_a_key_of_ours_is_explained_by_the_table():
     assert found.meaning == "validation batches, the first of the set; null takes all"
     assert (found.type, found.default, found.allowed) == ("a whole number or null", "50", "at least 1")
     assert (found.value, found.origin) == ("7", "--set step_scheduler.val_batches")
-    assert found.used_by == "automodel_cli.engine.train.recipe"
+    assert found.used_by == "automodel_cli.engine.train.feeding"
 
 
 @pytest.mark.parametrize("section", [General, *SECTIONS], ids=lambda section: section.name or "top level")
