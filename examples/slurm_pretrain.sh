@@ -21,14 +21,10 @@ root=${CHECKPOINTS:-checkpoints}
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 ranks=(--nproc-per-node gpu --nnodes "$SLURM_NNODES" --rdzv-endpoint "$first:29500" --max-restarts 3)
 
-if [ -e "$root/LATEST" ]; then
-    srun --kill-on-bad-exit=1 amcli resume "$root" -c "$config" "${ranks[@]}"
-else
-    srun --kill-on-bad-exit=1 amcli pretrain -c "$config" --set "checkpoint.checkpoint_dir=$root" "${ranks[@]}"
-fi
+srun --kill-on-bad-exit=1 amcli pretrain -c "$config" --resume auto --set "checkpoint.checkpoint_dir=$root" "${ranks[@]}"
 status=$?
 
-# 6: stopped by a signal, with its checkpoint saved.
+# 6: stopped by a signal (or by --max-time), with its checkpoint saved.
 if [ "$status" -eq 6 ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

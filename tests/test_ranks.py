@@ -156,3 +156,13 @@ def test_a_layout_that_does_not_fit_is_refused_before_any_rank_starts(tiny_run, 
 
     assert words in capsys.readouterr().err
     assert not Path("checkpoints").exists()
+
+
+def test_a_request_to_save_at_one_rank_is_one_of_all(run):
+    """SIGUSR1 at rank 1 saves step 3 on both, and the run ends as ever."""
+    done = run("pretrain", "--nproc-per-node=2", loss_fn__at_call=3, loss_fn__what="SIGUSR1")
+
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in sorted(Path("checkpoints").glob("step_*"))] == [
+        f"step_{step:06d}" for step in (2, 3, 4, 6)
+    ]

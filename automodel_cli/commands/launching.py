@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ import typer
 from automodel_cli.commands import render
 from automodel_cli.commands.options import own_arguments
 from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.durations import DurationError, in_seconds
 from automodel_cli.engine.distributed.environment import RankPlace, rank_place
 from automodel_cli.engine.distributed.launch_plan import NPROC_WORDS, LaunchPlan, launch_plan
 from automodel_cli.engine.observe.fanout import Fanout
 from automodel_cli.engine.observe.metrics import Sink
+from automodel_cli.errors import UsageError
 
 OpenSink = Callable[[], AbstractContextManager[Sink]]
 
@@ -55,6 +58,34 @@ MaxRestartsOption = Annotated[
     ),
 ]
 
+MaxTimeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-time",
+        metavar="TIME",
+        help="Save and stop with exit code 6 after this time, such as 3h30m.",
+        show_default=False,
+    ),
+]
+# When the run must stop, for the ranks that a launcher starts, and starts again: its time counts for all of them.
+_STOP_AT = "AMCLI_STOP_AT"
+
+
+def stop_at(max_time: str | None) -> float | None:
+    """The moment of `time.monotonic()`, one clock for all processes of a machine, at which the time is up.
+
+    Raises:
+        UsageError: It is no time.
+    """
+    if max_time is None:
+        return None
+    try:
+        seconds = in_seconds(max_time)
+    except DurationError as error:
+        raise UsageError(f"--max-time is {max_time!r}, but {error}") from None
+    inherited = os.environ.get(_STOP_AT)
+    return float(inherited) if inherited else time.monotonic() + seconds
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -78,8 +109,13 @@ class Ranks:
         """What this rank reports to: nothing, unless it is the first."""
         return open_sink if self.place.speaks else lambda: nullcontext(Fanout([]))
 
-    def start(self, context: typer.Context, plan: LaunchPlan) -> None:
+    def start(self, context: typer.Context, plan: LaunchPlan, until: float | None) -> None:
         """Runs this command line on every rank, until all have ended.
+
+        Args:
+            context: Of the command.
+            plan: How many ranks, and where.
+            until: When they must stop, see `stop_at`.
 
         Raises:
             RankFailedError: One of them failed.
@@ -88,7 +124,12 @@ class Ranks:
 
         if "--traceback" in sys.argv:  # a root option, which the ranks' command line does not have
             os.environ["AMCLI_TRACEBACK"] = "1"
-        run_ranks(plan, [str(context.info_name), *own_arguments(context)], grace_seconds=GRACE_SECONDS)
+        if until is not None:
+            os.environ[_STOP_AT] = str(until)
+        try:
+            run_ranks(plan, [str(context.info_name), *own_arguments(context)], grace_seconds=GRACE_SECONDS)
+        finally:
+            os.environ.pop(_STOP_AT, None)
 
 
 def ranks(

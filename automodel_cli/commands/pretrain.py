@@ -12,6 +12,7 @@ import typer
 from automodel_cli.commands import consent, launching, render
 from automodel_cli.commands.launching import (
     MaxRestartsOption,
+    MaxTimeOption,
     NnodesOption,
     NodeRankOption,
     NprocOption,
@@ -30,6 +31,7 @@ from automodel_cli.commands.options import (
 from automodel_cli.commands.resume import continue_run
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.load import load_config
+from automodel_cli.errors import UsageError
 
 
 def pretrain(
@@ -40,6 +42,16 @@ def pretrain(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the checkpoints of the run that is in the directory.")
     ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="auto",
+            help="Continue the run that is in the directory, if there is one.",
+            show_default=False,
+            autocompletion=lambda: ["auto"],
+        ),
+    ] = None,
     yes: YesOption = False,
     trust_config: TrustOption = False,
     nproc_per_node: NprocOption = None,
@@ -48,13 +60,16 @@ def pretrain(
     rdzv_endpoint: RdzvEndpointOption = "",
     rdzv_backend: RdzvBackendOption = "",
     max_restarts: MaxRestartsOption = 0,
+    max_time: MaxTimeOption = None,
     quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Train a new model as the configuration says.
 
     Without -c it trains the built-in small GPT-2 on the embedded Shakespeare. Ctrl-C and
-    SIGTERM save and stop (exit code 6); `amcli resume` goes on.
+    SIGTERM save and stop (exit code 6); `amcli resume` goes on. SIGUSR1 saves and trains on.
+    For jobs that are put back into a queue, --resume auto makes one command of both, and
+    --max-time saves and stops before the queue's own limit.
 
     \b
     Examples:
@@ -63,7 +78,16 @@ def pretrain(
       amcli pretrain -c nanogpt.yaml --model.n_layer 24 --optimizer.lr=3e-4
       amcli pretrain --set checkpoint.checkpoint_dir=runs/wide --set model.n_embd=384
       amcli pretrain -c nanogpt.yaml --nproc-per-node 8
+      amcli pretrain -c nanogpt.yaml --resume auto --max-time 3h30m
     """
+    until = launching.stop_at(max_time)
+    if resume not in (None, "auto"):
+        raise UsageError(
+            f"--resume is {resume!r}, but `auto` is all that it can be",
+            help="`amcli resume CHECKPOINT` continues from a certain one",
+        )
+    if resume and overwrite:
+        raise UsageError("--resume auto keeps the run that is there, and --overwrite deletes it: give one of them")
     final = load_config(config, set_ or (), unset or (), trust=trust_config)
     ranks = launching.ranks(final, nproc_per_node, nnodes, node_rank, rdzv_endpoint, rdzv_backend, max_restarts)
     settings = checked(final, ranks.world_size)
@@ -79,18 +103,20 @@ def pretrain(
     is_first = ranks.plan is not None or (ranks.place.world_size == 1 and not ranks.place.is_ours)
     if overwrite and is_first and run_begun(settings):
         consent.ask(f"delete the checkpoints and metrics of the run in {root}", yes=yes)
+    # Started again after a failure: from the last good checkpoint, not from the beginning.
+    goes_on = (resume == "auto" or bool(ranks.place.restart_count)) and run_begun(settings)
     if ranks.plan is not None:
-        check_new_run(settings, overwrite=overwrite)
-        ensure_embedded_corpus(final, say)
-        ranks.start(context, ranks.plan)
+        if not goes_on:
+            check_new_run(settings, overwrite=overwrite)
+            ensure_embedded_corpus(final, say)
+        ranks.start(context, ranks.plan, until)
         return
-    if ranks.place.restart_count and run_begun(settings):
+    if goes_on:
         from automodel_cli.engine.train.continuation import plan_resume
 
-        # Started again after a failure: from the last good checkpoint, not from the beginning.
-        continue_run(
-            plan_resume(root, config, set_ or [], unset or [], trust=trust_config), ranks, as_json=json_, quiet=quiet
-        )
+        plan = plan_resume(root, config, set_ or [], unset or [], trust=trust_config)
+        render.changes(plan.changes, say)
+        continue_run(plan, ranks, until, as_json=json_, quiet=quiet)
         return
 
     @contextmanager
@@ -104,6 +130,6 @@ def pretrain(
         from automodel_cli.engine.train import recipe
 
         sink = ranks.sink(run_sink(final, settings, root, start_step=0, quiet=json_ or quiet))
-        summary = recipe.pretrain(final, settings, root, sink, team)
+        summary = recipe.pretrain(final, settings, root, sink, team, until)
     if ranks.place.speaks:
         render.run_summary(summary, as_json=json_)

@@ -9,6 +9,7 @@ import typer
 from automodel_cli.commands import launching, render
 from automodel_cli.commands.launching import (
     MaxRestartsOption,
+    MaxTimeOption,
     NnodesOption,
     NodeRankOption,
     NprocOption,
@@ -56,6 +57,7 @@ def resume(
     rdzv_endpoint: RdzvEndpointOption = "",
     rdzv_backend: RdzvBackendOption = "",
     max_restarts: MaxRestartsOption = 0,
+    max_time: MaxTimeOption = None,
     quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
@@ -71,9 +73,11 @@ def resume(
       amcli resume
       amcli resume 200 --set step_scheduler.max_steps=600
       amcli resume runs/wide/step_000200 -c wide.yaml
+      amcli resume --max-time 3h30m
     """
     from automodel_cli.engine.train.continuation import plan_resume
 
+    until = launching.stop_at(max_time)
     plan = plan_resume(checkpoint, config, set_ or [], unset or [], override_resume or [], trust=trust_config)
     ranks = launching.ranks(plan.config, nproc_per_node, nnodes, node_rank, rdzv_endpoint, rdzv_backend, max_restarts)
     if ranks.world_size > 1:
@@ -82,12 +86,14 @@ def resume(
     render.changes(plan.changes, say)
     render.notes(plan.settings.notes, say)
     if ranks.plan is not None:
-        ranks.start(context, ranks.plan)
+        ranks.start(context, ranks.plan, until)
         return
-    continue_run(plan, ranks, as_json=json_, quiet=quiet)
+    continue_run(plan, ranks, until, as_json=json_, quiet=quiet)
 
 
-def continue_run(plan: Continuation, ranks: launching.Ranks, *, as_json: bool, quiet: bool = False) -> None:
+def continue_run(
+    plan: Continuation, ranks: launching.Ranks, until: float | None = None, *, as_json: bool, quiet: bool = False
+) -> None:
     """Trains on from the checkpoint of a plan, alone or among other ranks, and prints the summary."""
     # What only the checkpoint tells is said by the rank that reads it, whoever started that.
     say = render.speaker(as_json, quiet=quiet) if ranks.place.speaks else ranks.speaker(as_json)
@@ -112,7 +118,9 @@ def continue_run(plan: Continuation, ranks: launching.Ranks, *, as_json: bool, q
         open_sink = run_sink(
             plan.config, plan.settings, plan.root, start_step=resumed.snapshot.step, quiet=as_json or quiet
         )
-        summary = recipe.resume(plan.config, plan.settings, plan.root, ranks.sink(open_sink), resumed.snapshot, team)
+        summary = recipe.resume(
+            plan.config, plan.settings, plan.root, ranks.sink(open_sink), resumed.snapshot, team, until
+        )
     if ranks.place.speaks:
         render.run_summary(summary, as_json=as_json)
 

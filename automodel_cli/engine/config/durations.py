@@ -14,6 +14,8 @@ from automodel_cli.engine.config.config import Config
 
 _FORM = re.compile(r"(?P<number>\d+(?:[._]\d+)*(?:e\d+)?)\s*(?P<unit>[kmbtKMBT]?)\s*(?P<noun>tokens|steps)")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+_TIME = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_TIME_SECONDS = (86_400, 3_600, 60, 1)
 FORMS = "a number of steps, or text such as 10M tokens"
 
 
@@ -64,6 +66,24 @@ def in_tokens(value: int | str) -> int:
     if tokens < 1:
         raise DurationError("it must be at least 1 token")
     return tokens
+
+
+def in_seconds(text: str) -> int:
+    """A time of at least a second, in seconds: days, hours, minutes, seconds, each with its letter.
+
+    Raises:
+        DurationError: The text is none.
+
+    >>> in_seconds("3h30m"), in_seconds("90s"), in_seconds("1d12h")
+    (12600, 90, 129600)
+    """
+    found = _TIME.fullmatch(text.strip())
+    seconds = (
+        sum(int(part or 0) * size for part, size in zip(found.groups(), _TIME_SECONDS, strict=True)) if found else 0
+    )
+    if seconds < 1:
+        raise DurationError("it must be a time such as 3h30m, 45m, 90s or 1d12h")
+    return seconds
 
 
 def tokens_per_step(config: Config) -> int | None:

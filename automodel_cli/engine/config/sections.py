@@ -194,6 +194,12 @@ class CheckpointSection:
         default="val_loss",
         quiet=True,
     )
+    on_save_error: str = key(
+        "what a save that fails before the end of the run does: stop it, or warn and train on unsaved",
+        default="stop",
+        choices=("stop", "warn"),
+        quiet=True,
+    )
     init_from: str | None = key(
         "weights that a new run starts from: a checkpoint, a Hugging Face directory or a file of weights",
         default=None,

@@ -115,13 +115,18 @@ def read_ahead(
     """What `read_step` makes of each begin, in order, made by threads up to `look_ahead` of them ahead."""
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="batch-loader")
     pending: deque[Future[MicroBatches]] = deque()
+    is_cut_short = True
     try:
         while True:
             while len(pending) < look_ahead:
                 pending.append(pool.submit(read_step, next(steps)))
             yield pending.popleft().result()
+    except (GeneratorExit, Exception):
+        is_cut_short = False
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # Whoever was torn out of the wait for a slow source must not wait for it once more.
+        pool.shutdown(wait=not is_cut_short, cancel_futures=True)
 
 
 def eval_batches(

@@ -7,11 +7,13 @@ code of its kind, and a grace period after a signal that is long enough to save.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from torch.distributed.launcher.api import elastic_launch
 
 from automodel_cli.engine.distributed.environment import REPORT_DIRECTORY
 from automodel_cli.engine.distributed.launch_plan import LaunchPlan, num_cores
-from automodel_cli.engine.distributed.report import RankReport, read_reports, root_cause
+from automodel_cli.engine.distributed.report import RankReport, announced, read_reports, root_cause
 from automodel_cli.errors import AmcliError, ExitCode, RankFailedError
 
 _TAIL_LINES = 8
@@ -49,13 +51,30 @@ def run_ranks(plan: LaunchPlan, arguments: Sequence[str], *, grace_seconds: int)
             config.shutdown_timeout = grace_seconds
             quiet = {local_rank: Std.ALL for local_rank in range(1, plan.ranks_per_node)}
             config.logs_specs = DefaultLogsSpecs(log_dir=str(Path(directory) / "logs"), redirects=quiet)
-            elastic_launch(config, program)(*program_arguments)
+            with _save_requests_passed_on(Path(directory)):
+                elastic_launch(config, program)(*program_arguments)
         except SignalException as error:
             raise _after_signal(Path(directory), error.sigval) from None
         except ChildFailedError as error:
             raise _after_failure(Path(directory), error.failures) from None
         finally:
             del os.environ[REPORT_DIRECTORY]
+
+
+@contextmanager
+def _save_requests_passed_on(directory: Path) -> Iterator[None]:
+    """Passes SIGUSR1 on to the ranks: torchrun's agent passes on only what ends them, and would die of this one."""
+
+    def pass_on(number: int, frame: object) -> None:
+        for process in announced(directory):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    previous = signal.signal(signal.SIGUSR1, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
 
 
 def _quiet() -> None:

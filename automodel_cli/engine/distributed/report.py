@@ -74,6 +74,19 @@ def write_report(place: RankPlace, error: BaseException, message: str) -> None:
             Path(path_of_torchrun).write_text(json.dumps(text))
 
 
+def announce(place: RankPlace) -> None:
+    """Tells the launcher this rank's process id, once a signal that is passed on can do it no harm."""
+    if directory := os.environ.get(REPORT_DIRECTORY):
+        with contextlib.suppress(OSError):
+            (Path(directory) / f"rank{place.rank}.pid").write_text(str(os.getpid()))
+
+
+def announced(directory: Path) -> list[int]:
+    """Process ids of the ranks that have announced themselves."""
+    texts = [path.read_text() for path in directory.glob("rank*.pid")]
+    return [int(text) for text in texts if text.isdigit()]
+
+
 def is_symptom(error: BaseException) -> bool:
     """Whether an exception only says that another rank is gone."""
     if isinstance(error, PeerFailedError):
@@ -104,7 +117,7 @@ def root_cause(reports: Iterable[RankReport]) -> RankReport | None:
     """
     causes = [report for report in reports if not report.is_symptom]
     alike = [report for report in causes if report.rank == 0 and report.exit_code == causes[0].exit_code]
-    return (alike or causes or [None])[0]
+    return next(iter(alike or causes), None)
 
 
 def _frame_line(frame: traceback.FrameSummary) -> str:

@@ -19,12 +19,12 @@ from automodel_cli.engine.observe.speed import Speed
 from automodel_cli.engine.optim.lr_schedule import LRSchedule
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.objective import Objective
-from automodel_cli.engine.train.signals import StopSignal
+from automodel_cli.engine.train.signals import StoppedWaitingError, StopSignal
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import EvalResult, evaluate, label_tokens, train_step
 from automodel_cli.engine.train.step_scheduler import StepScheduler
 from automodel_cli.engine.train.validation import Validation
-from automodel_cli.errors import PeerFailedError, TrainingDivergedError
+from automodel_cli.errors import CheckpointError, PeerFailedError, TrainingDivergedError
 
 if TYPE_CHECKING:
     from automodel_cli.engine.distributed.spread import Spread
@@ -39,6 +39,7 @@ class Run:
         save: Writes a checkpoint of the state; the flag says whether it is the best so far.
         samples_per_step: Over all ranks.
         spread: How the model lies on the ranks of the run; None for a process alone.
+        goes_on_unsaved: Whether a save that fails before the end only warns.
     """
 
     model: nn.Module
@@ -55,14 +56,16 @@ class Run:
     save: Callable[[TrainState, bool], None]
     samples_per_step: int
     spread: Spread | None = None
+    goes_on_unsaved: bool = False
 
 
 def train(run: Run, state: TrainState, stop: StopSignal) -> None:
-    """Trains from `state` to the last step, or until a stop signal.
+    """Trains from `state` to the last step, or until a stop signal; saves when asked to in between.
 
     `state` is advanced in place; every step that it counts is in a checkpoint when this returns.
 
     Raises:
+        CheckpointError: A save failed that must not: the last one, or any where `goes_on_unsaved` is off.
         TrainingDivergedError: The loss or the gradient is not finite; the weights are as before that step.
     """
     saved_step = state.step
@@ -72,13 +75,34 @@ def train(run: Run, state: TrainState, stop: StopSignal) -> None:
             agreed = _next_step(run, steps, stop)
             if agreed is None:
                 break
+            if stop.save_agreed and _saved_on_request(run, state, saved_step):
+                saved_step = state.step
             _one_step(run, state, *agreed, waited=time.perf_counter() - read_from)
             is_best = run.steps.validates(state.step) and _validate(run, state, stop)
-            if run.steps.saves(state.step):
-                run.save(state, is_best)
+            if run.steps.saves(state.step) and _saved(run, state, is_best):
                 saved_step = state.step
     if state.step != saved_step:
         run.save(state, False)
+
+
+def _saved(run: Run, state: TrainState, is_best: bool) -> bool:
+    """Saves; False if that failed and the run goes on all the same. All ranks get the same answer or error."""
+    try:
+        run.save(state, is_best)
+    except (CheckpointError, PeerFailedError) as error:
+        # One rank writes, and has told the others whether it could (`Team.on_first`).
+        if not run.goes_on_unsaved or run.steps.is_last(state.step):
+            raise
+        run.sink.on_message(f"warning: step {state.step} is NOT saved, and training goes on: {error}")
+        return False
+    return True
+
+
+def _saved_on_request(run: Run, state: TrainState, saved_step: int) -> bool:
+    if state.step == saved_step:
+        run.sink.on_message(f"asked to save: nothing is new since step {saved_step}")
+        return False
+    return _saved(run, state, False)
 
 
 def _next_step(
@@ -86,24 +110,31 @@ def _next_step(
 ) -> tuple[list[dict[str, Any]], int] | None:
     """The micro-batches of this rank and the label tokens of all ranks; None if anybody wants to stop.
 
-    All ranks take the same way out of here, or none could take the next step.
+    All ranks take the same way out of here, or none could take the next step; they agree on saving, too.
     """
     if run.spread is None:
-        if stop.requested:
+        try:
+            with stop.waiting():
+                micro_batches = next(steps)
+        except StoppedWaitingError:
             return None
-        micro_batches = next(steps)
+        stop.agree(False, stop.save_requested)
         return micro_batches, label_tokens(micro_batches)
     team, failure, micro_batches = run.spread.team, None, []
     try:
-        micro_batches = [team.part_of_sequence(batch) for batch in next(steps)]
+        with stop.waiting():
+            micro_batches = [team.part_of_sequence(batch) for batch in next(steps)]
+    except StoppedWaitingError:
+        micro_batches = []  # the others hear of it below
     except Exception as error:  # a dataset may raise anything; the others must hear of it first
         failure = error
-    num_tokens, stops, failures = team.agree(label_tokens(micro_batches), int(stop.requested), int(failure is not None))
+    wishes = (int(stop.requested), int(stop.save_requested), int(failure is not None))
+    num_tokens, stops, saves, failures = team.agree(label_tokens(micro_batches), *wishes)
     if failure is not None:
         raise failure
     if failures:
         raise PeerFailedError("another rank could not read its data")
-    stop.agree(stops > 0)
+    stop.agree(stops > 0, saves > 0)
     return None if stops else (micro_batches, num_tokens // team.degrees.tp)
 
 
@@ -177,6 +208,9 @@ def _validate(run: Run, state: TrainState, stop: StopSignal) -> bool:
 
 def _wants_to_stop(run: Run, stop: StopSignal) -> bool:
     """Whether any rank has been asked to stop: one that left a validation alone would leave the others waiting."""
-    if run.spread is not None:
-        stop.agree(run.spread.team.any(stop.requested))
-    return stop.requested
+    if run.spread is None:
+        return stop.requested
+    # Only what all have agreed on: a signal may reach this rank right after the others were asked.
+    stops = run.spread.team.any(stop.requested)
+    stop.agree(stops)
+    return stops

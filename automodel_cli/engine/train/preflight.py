@@ -14,8 +14,10 @@ from automodel_cli.engine.config.builtin import embedded_corpus_directory
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.distributed.environment import RankPlace
+from automodel_cli.engine.distributed.report import announce
 from automodel_cli.engine.observe.build import METRICS_FILE, TENSORBOARD_DIRECTORY
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
+from automodel_cli.engine.train.signals import save_requests_ignored
 from automodel_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -68,6 +70,16 @@ def on_ranks(
     Raises:
         AmcliError: The ranks cannot meet, or the context cannot be entered; then no rank goes on.
     """
+    with save_requests_ignored():
+        announce(place)
+        with _team(place, settings, prepared) as team:
+            yield team
+
+
+@contextmanager
+def _team(
+    place: RankPlace, settings: Settings, prepared: Callable[[], AbstractContextManager[Any]]
+) -> Iterator[Team | None]:
     # Policies of FSDP2 hold on one rank as on many, or another number of ranks would train in another precision.
     if place.world_size == 1 and not (settings.distributed.mp_policy or settings.distributed.offload_policy):
         with prepared():

@@ -133,7 +133,12 @@ def _opened(plan: Continuation, say: Callable[[str], None]) -> OpenedCheckpoint:
 
 
 def pretrain(
-    config: Config, settings: Settings, root: Path, open_sink: OpenSink, team: Team | None = None
+    config: Config,
+    settings: Settings,
+    root: Path,
+    open_sink: OpenSink,
+    team: Team | None = None,
+    stop_at: float | None = None,
 ) -> RunSummary:
     """Trains a new model and returns how it ended.
 
@@ -144,11 +149,12 @@ def pretrain(
         open_sink: Opens what the run reports to, once everything is built; a run that is
             refused writes nothing.
         team: The ranks of the run; None for a process alone.
+        stop_at: Moment of `time.monotonic()` to save and stop at; None for no limit.
 
     Raises:
-        AmcliError: See `errors.py`; `InterruptedTrainingError` after a signal, with the run saved.
+        AmcliError: See `errors.py`; `InterruptedTrainingError` after a signal or at `stop_at`, with the run saved.
     """
-    return _run(config, settings, root, open_sink, None, team)
+    return _run(config, settings, root, open_sink, None, team, stop_at)
 
 
 def resume(
@@ -158,9 +164,10 @@ def resume(
     open_sink: OpenSink,
     snapshot: Snapshot,
     team: Team | None = None,
+    stop_at: float | None = None,
 ) -> RunSummary:
     """Continues the run of `snapshot`, bit for bit where the configuration is the same."""
-    return _run(config, settings, root, open_sink, snapshot, team)
+    return _run(config, settings, root, open_sink, snapshot, team, stop_at)
 
 
 @dataclass(frozen=True)
@@ -184,6 +191,7 @@ def _run(
     open_sink: OpenSink,
     snapshot: Snapshot | None,
     team: Team | None,
+    stop_at: float | None,
 ) -> RunSummary:
     began = time.perf_counter()
     state = TrainState() if snapshot is None else TrainState.from_dict(snapshot.train_state)
@@ -204,7 +212,7 @@ def _run(
     if snapshot is None and manifest is not None:
         state.tokenizer = {"name": manifest.tokenizer.name, "bos_id": manifest.tokenizer.bos_id}
 
-    with open_sink() as sink, StopSignal() as stop:
+    with open_sink() as sink, StopSignal(stop_at) as stop:
         run = _assemble(parts, config, settings, state, placement, root, sink)
         sink.on_start(_facts(run, state, parts, settings, root))
         if isinstance(run.loader, StreamLoader) and run.loader.loss_of_a_resume:
@@ -213,8 +221,7 @@ def _run(
     saved = settings.checkpoint.enabled and state.step > 0
     if stop.requested and not run.steps.is_last(state.step):
         what = f"saved; `amcli resume {root}` continues there" if saved else "nothing is saved"
-        name = stop.received.name if stop.received is not None else "a stop signal at another rank"
-        raise InterruptedTrainingError(f"{name} received: stopped after step {state.step}, {what}")
+        raise InterruptedTrainingError(f"{stop.reason}: stopped after step {state.step}, {what}")
     return RunSummary(
         step=state.step,
         loss=state.loss,
@@ -325,6 +332,7 @@ def _assemble(
         save=save,
         samples_per_step=section.global_batch_size,
         spread=parts.spread,
+        goes_on_unsaved=settings.checkpoint.on_save_error == "warn",
     )
 
 

@@ -1,48 +1,144 @@
-"""SIGINT and SIGTERM as a request to save and stop; a second one ends the process at once."""
+"""Requests from outside: SIGINT, SIGTERM and a time limit save and stop, SIGUSR1 saves and goes on.
+
+They are noticed between steps, inside a validation and while data is waited for; whatever else is being
+done is finished first. A second stop signal ends the process at once.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Windows has none.
+SAVE_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)
+
+
+class StoppedWaitingError(BaseException):
+    """A stop request cut a wait short; no `Exception`, so that no dataset takes it for one of its own."""
 
 
 class StopSignal:
     """A context in which the first stop signal is remembered instead of killing the process.
 
     Whoever does long work inside it (the loop, an evaluation) polls `requested`. Outside the
-    main thread, where Python cannot install handlers, it never requests anything.
+    main thread, where Python cannot install handlers, only the time limit requests anything.
+
+    Args:
+        stop_at: Moment of `time.monotonic()` from which a stop is requested; None for no limit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop_at: float | None = None) -> None:
         self.received: signal.Signals | None = None
+        self._stop_at = stop_at
         self._is_agreed = False
+        self._save_wanted = False
+        self._save_agreed = False
+        self._is_waiting = False
+        self._alarm: threading.Timer | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
         """Whether the run should save and stop."""
-        return self.received is not None or self._is_agreed
+        return self.received is not None or self._is_agreed or self._time_is_up()
 
-    def agree(self, stops: bool) -> None:
-        """Takes over what the ranks have agreed on: a signal that reached one of them stops all."""
+    @property
+    def save_requested(self) -> bool:
+        """Whether this process has been asked to save and go on."""
+        return self._save_wanted
+
+    @property
+    def reason(self) -> str:
+        """Why a stop is requested, as the beginning of a sentence."""
+        if self.received is not None:
+            return f"{self.received.name} received"
+        return "--max-time is up" if self._time_is_up() else "a stop was requested at another rank"
+
+    def agree(self, stops: bool, saves: bool = False) -> None:
+        """Takes over what the ranks have agreed on: a request that reached one of them is for all."""
         self._is_agreed = self._is_agreed or stops
+        self._save_agreed = saves
+        if saves:
+            # One that comes at this very moment is answered by the save that follows.
+            self._save_wanted = False
+
+    @property
+    def save_agreed(self) -> bool:
+        """Whether the ranks, or this process alone, now save and go on."""
+        return self._save_agreed
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A wait that a stop request may cut short, now or when it comes.
+
+        Raises:
+            StoppedWaitingError: A stop is requested.
+        """
+        self._is_waiting = True
+        try:
+            # After the flag is set: a request just before it would otherwise wait for the data.
+            if self.requested:
+                raise StoppedWaitingError
+            yield
+        finally:
+            self._is_waiting = False
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+            numbers = (*STOP_SIGNALS, SAVE_SIGNAL) if SAVE_SIGNAL is not None else STOP_SIGNALS
+            self._previous = {number: signal.signal(number, self._on_signal) for number in numbers}
+            if self._stop_at is not None and SAVE_SIGNAL is not None:
+                seconds = min(max(0.0, self._stop_at - time.monotonic()), threading.TIMEOUT_MAX)
+                self._alarm = threading.Timer(seconds, self._wake)
+                self._alarm.daemon = True
+                self._alarm.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            # It may be about to raise its signal, which must still find our handler.
+            self._alarm.join()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def _time_is_up(self) -> bool:
+        return self._stop_at is not None and time.monotonic() >= self._stop_at
+
+    @staticmethod
+    def _wake() -> None:
+        """Interrupts what the main thread waits for: only a signal does, and this one asks for a save in any case."""
+        if SAVE_SIGNAL is not None and (thread := threading.main_thread().ident) is not None:
+            signal.pthread_kill(thread, SAVE_SIGNAL)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if number == SAVE_SIGNAL:
+            self._save_wanted = True
+        elif self.received is not None:
             # Whatever hangs, a second signal must work: take the default action, which ends the process.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.received = signal.Signals(number)
+        else:
+            self.received = signal.Signals(number)
+        if self._is_waiting and self.requested:
+            self._is_waiting = False
+            raise StoppedWaitingError
+
+
+@contextmanager
+def save_requests_ignored() -> Iterator[None]:
+    """Keeps SIGUSR1, which by default ends a process, from ending a run that has nothing to save yet."""
+    if SAVE_SIGNAL is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(SAVE_SIGNAL, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(SAVE_SIGNAL, previous)

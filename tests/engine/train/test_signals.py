@@ -5,8 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 
-from automodel_cli.engine.train.signals import StopSignal
+import pytest
+
+from automodel_cli.engine.train.signals import StoppedWaitingError, StopSignal, save_requests_ignored
 
 TWO_SIGNALS = """
 import os, signal, time
@@ -38,3 +41,42 @@ def test_the_second_signal_ends_the_process_at_once():
     done = subprocess.run([sys.executable, "-c", TWO_SIGNALS], timeout=20, check=False)
 
     assert done.returncode == -signal.SIGTERM
+
+
+def test_a_request_to_save_does_not_stop():
+    """SIGUSR1 stays until the ranks have agreed on it, and no longer."""
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGUSR1)
+        asked = (stop.requested, stop.save_requested)
+        stop.agree(False, True)
+
+    assert asked == (False, True)
+    assert (stop.save_agreed, stop.save_requested) == (True, False)
+
+
+@pytest.mark.parametrize("what", ["SIGTERM", "time"])
+def test_a_stop_cuts_a_wait_short(what):
+    """A wait without end is left by a signal, or at the end of the time, and the reason is said."""
+    with StopSignal(time.monotonic() + 0.05 if what == "time" else None) as stop:
+        wait = (lambda: signal.raise_signal(signal.SIGTERM)) if what == "SIGTERM" else (lambda: time.sleep(60))
+        with pytest.raises(StoppedWaitingError), stop.waiting():
+            wait()
+        with pytest.raises(StoppedWaitingError), stop.waiting():
+            pytest.fail("entered a wait although a stop was requested before")
+
+    assert stop.requested
+    assert stop.reason == ("SIGTERM received" if what == "SIGTERM" else "--max-time is up")
+
+
+def test_a_request_to_save_does_not_cut_a_wait_short():
+    """The data that is read then is not lost."""
+    with StopSignal() as stop, stop.waiting():
+        signal.raise_signal(signal.SIGUSR1)
+
+    assert stop.save_requested
+
+
+def test_a_request_to_save_before_the_run_harms_nothing():
+    """By default SIGUSR1 ends a process."""
+    with save_requests_ignored():
+        signal.raise_signal(signal.SIGUSR1)
