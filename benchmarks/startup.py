@@ -28,6 +28,7 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 TINY = "model.n_layer=1 model.n_embd=32 model.n_head=2 step_scheduler.max_steps=2 step_scheduler.val_batches=1"
 LLAMA = "llama.yaml"  # the preset with most source to read: classes of transformers
 LITGPT = SCRIPTS / "litgpt"  # measured where it is installed beside amcli
+NO_LITGPT = "`litgpt --help` is not measured: litgpt is not installed here (it asks for another torch)."
 COMPLETION = {"_AMCLI_COMPLETE": "complete_bash", "COMP_LINE": "amcli re", "COMP_WORD": "re"}
 KEYS = COMPLETION | {"COMP_LINE": "amcli pretrain --set model.n_", "COMP_WORD": "model.n_"}
 
@@ -136,7 +137,7 @@ def table(timings: list[Timing], facts: dict[str, str | int | None], num_rounds:
             "|---|---|---|",
             *rows,
             "",
-            *([] if LITGPT.is_file() else ["`litgpt --help` is not measured: litgpt is not installed here (it asks for another torch).", ""]),
+            *([] if LITGPT.is_file() else [NO_LITGPT, ""]),
         ]
     )
 

@@ -84,14 +84,15 @@ def _instead_of_command(context: typer.Context, word: str, rest: list[str]) -> s
 
 
 def _instead_of_option(root: typer.Context, context: typer.Context, rest: list[str], option: str) -> str | None:
-    """A key of the configuration, else the nearest option, else the commands that have this one."""
+    """A key of the configuration, else the commands that have this very option, else the nearest one."""
     known = _options(context)
     if "--set" in known and (key := _key_named(option)):
         return f"it is a key of the configuration: --set {shlex.quote(f'{key}={_value_of(option, rest)}')}"
-    if match := nearest(option, known):
-        return f"did you mean {match}?"
     owners = [path for path, command in _commands(root) if option in _options_of(command)]
-    return f"it is an option of {', '.join(f'`{owner}`' for owner in owners)}" if owners else None
+    if owners:
+        return f"it is an option of {', '.join(f'`{owner}`' for owner in owners)}"
+    match = nearest(option, known)
+    return f"did you mean {match}?" if match else None
 
 
 def _value_of(option: str, rest: list[str]) -> str:
