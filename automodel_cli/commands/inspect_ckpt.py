@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from automodel_cli.commands import complete
-from automodel_cli.commands.options import CheckpointArgument, JsonOption
+from automodel_cli.commands.options import CheckpointArgument, ConfigOption, JsonOption
 from automodel_cli.errors import CheckpointError, ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,14 @@ def inspect_ckpt(
             autocompletion=complete.checkpoints,
         ),
     ] = None,
+    can_resume: Annotated[
+        bool, typer.Option("--can-resume", help="Say whether a run can go on from it, with -c's configuration.")
+    ] = False,
+    config: ConfigOption = None,
+    nproc_per_node: Annotated[
+        int | None,
+        typer.Option("--nproc-per-node", metavar="N", min=1, help="Ranks to go on with.", show_default=False),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Say what a checkpoint is, and whether it is whole.
@@ -40,7 +49,8 @@ def inspect_ckpt(
     Reads headers and sizes only, and never runs anything that a checkpoint contains; --verify
     also compares every byte. A run's directory gives the list of its checkpoints. Hugging Face
     directories, safetensors and torch.save files and directories of torch.distributed.checkpoint
-    are described too. The exit code is 4 if a checkpoint is incomplete or corrupt.
+    are described too. The exit code is 4 if a checkpoint is incomplete or corrupt, or if
+    --can-resume says no.
 
     \b
     Examples:
@@ -50,10 +60,16 @@ def inspect_ckpt(
       amcli inspect-ckpt --tensor '*.c_attn.weight'
       amcli inspect-ckpt 200 --diff 600
       amcli inspect-ckpt downloads/gpt2 --tree
+      amcli inspect-ckpt --can-resume -c my.yaml --nproc-per-node 4
       amcli inspect-ckpt --json | jq .progress.val_loss
     """
-    if sum((tree, tensor is not None, stats, diff is not None, verify)) > 1:
-        raise UsageError("--verify, --tree, --tensor, --stats and --diff each ask for another output")
+    if sum((tree, tensor is not None, stats, diff is not None, verify, can_resume)) > 1:
+        raise UsageError("--verify, --tree, --tensor, --stats, --diff and --can-resume each ask for another output")
+    if can_resume:
+        _can_resume(path, config, nproc_per_node, as_json=json_)
+        return
+    if config or nproc_per_node is not None:
+        raise UsageError("-c and --nproc-per-node belong to --can-resume")
     if tree or tensor is not None or stats or diff is not None:
         _tensors(path, tree=tree, pattern=tensor, diff=diff, as_json=json_)
         return
@@ -68,6 +84,22 @@ def inspect_ckpt(
     report = look(path, verify)
     render_checkpoint.report(report, as_json=json_)
     if not report.is_sound:
+        raise typer.Exit(ExitCode.CHECKPOINT)
+
+
+def _can_resume(path: Path | None, config: list[Path] | None, ranks: int | None, *, as_json: bool) -> None:
+    from automodel_cli.engine.train.can_resume import can_resume
+
+    answer = can_resume(path, config, ranks)
+    if as_json:
+        typer.echo(json.dumps(answer.to_dict(), indent=2))
+    else:
+        typer.echo(f"{answer.verdict}: {answer.path} on {answer.world_size} rank{'s'[: answer.world_size > 1]}")
+        for line in answer.reasons:
+            typer.echo(f"  {line}")
+        for line in answer.changes:
+            typer.echo(f"  changed  {line}")
+    if answer.reasons:
         raise typer.Exit(ExitCode.CHECKPOINT)
 
 

@@ -67,4 +67,5 @@ def test_the_documented_keys_of_a_run_and_its_checkpoints_are_printed(keys_of, t
     assert keys_of("pretrain", "-c", str(tiny_run), *short) == documented()["pretrain --json"]
     assert keys_of("resume") == documented()["resume --json"]
     assert keys_of("inspect-ckpt") == documented()["inspect-ckpt --json"]
+    assert keys_of("inspect-ckpt", "--can-resume") == documented()["inspect-ckpt --can-resume --json"]
     assert keys_of("inspect-ckpt", "checkpoints") == documented()["inspect-ckpt RUN --json"]

@@ -1,0 +1,82 @@
+"""Whether a run can go on from a checkpoint with a configuration on so many ranks, and what changes. Torch-free.
+
+Says what `amcli resume` would say, by the same rules, and changes nothing. What only a start can show is not
+part of the answer: whether there is memory, and whether other paths hold the same data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from automodel_cli.engine.checkpoint.layout import is_weights_only, later_steps, resolve, step_of
+from automodel_cli.engine.checkpoint.manifest import examine, read_manifest
+from automodel_cli.engine.config.check import checked
+from automodel_cli.engine.train.continuation import plan_resume
+from automodel_cli.errors import AmcliError
+
+
+@dataclass(frozen=True)
+class ResumeAnswer:
+    """The answer.
+
+    Args:
+        path: The checkpoint that was asked about.
+        world_size: Number of ranks.
+        changes: Each `key: old -> new`, and that of the learning rate; all may change freely.
+        reasons: Why not; empty for yes.
+    """
+
+    path: str
+    world_size: int
+    changes: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """`yes`, `yes, but` something changes, or `no`."""
+        return "no" if self.reasons else "yes, but" if self.changes else "yes"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As values that JSON can hold."""
+        return {"verdict": self.verdict, **asdict(self)}
+
+
+def can_resume(path: Path | None, config_paths: Sequence[Path] | None, world_size: int | None = None) -> ResumeAnswer:
+    """Asks the rules of `amcli resume`.
+
+    Args:
+        path: A checkpoint, a run's directory, or None for `checkpoints/LATEST`.
+        config_paths: The configuration to go on with; without it, the checkpoint's own.
+        world_size: Number of ranks; None for as many as the checkpoint was saved by.
+
+    Raises:
+        CheckpointError: There is no checkpoint to ask about.
+    """
+    directory = resolve(path)
+    broken = examine(directory, hashes=False).broken
+    if broken:
+        return ResumeAnswer(str(directory), world_size or 1, (), tuple(broken))
+    manifest = read_manifest(directory)
+    saved_ranks = int(manifest.facts.get("ranks") or 1)
+    ranks = saved_ranks if world_size is None else world_size
+    if is_weights_only(manifest):
+        return ResumeAnswer(
+            str(directory), ranks, (), ("it holds weights only, and nothing that a run could go on from",)
+        )
+    try:
+        plan = plan_resume(path, config_paths, ())
+        checked(plan.config, ranks)
+    except AmcliError as error:
+        return ResumeAnswer(str(directory), ranks, (), tuple(str(one) for one in error.problems or (error,)))
+    changes = [str(change) for change in plan.changes]
+    step = step_of(directory.name)
+    if plan.changes and step is not None and (schedule := plan.schedule_change(step)) is not None:
+        changes.append(schedule)
+    if ranks != saved_ranks:
+        changes.append(f"ranks: {saved_ranks} -> {ranks}")
+    later = later_steps(plan.root, manifest.step)
+    reasons = (f"the run went on after step {manifest.step}, up to {later[-1].name}",) if later else ()
+    return ResumeAnswer(str(directory), ranks, tuple(changes), reasons)
