@@ -13,7 +13,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 # Make must not leave a stamp behind for an installation that failed half way.
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install dev test check lint docs picture bench prep-torture clean
+.PHONY: help quickstart install dev test check lint docs picture bench torture prep-torture clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ picture: $(INSTALLED_DEV)  ## run the quickstart in a directory of its own and d
 
 bench: $(INSTALLED_DEV)  ## measure start-up times into benchmarks/results/
 	$(BIN)/python benchmarks/startup.py
+
+torture: $(INSTALLED_DEV)  ## kill training 200 times, resume it, compare every bit (TORTURE_ARGS="--kills 50 --seed 3")
+	$(BIN)/python scripts/torture.py $(TORTURE_ARGS)
 
 prep-torture: $(INSTALLED_DEV)  ## kill preparation more than 100 times at random moments and compare every byte (minutes)
 	$(BIN)/python -m pytest -m slow tests/engine/prep/test_resume.py
