@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
+
+# A slow machine is no defect: no test may fail for the time that an example took.
+settings.register_profile("amcli", deadline=None)
+settings.load_profile("amcli")
 
 TINY = """
 seed: 7
