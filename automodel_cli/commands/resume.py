@@ -102,8 +102,9 @@ def continue_run(
 
     with on_ranks(ranks.place, plan.settings, lambda: owned(plan.settings, plan.root)) as team:
         from automodel_cli.engine.train import recipe
+        from automodel_cli.engine.train.opening import open_checkpoint
 
-        resumed = recipe.open_checkpoint(plan, say, team)
+        resumed = open_checkpoint(plan, say, team)
         if resumed.is_finished:
             say(f"step {resumed.snapshot.step} of {plan.settings.step_scheduler.max_steps} is done: nothing to train")
             say(f"to train on: amcli resume --set step_scheduler.max_steps={2 * resumed.snapshot.step}")

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from automodel_cli.engine.checkpoint.layout import later_steps
-from automodel_cli.engine.checkpoint.load import load, load_newest_good
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.checkpoint.weights import read_weights
 from automodel_cli.engine.config.check import Settings
@@ -36,7 +34,6 @@ from automodel_cli.engine.optim.build import build_optimizer
 from automodel_cli.engine.optim.lr_schedule import schedule_of
 from automodel_cli.engine.optim.param_groups import group_rules
 from automodel_cli.engine.protocols import MapDataset
-from automodel_cli.engine.train.continuation import Continuation
 from automodel_cli.engine.train.device import Placement, place
 from automodel_cli.engine.train.feeding import amount_in_words, loader_of, order_key_of, validation_of
 from automodel_cli.engine.train.fit import check_fit
@@ -50,14 +47,12 @@ from automodel_cli.engine.train.restoring import (
     own_generators,
     restore_generators,
     seed_everything,
-    told,
 )
-from automodel_cli.engine.train.resume_rules import allows_other_samples, drops_optimizer_state
 from automodel_cli.engine.train.saving import save_run
 from automodel_cli.engine.train.signals import StopSignal
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step_scheduler import StepScheduler
-from automodel_cli.errors import CheckpointError, InterruptedTrainingError
+from automodel_cli.errors import InterruptedTrainingError
 
 if TYPE_CHECKING:
     from automodel_cli.engine.distributed.spread import Spread
@@ -78,58 +73,6 @@ class RunSummary:
     tokens_per_second: float
     seconds: float
     checkpoint: Path | None
-
-
-@dataclass(frozen=True)
-class OpenedCheckpoint:
-    """A verified checkpoint, and whether its run is complete under the present configuration."""
-
-    snapshot: Snapshot
-    is_finished: bool
-
-
-def open_checkpoint(plan: Continuation, say: Callable[[str], None], team: Team | None = None) -> OpenedCheckpoint:
-    """Reads the checkpoint of a plan, or the newest sound one of its run; says what was set aside.
-
-    Of several ranks the first one reads; on the others the snapshot has no weights and no optimizer state.
-
-    Raises:
-        CheckpointError: The named checkpoint, or every one, is broken, or the run went on after it.
-    """
-    if team is None:
-        return _opened(plan, say)
-    opened = team.on_first(lambda: _opened(plan, say))
-    snapshot = told(team, opened.snapshot if opened else None)
-    return OpenedCheckpoint(snapshot, snapshot.step >= plan.settings.step_scheduler.max_steps)
-
-
-def _opened(plan: Continuation, say: Callable[[str], None]) -> OpenedCheckpoint:
-    if plan.named:
-        snapshot, directory = load(plan.directory), plan.directory
-    else:
-        snapshot, directory, notes = load_newest_good(plan.directory.parent)
-        for note in notes:
-            say(note)
-    later = later_steps(plan.root, snapshot.step)
-    if later:
-        raise CheckpointError(
-            f"the run went on after step {snapshot.step}, up to {later[-1].name}, and would be overwritten",
-            where=str(plan.root),
-            help="without a checkpoint, `amcli resume` takes the newest;\n"
-            "        --set checkpoint.checkpoint_dir=DIR continues this one in another directory",
-        )
-    say(f"resuming after step {snapshot.step} from {directory}")
-    if snapshot.is_weights_only:
-        raise CheckpointError(
-            "it holds weights only, and nothing that a run could go on from",
-            where=str(directory),
-            help=f"start a new run with them: amcli pretrain -c FILE --set checkpoint.init_from={directory}",
-        )
-    if drops_optimizer_state(plan.changes):
-        snapshot.optim_tensors = {}
-    if allows_other_samples(plan.consented):
-        snapshot.train_state["order_key"] = ""
-    return OpenedCheckpoint(snapshot, snapshot.step >= plan.settings.step_scheduler.max_steps)
 
 
 def pretrain(

@@ -1,0 +1,70 @@
+"""The checkpoint that a run goes on from: read, verified, and brought to what the user let change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from automodel_cli.engine.checkpoint.layout import later_steps
+from automodel_cli.engine.checkpoint.load import load, load_newest_good
+from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.engine.train.continuation import Continuation
+from automodel_cli.engine.train.restoring import told
+from automodel_cli.engine.train.resume_rules import allows_other_samples, drops_optimizer_state
+from automodel_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.distributed.team import Team
+
+
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """A verified checkpoint, and whether its run is complete under the present configuration."""
+
+    snapshot: Snapshot
+    is_finished: bool
+
+
+def open_checkpoint(plan: Continuation, say: Callable[[str], None], team: Team | None = None) -> OpenedCheckpoint:
+    """Reads the checkpoint of a plan, or the newest sound one of its run; says what was set aside.
+
+    Of several ranks the first one reads; on the others the snapshot has no weights and no optimizer state.
+
+    Raises:
+        CheckpointError: The named checkpoint, or every one, is broken, or the run went on after it.
+    """
+    if team is None:
+        return _opened(plan, say)
+    opened = team.on_first(lambda: _opened(plan, say))
+    snapshot = told(team, opened.snapshot if opened else None)
+    return OpenedCheckpoint(snapshot, snapshot.step >= plan.settings.step_scheduler.max_steps)
+
+
+def _opened(plan: Continuation, say: Callable[[str], None]) -> OpenedCheckpoint:
+    if plan.named:
+        snapshot, directory = load(plan.directory), plan.directory
+    else:
+        snapshot, directory, notes = load_newest_good(plan.directory.parent)
+        for note in notes:
+            say(note)
+    later = later_steps(plan.root, snapshot.step)
+    if later:
+        raise CheckpointError(
+            f"the run went on after step {snapshot.step}, up to {later[-1].name}, and would be overwritten",
+            where=str(plan.root),
+            help="without a checkpoint, `amcli resume` takes the newest;\n"
+            "        --set checkpoint.checkpoint_dir=DIR continues this one in another directory",
+        )
+    say(f"resuming after step {snapshot.step} from {directory}")
+    if snapshot.is_weights_only:
+        raise CheckpointError(
+            "it holds weights only, and nothing that a run could go on from",
+            where=str(directory),
+            help=f"start a new run with them: amcli pretrain -c FILE --set checkpoint.init_from={directory}",
+        )
+    if drops_optimizer_state(plan.changes):
+        snapshot.optim_tensors = {}
+    if allows_other_samples(plan.consented):
+        snapshot.train_state["order_key"] = ""
+    return OpenedCheckpoint(snapshot, snapshot.step >= plan.settings.step_scheduler.max_steps)
