@@ -239,7 +239,8 @@ def main() -> None:
         row for shape in arguments.shape for row in measure(shape, names, precisions, arguments.rounds, arguments.steps)
     ]
     device = torch.cuda.get_device_name() if has_gpu else cpu_name()
-    result = {"device": device, "torch": torch.__version__, "rounds": arguments.rounds, "steps": arguments.steps, "rows": rows}
+    settings = {"device": device, "torch": torch.__version__, "rounds": arguments.rounds, "steps": arguments.steps}
+    result = {**settings, "rows": rows}
     path = RESULTS / f"train-{'cuda' if has_gpu else 'cpu'}"
     path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     how = "`python benchmarks/train.py`, medians" + ("" if has_gpu else " of processor time")
