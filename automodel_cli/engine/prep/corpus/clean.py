@@ -84,10 +84,12 @@ def _unfit(content: pa.LargeBinaryArray, limit: int, known: Mapping[int, str]) -
 
 def _blank_rows(texts: pa.LargeStringArray) -> list[int]:
     """Rows without a character that is not white space, in the sense of `str.isspace`."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    # Arrow calls a text of no characters no space.
-    blank = pc.or_(pc.utf8_is_space(texts), pc.equal(pc.binary_length(texts), 0))
+    # Arrow calls a text of no characters no space. Compared with a 0, it would import pandas to learn that this is none.
+    is_empty = pc.invert(pc.cast(pc.binary_length(texts), pa.bool_()))
+    blank = pc.or_(pc.utf8_is_space(texts), is_empty)
     if not pc.any(blank).as_py():
         return []
     rows: list[int] = pc.indices_nonzero(blank).to_pylist()
