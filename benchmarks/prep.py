@@ -4,7 +4,7 @@ Everything runs on two cores, in turn, several rounds, so that a busy machine sl
 Start-up is counted. amcli also prepares the file many times over, because at its speed start-up is most of a small
 run; the others get it once, and rates are compared. The tokens of all are compared byte by byte.
 
-    python benchmarks/prep.py PARQUET [--rounds 3] [--copies 16]    writes benchmarks/results/prep.{json,md}
+    python benchmarks/prep.py PARQUET [--rounds 3] [--copies 64]    writes benchmarks/results/prep.{json,md}
     python benchmarks/prep.py PARQUET --chunk-sizes                 the speed of amcli for sizes of a chunk
 """
 
@@ -205,7 +205,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("parquet", type=Path, help="a file with a column `text`")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--copies", type=int, default=16, help="how often amcli reads the file")
+    parser.add_argument("--copies", type=int, default=64, help="how often amcli reads the file")
     parser.add_argument("--chunk-sizes", action="store_true", help="compare sizes of a chunk instead")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

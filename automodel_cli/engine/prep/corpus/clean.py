@@ -87,7 +87,7 @@ def _blank_rows(texts: pa.LargeStringArray) -> list[int]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    # Arrow calls a text of no characters no space. Compared with a 0, it would import pandas to learn that this is none.
+    # Arrow calls a text of no characters no space. To compare it with a 0, it would import pandas first.
     is_empty = pc.invert(pc.cast(pc.binary_length(texts), pa.bool_()))
     blank = pc.or_(pc.utf8_is_space(texts), is_empty)
     if not pc.any(blank).as_py():
