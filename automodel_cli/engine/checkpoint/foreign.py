@@ -6,7 +6,6 @@ Read are safetensors files, Hugging Face directories, files of `torch.save` and 
 
 from __future__ import annotations
 
-import json
 import math
 import zipfile
 from collections.abc import Iterator
@@ -16,12 +15,12 @@ from typing import Any
 
 from automodel_cli.engine.checkpoint.inert_pickle import Record, read_inert
 from automodel_cli.engine.checkpoint.tensor_header import TensorInfo, read_tensor_header
+from automodel_cli.engine.checkpoint.tensor_index import indexed_files, json_object
 from automodel_cli.errors import CheckpointError
 
 DCP_METADATA = ".metadata"
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 _INDEX = "model.safetensors.index.json"
-_MAX_JSON_BYTES = 64 * 2**20
 _DTYPES = {
     **{"float64": "F64", "double": "F64", "Double": "F64", "float32": "F32", "Float": "F32", "float": "F32"},
     **{"float16": "F16", "Half": "F16", "half": "F16", "bfloat16": "BF16", "BFloat16": "BF16"},
@@ -64,7 +63,7 @@ def read_foreign(path: Path) -> ForeignTensors | None:
     files = _safetensors_files(path)
     if files:
         found = [(name, info, file) for file in files for name, info in read_tensor_header(file).items()]
-        config = _json_object(path / "config.json") if (path / "config.json").is_file() else None
+        config = json_object(path / "config.json") if (path / "config.json").is_file() else None
         kind = "Hugging Face directory" if config is not None else "directory of safetensors files"
         return ForeignTensors(
             kind, {name: info for name, info, _ in found}, {name: file for name, _, file in found}, config
@@ -80,17 +79,7 @@ def read_foreign(path: Path) -> ForeignTensors | None:
 
 def _safetensors_files(directory: Path) -> list[Path]:
     index = directory / _INDEX
-    if not index.is_file():
-        return sorted(directory.glob("*.safetensors"))
-    names = _json_object(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError("`weight_map` must map each tensor to its file", where=str(index))
-    if any(Path(name).name != name for name in names.values()):
-        raise CheckpointError("it names files elsewhere, but only files beside it are read", where=str(index))
-    missing = sorted(name for name in set(names.values()) if not (directory / name).is_file())
-    if missing:
-        raise CheckpointError(f"it names files that are not here: {', '.join(missing[:4])}", where=str(index))
-    return [directory / name for name in sorted(set(names.values()))]
+    return indexed_files(index) if index.is_file() else sorted(directory.glob("*.safetensors"))
 
 
 def _torch_save(path: Path) -> ForeignTensors:
@@ -165,15 +154,3 @@ def _dcp_dtype(properties: Any) -> str:
 
 def _dcp_size(size: Any) -> Any:
     return size.args[0] if isinstance(size, Record) and size.args else size
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError(f"it has {path.stat().st_size:,} bytes, and at most {_MAX_JSON_BYTES:,} are read")
-        value = json.loads(path.read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError("it is not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"it cannot be read: {error}", where=str(path)) from error
-    return value

@@ -7,8 +7,6 @@ that an index names must lie beside it. A checkpoint of ours is compared with it
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,13 +17,13 @@ from safetensors.torch import load_file
 
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.manifest import MANIFEST_NAME, examine
+from automodel_cli.engine.checkpoint.tensor_index import indexed_files, json_object
 from automodel_cli.errors import CheckpointError
 
 SAFETENSORS_NAME = "model.safetensors"
 _INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE_NAMES = (SAFETENSORS_NAME, "pytorch_model.bin")
 _PICKLED = (".bin", ".pt", ".pth")
-_MAX_JSON_BYTES = 64 * 2**20
 _FORMS = "a checkpoint of amcli, a Hugging Face directory, a .safetensors file or a .bin, .pt or .pth file"
 
 
@@ -76,7 +74,7 @@ def read_model_config(path: Path) -> dict[str, Any] | None:
     """
     place = model_directory(path)
     file = (place.parent if place.is_file() else place) / "config.json"
-    return _json_object(file) if file.is_file() else None
+    return json_object(file) if file.is_file() else None
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -85,30 +83,12 @@ def _weight_files(directory: Path) -> list[Path]:
         if (directory / single).is_file():
             return [directory / single]
         if (directory / index).is_file():
-            return _indexed_files(directory / index)
+            return indexed_files(directory / index)
     raise CheckpointError(
         "there are no weights here: neither " + " nor ".join((*_SINGLE_NAMES, *_INDEX_NAMES)),
         where=str(directory),
         help=f"name {_FORMS}",
     )
-
-
-def _indexed_files(index: Path) -> list[Path]:
-    names = _json_object(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError("`weight_map` must map each tensor to its file", where=str(index))
-    files = sorted(set(names.values()))
-    _refuse_paths(index, files)
-    missing = [name for name in files if not (index.parent / name).is_file()]
-    if missing:
-        raise CheckpointError(f"it names files that are not here: {', '.join(missing)}", where=str(index))
-    return [index.parent / name for name in files]
-
-
-def _refuse_paths(index: Path, names: Iterable[str]) -> None:
-    for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"it names {name!r}, but only files beside it are read", where=str(index))
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
@@ -132,15 +112,3 @@ def _tensors_of(loaded: Any, file: Path) -> dict[str, torch.Tensor]:
         if loaded and all(isinstance(name, str) and isinstance(item, torch.Tensor) for name, item in loaded.items()):
             return loaded
     raise CheckpointError("it holds no state dict: a mapping of names to tensors", where=str(file))
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    try:
-        if file.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError(f"it has {file.stat().st_size:,} bytes, and at most {_MAX_JSON_BYTES:,} are read")
-        value = json.loads(file.read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError("it is not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"it cannot be read: {error}", where=str(file)) from error
-    return value
