@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ from automodel_cli.engine.optim.lr_schedule import schedule_of
 from automodel_cli.engine.optim.param_groups import group_rules
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.device import Placement, place
-from automodel_cli.engine.train.feeding import amount_in_words, loader_of, order_key_of, validation_of
+from automodel_cli.engine.train.feeding import loader_of, order_key_of, validation_of
 from automodel_cli.engine.train.fit import check_fit
 from automodel_cli.engine.train.loop import Run, train
 from automodel_cli.engine.train.model_setup import set_up
@@ -50,6 +50,7 @@ from automodel_cli.engine.train.restoring import (
 )
 from automodel_cli.engine.train.saving import save_run
 from automodel_cli.engine.train.signals import StopSignal
+from automodel_cli.engine.train.start_facts import start_facts
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step_scheduler import StepScheduler
 from automodel_cli.errors import InterruptedTrainingError
@@ -157,7 +158,9 @@ def _run(
 
     with open_sink() as sink, StopSignal(stop_at) as stop:
         run = _assemble(parts, config, settings, state, placement, root, sink)
-        sink.on_start(_facts(run, state, parts, settings, root))
+        sink.on_start(
+            start_facts(parts.model, parts.dataset, parts.how, settings, placement, state, root, parts.spread)
+        )
         if isinstance(run.loader, StreamLoader) and run.loader.loss_of_a_resume:
             sink.on_message(f"note: {run.loader.loss_of_a_resume}")
         train(run, state, stop)
@@ -277,24 +280,3 @@ def _assemble(
         spread=parts.spread,
         goes_on_unsaved=settings.checkpoint.on_save_error == "warn",
     )
-
-
-def _facts(run: Run, state: TrainState, parts: _Parts, settings: Settings, root: Path) -> dict[str, Any]:
-    """What is said before the first step."""
-    steps, placement = settings.step_scheduler, run.placement
-    num_parameters = sum(parameter.numel() for parameter in run.model.parameters())  # a tied one counts once
-    # FSDP2 gives a sharded model a class of its own, named after the model's.
-    kind = type(run.model).__name__.removeprefix("FSDP")
-    ranks = {} if run.spread is None else {"ranks": run.spread.in_words(settings.distributed)}
-    micro_batches = steps.global_batch_size // steps.local_batch_size
-    return {
-        "model": f"{kind}, {num_parameters:,} parameters",
-        **ranks,
-        **parts.how,
-        "data": f"{amount_in_words(parts.dataset)}, {steps.global_batch_size} per step "
-        f"({micro_batches} x {steps.local_batch_size})",
-        "device": f"{placement.name}, {placement.precision}",
-        "steps": f"{state.step} -> {steps.max_steps}",
-        "checkpoints": str(root) if settings.checkpoint.enabled else "off",
-        "run_id": state.run_id,
-    }

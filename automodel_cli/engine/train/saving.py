@@ -15,6 +15,7 @@ from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.save import save
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.models.export import export_model
+from automodel_cli.engine.observe.code_version import code_version
 from automodel_cli.engine.optim.state import optimizer_state_tensors
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.state import TrainState, rng_tensors
@@ -102,5 +103,6 @@ def _facts(state: TrainState, lr: float, placement: Placement, spread: Spread | 
         "device": placement.name,
         "precision": placement.precision,
         "tokenizer": state.tokenizer,
+        "git": code_version(Path.cwd()),
         "versions": {"amcli": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }

@@ -1,0 +1,63 @@
+"""What a run says of itself before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from automodel_cli.engine.config.check import Settings
+from automodel_cli.engine.observe.code_version import code_version
+from automodel_cli.engine.protocols import MapDataset
+from automodel_cli.engine.train.device import Placement
+from automodel_cli.engine.train.feeding import amount_in_words
+from automodel_cli.engine.train.state import TrainState
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.distributed.spread import Spread
+
+
+def start_facts(
+    model: nn.Module,
+    dataset: MapDataset,
+    how: Mapping[str, str],
+    settings: Settings,
+    placement: Placement,
+    state: TrainState,
+    root: Path,
+    spread: Spread | None,
+) -> dict[str, Any]:
+    """The facts by name, in the order in which they are shown.
+
+    Args:
+        model: Whole or sharded.
+        dataset: That of training.
+        how: How the model is run: kernels, compilation and the like.
+        settings: Of the whole run.
+        placement: Where it computes.
+        state: Where it starts.
+        root: Directory of its checkpoints.
+        spread: How the model lies on the ranks; None for a process alone.
+    """
+    steps = settings.step_scheduler
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())  # a tied one counts once
+    # FSDP2 gives a sharded model a class of its own, named after the model's.
+    kind = type(model).__name__.removeprefix("FSDP")
+    ranks = {} if spread is None else {"ranks": spread.in_words(settings.distributed)}
+    micro_batches = steps.global_batch_size // steps.local_batch_size
+    git = code_version(Path.cwd())
+    code = {} if git is None else {"code": f"{git['commit']:.10}" + (", with changes" if git["changed"] else "")}
+    return {
+        "model": f"{kind}, {num_parameters:,} parameters",
+        **ranks,
+        **how,
+        "data": f"{amount_in_words(dataset)}, {steps.global_batch_size} per step "
+        f"({micro_batches} x {steps.local_batch_size})",
+        "device": f"{placement.name}, {placement.precision}",
+        "steps": f"{state.step} -> {steps.max_steps}",
+        "checkpoints": str(root) if settings.checkpoint.enabled else "off",
+        **code,
+        "run_id": state.run_id,
+    }
