@@ -26,6 +26,9 @@ from automodel_cli.errors import ConfigError
 # caches (benchmarks/train.py measures it); a GPU needs more rows to be busy.
 _BLOCK_LOGITS = {"cpu": 256 * 50_304, "cuda": 4096 * 50_304}
 _LEAST_ROWS = 64
+# Rows of a block that one core turns into probabilities at a time: in fp32 they stay in its second cache from
+# one pass to the next. The whole block in one go takes four times as long under autocast.
+_CACHED_LOGITS = 12 * 50_304
 
 
 class ChunkedLinearCrossEntropy:
@@ -167,27 +170,71 @@ def _all_blocks(
     rows = min(settings.rows, max(num_rows, 1))
     # Allocated once: a fresh block of 50 MB for every product costs page faults on a CPU.
     logits_buffer = torch.empty(rows, vocab_size, dtype=settings.dtype, device=hidden_NC.device)
+    part_rows = rows if hidden_NC.device.type == "cuda" else min(rows, _rows_in_cache(vocab_size))
     same = settings.dtype == sums_dtype
-    probabilities_buffer = logits_buffer if same else torch.empty_like(logits_buffer, dtype=sums_dtype)
+    part_buffer = None if same else torch.empty(part_rows, vocab_size, dtype=sums_dtype, device=hidden_NC.device)
     losses = torch.zeros((), dtype=sums_dtype, device=hidden_NC.device)
+    with_gradients = any(each is not None for each in gradients)
     for begin in range(0, num_rows, rows):
         end = min(begin + rows, num_rows)
         hidden, labels = hidden_NC[begin:end].to(settings.dtype), labels_N[begin:end]
         logits = torch.mm(hidden, weight.T, out=logits_buffer[: end - begin])
         if bias_V is not None:
             logits.add_(bias_V.to(settings.dtype))
-        kept = labels != IGNORED_LABEL
-        safe = labels.masked_fill(~kept, 0)[:, None]
-        target = logits.gather(1, safe)[:, 0].to(sums_dtype)
-        largest, place = logits.max(dim=1)
-        mean = logits.mean(dim=1, dtype=sums_dtype) if settings.label_smoothing else None
-        p = torch.softmax(logits, dim=1, dtype=sums_dtype, out=probabilities_buffer[: end - begin])
-        # The largest probability is at least 1 / V, so its logarithm is exact where others underflow.
-        lse = largest.to(sums_dtype) - p.gather(1, place[:, None])[:, 0].log()
-        losses += torch.where(kept, _row_losses(target, lse, mean, settings), 0.0).sum()
-        if any(each is not None for each in gradients):
-            _add_block(gradients, hidden, weight, p, logits, lse, kept, safe, slice(begin, end), settings)
+        factors = []
+        for part, part_labels in zip(logits.split(part_rows), labels.split(part_rows), strict=True):
+            loss, factor = _rows_loss(part, part_labels, part_buffer, settings, gradients.bias_V, with_gradients)
+            losses += loss
+            factors.append(factor)
+        if with_gradients:
+            _add_block(gradients, hidden, weight, logits, torch.cat(factors)[:, None], slice(begin, end))
     return losses / settings.num_label_tokens
+
+
+def _rows_in_cache(vocab_size: int) -> int:
+    return max(1, _CACHED_LOGITS // vocab_size) * torch.get_num_threads()
+
+
+def _rows_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    buffer: torch.Tensor | None,
+    settings: _Settings,
+    bias_sum_V: torch.Tensor | None,
+    with_gradients: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed loss of some rows; turns their logits into gradients without the factor, which is returned (rows,).
+
+    The gradient of a row of logits is `factor * (p - target)`. The factor is applied to the narrow
+    (rows, C) sides of the two products and not to the wide block.
+
+    Args:
+        logits: (rows, V); used up.
+        labels: (rows,).
+        buffer: For probabilities in fp32; None where the logits have that type and their memory serves.
+        settings: Of the call.
+        bias_sum_V: Where the gradient of the bias is summed up, if anybody asks for it.
+        with_gradients: Whether the gradients are wanted.
+    """
+    smoothing = settings.label_smoothing
+    kept = labels != IGNORED_LABEL
+    safe = labels.masked_fill(~kept, 0)[:, None]
+    p = logits if buffer is None else buffer[: len(logits)]
+    target = logits.gather(1, safe)[:, 0].to(p.dtype)
+    mean = logits.mean(dim=1, dtype=p.dtype) if smoothing else None
+    lse = _softmax(logits, p)
+    loss = torch.where(kept, _row_losses(target, lse, mean, settings), 0.0).sum()
+    growth = 1 + 2 * settings.z_loss * lse
+    factor = torch.where(kept, growth / settings.num_label_tokens, 0.0)
+    if with_gradients:
+        p.scatter_add_(1, safe, ((smoothing - 1) / growth)[:, None])
+        if smoothing:
+            p.sub_((smoothing / logits.shape[1] / growth)[:, None])
+        if bias_sum_V is not None:
+            bias_sum_V.addmv_(p.T, factor)
+        if buffer is not None:
+            logits.copy_(p)
+    return loss, factor
 
 
 def _row_losses(
@@ -199,37 +246,37 @@ def _row_losses(
     return losses + settings.z_loss * lse.square() if settings.z_loss else losses
 
 
+def _softmax(logits: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """Fills `p` (rows, V), which may be `logits` itself, with probabilities; returns the log of their denominators."""
+    if p.device.type == "cuda":
+        # Kernels there read bf16 and write fp32 in one pass, and a pass is what costs.
+        largest, place = logits.max(dim=1)
+        torch.softmax(logits, dim=1, dtype=p.dtype, out=p)
+        of_largest = p.gather(1, place[:, None])[:, 0]
+    else:
+        if p is not logits:
+            p.copy_(logits)
+        largest = p.amax(dim=1)
+        torch.softmax(p, dim=1, out=p)
+        of_largest = p.amax(dim=1)
+    # The largest probability is at least 1 / V, so its logarithm is exact where others underflow.
+    return largest.to(p.dtype) - of_largest.log()
+
+
 def _add_block(
     gradients: _Gradients,
     hidden: torch.Tensor,
     weight: torch.Tensor,
-    p: torch.Tensor,
-    logits: torch.Tensor,
-    lse: torch.Tensor,
-    kept: torch.Tensor,
-    safe: torch.Tensor,
+    block: torch.Tensor,
+    factor: torch.Tensor,
     rows: slice,
-    settings: _Settings,
 ) -> None:
-    """Adds what a block gives to the gradients; `p` and `logits` are used up.
-
-    The gradient of a row of logits is `factor * (p - target)`. The factor is applied to the narrow
-    (rows, C) sides of the two products and not to the wide block.
-    """
-    smoothing = settings.label_smoothing
-    growth = 1 + 2 * settings.z_loss * lse
-    factor = torch.where(kept, growth / settings.num_label_tokens, 0.0)[:, None]
-    p.scatter_add_(1, safe, ((smoothing - 1) / growth)[:, None])
-    if smoothing:
-        p.sub_((smoothing / weight.shape[0] / growth)[:, None])
-    block = p if p.dtype == settings.dtype else logits.copy_(p)
+    """Adds what a block of `p - target` gives to the gradients; `factor` (rows, 1) makes it that of the loss."""
     if gradients.hidden_NC is not None:
-        gradients.hidden_NC[rows] = (block @ weight) * factor.to(settings.dtype)
+        gradients.hidden_NC[rows] = (block @ weight) * factor.to(block.dtype)
     if gradients.weight_VC is not None:
-        scaled = hidden * factor.to(settings.dtype)
-        if gradients.weight_VC.dtype == settings.dtype:
+        scaled = hidden * factor.to(block.dtype)
+        if gradients.weight_VC.dtype == block.dtype:
             gradients.weight_VC.addmm_(block.T, scaled)
         else:
             gradients.weight_VC.add_(block.T @ scaled)
-    if gradients.bias_V is not None:
-        gradients.bias_V.addmv_(p.T, factor[:, 0])
