@@ -29,6 +29,7 @@ from automodel_cli.commands.resume import resume
 from automodel_cli.commands.sample import sample
 from automodel_cli.commands.verify_resume import verify_resume
 from automodel_cli.engine.distributed.environment import rank_place
+from automodel_cli.engine.distributed.pages import ask_for_huge_pages
 from automodel_cli.engine.distributed.report import is_symptom, write_report
 from automodel_cli.engine.distributed.threads import wait_without_spinning
 from automodel_cli.errors import AmcliError, ExitCode
@@ -114,6 +115,7 @@ def run(argv: list[str]) -> int:
 def main() -> None:
     """The console script."""
     wait_without_spinning()
+    ask_for_huge_pages()
     raise SystemExit(run(sys.argv[1:]))
 
 
