@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
+
+
+class Experts(NamedTuple):
+    """Experts of a layer, and how many of them a token is sent to; None where the model does not say."""
+
+    number: int
+    per_token: int | None
 
 
 def vocab_size_of(model: nn.Module) -> int | None:
@@ -27,9 +34,19 @@ def width_of(model: nn.Module) -> int | None:
     return _stated(model, "n_embd") or _stated(model, "hidden_size")
 
 
-def has_experts(model: nn.Module) -> bool:
-    """Whether a token passes through a part of the weights only, so that their number is not what it costs."""
-    return any(_stated(model, name) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+def attention_width_of(model: nn.Module) -> int | None:
+    """Width of the queries of all heads together; where nothing else is stated, that of the hidden states."""
+    heads, size = _stated(model, "num_attention_heads"), _stated(model, "head_dim")
+    return heads * size if heads is not None and size is not None else width_of(model)
+
+
+def experts_of(model: nn.Module) -> Experts | None:
+    """The experts of a model whose tokens pass through a part of the weights only; None for any other."""
+    for name in ("num_experts", "num_local_experts", "n_routed_experts"):
+        number = _stated(model, name)
+        if number:
+            return Experts(number, _stated(model, "num_experts_per_tok"))
+    return None
 
 
 def _stated(model: nn.Module, name: str) -> int | None:

@@ -51,9 +51,9 @@ def flops_per_token(num_parameters: int, num_layers: int, width: int, seq_len: i
     """FLOPs that training spends on a token: 6N + 12LCT (Chowdhery et al. 2022, appendix B).
 
     Args:
-        num_parameters: N, every one of the model; a tied one counts once.
+        num_parameters: N, those that are factors of matrix products; of a mixture of experts, the active ones.
         num_layers: L.
-        width: C, of the hidden states.
+        width: C, of the queries of all heads together.
         seq_len: T. Attention counts whole, although a causal kernel skips half of it.
 
     >>> flops_per_token(124_000_000, 12, 768, 1024)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from automodel_cli.engine.config.check import Settings
-from automodel_cli.engine.models.sizes import has_experts, layers_of, width_of
-from automodel_cli.engine.observe.peak import flops_per_token, peak_flops
+from automodel_cli.engine.observe.peak import peak_flops
 from automodel_cli.engine.observe.speed import Speed
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.device import Placement
+from automodel_cli.engine.train.token_cost import model_flops_per_token
 
 
 def speed_of(
@@ -18,18 +18,14 @@ def speed_of(
     """The maker of a run's reports.
 
     Args:
-        model: Whole or sharded; one that does not state its layers and width gets no utilisation, and neither
-            does a mixture of experts, since a token costs a part of its weights.
+        model: Whole or sharded; one that does not state its layers and width gets no utilisation.
         dataset: States the length of its samples, or there is no utilisation.
         settings: Name the last step, and maybe the peak of a device.
         placement: Names the device.
         num_devices: Devices that work on a step together.
     """
-    layers, width, seq_len = layers_of(model), width_of(model), getattr(dataset, "seq_len", None)
-    cost = None
-    if layers is not None and width is not None and isinstance(seq_len, int) and not has_experts(model):
-        num_parameters = sum(parameter.numel() for parameter in model.parameters())  # a tied one counts once
-        cost = flops_per_token(num_parameters, layers, width, seq_len)
+    seq_len = getattr(dataset, "seq_len", None)
+    cost = model_flops_per_token(model, seq_len) if isinstance(seq_len, int) else None
     named = settings.mfu.peak_tflops
     peak = named * 1e12 if named is not None else peak_flops(placement.name)
     return Speed(settings.step_scheduler.max_steps, num_devices, cost, peak)
