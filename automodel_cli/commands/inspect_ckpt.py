@@ -60,13 +60,13 @@ def inspect_ckpt(
       amcli inspect-ckpt --tensor '*.c_attn.weight'
       amcli inspect-ckpt 200 --diff 600
       amcli inspect-ckpt downloads/gpt2 --tree
-      amcli inspect-ckpt --can-resume -c my.yaml --nproc-per-node 4
+      amcli inspect-ckpt --can-resume -c my.yaml --nproc-per-node 4 --verify
       amcli inspect-ckpt --json | jq .progress.val_loss
     """
-    if sum((tree, tensor is not None, stats, diff is not None, verify, can_resume)) > 1:
+    if sum((tree, tensor is not None, stats, diff is not None, verify and not can_resume, can_resume)) > 1:
         raise UsageError("--verify, --tree, --tensor, --stats, --diff and --can-resume each ask for another output")
     if can_resume:
-        _can_resume(path, config, nproc_per_node, as_json=json_)
+        _can_resume(path, config, nproc_per_node, verify=verify, as_json=json_)
         return
     if config or nproc_per_node is not None:
         raise UsageError("-c and --nproc-per-node belong to --can-resume")
@@ -87,10 +87,12 @@ def inspect_ckpt(
         raise typer.Exit(ExitCode.CHECKPOINT)
 
 
-def _can_resume(path: Path | None, config: list[Path] | None, ranks: int | None, *, as_json: bool) -> None:
+def _can_resume(
+    path: Path | None, config: list[Path] | None, ranks: int | None, *, verify: bool, as_json: bool
+) -> None:
     from automodel_cli.engine.train.can_resume import can_resume
 
-    answer = can_resume(path, config, ranks)
+    answer = can_resume(path, config, ranks, verify=verify)
     if as_json:
         typer.echo(json.dumps(answer.to_dict(), indent=2))
     else:

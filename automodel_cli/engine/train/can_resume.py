@@ -1,7 +1,7 @@
 """Whether a run can go on from a checkpoint with a configuration on so many ranks, and what changes. Torch-free.
 
 Says what `amcli resume` would say, by the same rules, and changes nothing. What only a start can show is not
-part of the answer: whether there is memory, and whether other paths hold the same data.
+part of the answer: whether there is memory, and whether a dataset of the user's own is the same.
 """
 
 from __future__ import annotations
@@ -11,10 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from automodel_cli.engine.checkpoint.layout import is_weights_only, later_steps, resolve, step_of
+from automodel_cli.engine.checkpoint.layout import TRAIN_STATE_FILE, is_weights_only, later_steps, resolve, step_of
 from automodel_cli.engine.checkpoint.manifest import examine, read_manifest
+from automodel_cli.engine.checkpoint.tensor_index import json_object
+from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.check import checked
-from automodel_cli.engine.train.continuation import plan_resume
+from automodel_cli.engine.config.config import TARGET
+from automodel_cli.engine.config.instantiate import instantiate
+from automodel_cli.engine.data.packed_dataset import pack_documents
+from automodel_cli.engine.train.continuation import Continuation, plan_resume
+from automodel_cli.engine.train.sample_identity import order_key_of
 from automodel_cli.errors import AmcliError
 
 
@@ -44,19 +50,22 @@ class ResumeAnswer:
         return {"verdict": self.verdict, **asdict(self)}
 
 
-def can_resume(path: Path | None, config_paths: Sequence[Path] | None, world_size: int | None = None) -> ResumeAnswer:
+def can_resume(
+    path: Path | None, config_paths: Sequence[Path] | None, world_size: int | None = None, *, verify: bool = False
+) -> ResumeAnswer:
     """Asks the rules of `amcli resume`.
 
     Args:
         path: A checkpoint, a run's directory, or None for `checkpoints/LATEST`.
         config_paths: The configuration to go on with; without it, the checkpoint's own.
         world_size: Number of ranks; None for as many as the checkpoint was saved by.
+        verify: Also compare every byte of the checkpoint with its manifest, as resuming does.
 
     Raises:
         CheckpointError: There is no checkpoint to ask about.
     """
     directory = resolve(path)
-    broken = examine(directory, hashes=False).broken
+    broken = examine(directory, hashes=verify).broken
     if broken:
         return ResumeAnswer(str(directory), world_size or 1, (), tuple(broken))
     manifest = read_manifest(directory)
@@ -78,5 +87,24 @@ def can_resume(path: Path | None, config_paths: Sequence[Path] | None, world_siz
     if ranks != saved_ranks:
         changes.append(f"ranks: {saved_ranks} -> {ranks}")
     later = later_steps(plan.root, manifest.step)
-    reasons = (f"the run went on after step {manifest.step}, up to {later[-1].name}",) if later else ()
-    return ResumeAnswer(str(directory), ranks, tuple(changes), reasons)
+    reasons = [f"the run went on after step {manifest.step}, up to {later[-1].name}"] if later else []
+    if (other_data := _other_data(plan)) is not None:
+        reasons.append(other_data)
+    return ResumeAnswer(str(directory), ranks, tuple(changes), tuple(reasons))
+
+
+def _other_data(plan: Continuation) -> str | None:
+    """What is wrong with the data of the configuration, or how they differ from those of the run; None if nothing."""
+    if not resolved(str(plan.config.get(f"dataset.{TARGET}"))).startswith("automodel_cli."):
+        return None  # building it would run code that only a start may run
+    state = json_object(plan.directory / TRAIN_STATE_FILE)
+    settings = plan.settings
+    seed = settings.general.seed
+    try:
+        dataset = instantiate(plan.config, "dataset", {"seed": seed, "dp_rank": 0, "dp_world_size": 1})
+        if settings.packed_sequence.packed_sequence_size:
+            dataset = pack_documents(dataset, settings.packed_sequence.packed_sequence_size)
+        order_key_of(dataset, seed, str(state.get("order_key", "")))
+    except AmcliError as error:
+        return str(error)
+    return None

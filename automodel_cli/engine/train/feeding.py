@@ -10,10 +10,9 @@ from automodel_cli.engine.config.durations import in_tokens
 from automodel_cli.engine.data.loader import BatchLoader, eval_batches
 from automodel_cli.engine.data.order import order_of
 from automodel_cli.engine.data.stream_loader import StreamLoader, is_stream, stream_batches
-from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.validation import Validation, up_to_tokens
-from automodel_cli.errors import CheckpointError, ConfigError
+from automodel_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from automodel_cli.engine.distributed.team import Team
@@ -68,36 +67,3 @@ def validation_of(
         return batches if team is None else team.dealt(batches)
 
     return Validation(datasets, batches_of, settings.checkpoint.best_metric_key) if datasets else None
-
-
-def order_key_of(dataset: MapDataset | Iterable[Any], seed: int, state: TrainState) -> str:
-    """The identity of the sample order; a resumed run must have the identity it was saved with.
-
-    Raises:
-        CheckpointError: It has another.
-    """
-    # A user's dataset need not have a fingerprint; its kind, and its length if it has one, then stand for it.
-    fingerprint = getattr(dataset, "fingerprint", f"{type(dataset).__qualname__} of {amount_of(dataset)}")
-    order_key = f"seed {seed}, data {fingerprint}"
-    if state.order_key and state.order_key != order_key:
-        raise CheckpointError(
-            "the run was saved with another seed or other data, so its samples cannot be continued\n"
-            f"  saved: {state.order_key}\n  now:   {order_key}",
-            help="resume with the seed, the shards and the seq_len of that run, or start a new one",
-        )
-    return order_key
-
-
-def amount_of(dataset: MapDataset | Iterable[Any]) -> str:
-    """How many samples there are, as far as that can be told."""
-    return str(len(dataset)) if isinstance(dataset, MapDataset) and not is_stream(dataset) else "a stream"
-
-
-def amount_in_words(dataset: MapDataset | Iterable[Any]) -> str:
-    """The same for people.
-
-    >>> amount_in_words([1] * 1234), amount_in_words(iter([]))
-    ('1,234 samples', 'a stream of samples')
-    """
-    amount = amount_of(dataset)
-    return f"{int(amount):,} samples" if amount.isdigit() else f"{amount} of samples"

@@ -35,7 +35,7 @@ from automodel_cli.engine.optim.lr_schedule import schedule_of
 from automodel_cli.engine.optim.param_groups import group_rules
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.device import Placement, place
-from automodel_cli.engine.train.feeding import loader_of, order_key_of, validation_of
+from automodel_cli.engine.train.feeding import loader_of, validation_of
 from automodel_cli.engine.train.fit import check_fit
 from automodel_cli.engine.train.loop import Run, train
 from automodel_cli.engine.train.model_setup import set_up
@@ -48,6 +48,7 @@ from automodel_cli.engine.train.restoring import (
     restore_generators,
     seed_everything,
 )
+from automodel_cli.engine.train.sample_identity import order_key_of
 from automodel_cli.engine.train.saving import save_run
 from automodel_cli.engine.train.signals import StopSignal
 from automodel_cli.engine.train.start_facts import start_facts
@@ -143,7 +144,7 @@ def _run(
     num_threads = general.num_threads or _threads(state, team)
     placement = place(general.device, general.precision, num_threads, deterministic=general.deterministic)
     parts = _build(config, settings, placement, root, snapshot, team)
-    state.order_key = order_key_of(parts.dataset, general.seed, state)
+    state.order_key = order_key_of(parts.dataset, general.seed, state.order_key)
     state.num_threads = torch.get_num_threads()
     # From the operating system: a generator that has a seed would give every run of a sweep the same name.
     state.run_id = state.run_id or secrets.token_hex(4)

@@ -12,7 +12,7 @@ from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.observe.code_version import code_version
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.device import Placement
-from automodel_cli.engine.train.feeding import amount_in_words
+from automodel_cli.engine.train.sample_identity import amount_in_words
 from automodel_cli.engine.train.state import TrainState
 
 if TYPE_CHECKING:

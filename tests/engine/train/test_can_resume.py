@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,40 @@ def test_the_question_needs_no_torch():
     code = "import sys, automodel_cli.engine.train.can_resume; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_same_data_elsewhere_are_told_and_allowed(ask, tiny_data):
+    """What counts is what the shards hold, not where they lie."""
+    shutil.copytree(tiny_data, "copied")
+
+    code, answer = ask(old=str(tiny_data), new="copied")
+
+    assert (code, answer["verdict"]) == (0, "yes, but")
+    assert answer["changes"][0].startswith("dataset.file_pattern")
+
+
+def test_other_data_are_a_no(ask, tiny_data):
+    """The cursor counts samples of the data that the run began with."""
+    shutil.copytree(tiny_data, "copied")
+    shard = Path("copied/train_000000.bin")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+
+    code, answer = ask(old=str(tiny_data), new="copied")
+
+    assert (code, answer["verdict"]) == (4, "no")
+    assert "another seed or other data" in answer["reasons"][0]
+
+
+def test_verify_reads_every_byte_first(ask):
+    """Without it only sizes are compared, in the time of a look."""
+    weights = Path("checkpoints/step_000006/model/model.safetensors")
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+
+    assert ask()[0] == 0
+    code, answer = ask("--verify")
+    assert code == 4
+    assert answer["reasons"][0].startswith("model/model.safetensors: SHA-256 is")
