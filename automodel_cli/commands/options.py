@@ -50,6 +50,15 @@ CheckpointArgument = Annotated[
         autocompletion=complete.checkpoints,
     ),
 ]
+OverrideResumeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override-resume",
+        metavar="KEY",
+        help="Let a key change that makes another run of it, as often as wanted.",
+        show_default=False,
+    ),
+]
 TrustOption = Annotated[
     bool, typer.Option("--trust-config", help="Run code that a checkpoint's own configuration names.")
 ]

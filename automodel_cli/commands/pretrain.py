@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,7 @@ from automodel_cli.commands.launching import (
 from automodel_cli.commands.options import (
     ConfigOption,
     JsonOption,
+    OverrideResumeOption,
     QuietOption,
     SetOption,
     TrustOption,
@@ -32,6 +33,9 @@ from automodel_cli.commands.resume import continue_run
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.load import load_config
 from automodel_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.train.continuation import Continuation
 
 
 def pretrain(
@@ -52,6 +56,7 @@ def pretrain(
             autocompletion=lambda: ["auto"],
         ),
     ] = None,
+    override_resume: OverrideResumeOption = None,
     yes: YesOption = False,
     trust_config: TrustOption = False,
     nproc_per_node: NprocOption = None,
@@ -68,6 +73,7 @@ def pretrain(
 
     Without -c it trains the built-in small GPT-2 on the embedded Shakespeare. Ctrl-C and
     SIGTERM save and stop (exit code 6); `amcli resume` goes on. SIGUSR1 saves and trains on.
+    checkpoint.restore_from continues a checkpoint under this configuration.
     For jobs that are put back into a queue, --resume auto makes one command of both, and
     --max-time saves and stops before the queue's own limit.
 
@@ -91,6 +97,14 @@ def pretrain(
     final = load_config(config, set_ or (), unset or (), trust=trust_config)
     ranks = launching.ranks(final, nproc_per_node, nnodes, node_rank, rdzv_endpoint, rdzv_backend, max_restarts)
     settings = checked(final, ranks.world_size)
+    restores = settings.checkpoint.restore_from is not None
+    if restores and overwrite:
+        raise UsageError("checkpoint.restore_from goes on with a run, and --overwrite deletes one: give one of them")
+    if override_resume and not restores:
+        raise UsageError(
+            "--override-resume is about the run that checkpoint.restore_from continues, and that is not set",
+            help="`amcli resume` takes it, too",
+        )
     say = ranks.speaker(json_, quiet=quiet)
     render.notes(settings.notes, say)
     if not config:
@@ -105,17 +119,26 @@ def pretrain(
         consent.ask(f"delete the checkpoints and metrics of the run in {root}", yes=yes)
     # Started again after a failure: from the last good checkpoint, not from the beginning.
     goes_on = (resume == "auto" or bool(ranks.place.restart_count)) and run_begun(settings)
-    if ranks.plan is not None:
-        if not goes_on:
-            check_new_run(settings, overwrite=overwrite)
-            ensure_embedded_corpus(final, say)
-        ranks.start(context, ranks.plan, until)
-        return
+    plan: Continuation | None = None
     if goes_on:
         from automodel_cli.engine.train.continuation import plan_resume
 
         plan = plan_resume(root, config, set_ or [], unset or [], trust=trust_config)
+    elif restores:
+        from automodel_cli.engine.train.continuation import plan_restore
+
+        plan = plan_restore(final, settings, override_resume or [], trust=trust_config)
+        if plan is None:
+            say(f"checkpoint.restore_from is LATEST, and {root} holds no checkpoint: a new run")
+    if plan is not None:
         render.changes(plan.changes, say)
+    if ranks.plan is not None:
+        if plan is None:
+            check_new_run(settings, overwrite=overwrite)
+            ensure_embedded_corpus(final, say)
+        ranks.start(context, ranks.plan, until)
+        return
+    if plan is not None:
         continue_run(plan, ranks, until, as_json=json_, quiet=quiet)
         return
 

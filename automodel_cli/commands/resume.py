@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -20,6 +20,7 @@ from automodel_cli.commands.options import (
     CheckpointArgument,
     ConfigOption,
     JsonOption,
+    OverrideResumeOption,
     QuietOption,
     SetOption,
     TrustOption,
@@ -41,15 +42,7 @@ def resume(
     config: ConfigOption = None,
     set_: SetOption = None,
     unset: UnsetOption = None,
-    override_resume: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--override-resume",
-            metavar="KEY",
-            help="Let a key change that makes another run of it, as often as wanted.",
-            show_default=False,
-        ),
-    ] = None,
+    override_resume: OverrideResumeOption = None,
     trust_config: TrustOption = False,
     nproc_per_node: NprocOption = None,
     nnodes: NnodesOption = "1",

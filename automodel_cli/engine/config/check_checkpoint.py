@@ -19,6 +19,9 @@ def check_checkpoint(settings: Settings, refuse: Refuse) -> None:
         place = Path(section.init_from).expanduser()
         if not place.exists():
             refuse("checkpoint.init_from", f"there is no {section.init_from!r}", _beside(place))
+        if section.restore_from not in (None, "LATEST"):
+            message = f"init_from starts a new run, and restore_from = {section.restore_from!r} continues one"
+            refuse("checkpoint.init_from", message, "leave one of them out; beside restore_from: LATEST it may stand")
     if section.keep_every_steps is not None and section.max_recent_checkpoints is None:
         message = "keep_every_steps has no effect while max_recent_checkpoints is null, which keeps all"
         refuse("checkpoint.keep_every_steps", message, "set checkpoint.max_recent_checkpoints, or leave it out")

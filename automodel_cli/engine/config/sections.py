@@ -200,6 +200,12 @@ class CheckpointSection:
         choices=("stop", "warn"),
         quiet=True,
     )
+    restore_from: str | int | None = key(
+        "what a run goes on from, with all of its state: LATEST of checkpoint_dir where there is one, a step or name "
+        "in it, or the path of any checkpoint or run",
+        default=None,
+        quiet=True,
+    )
     init_from: str | None = key(
         "weights that a new run starts from: a checkpoint, a Hugging Face directory or a file of weights",
         default=None,

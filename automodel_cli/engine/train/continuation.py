@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from automodel_cli.engine.checkpoint.layout import CONFIG_FILE, list_steps, resolve, step_of
+from automodel_cli.engine.checkpoint.layout import (
+    CONFIG_FILE,
+    LATEST,
+    is_checkpoint,
+    is_complete,
+    list_steps,
+    resolve,
+    step_of,
+)
 from automodel_cli.engine.checkpoint.manifest import NewerFormatError, read_manifest, sha256_of
 from automodel_cli.engine.config.check import Settings, checked, with_defaults
 from automodel_cli.engine.config.config import Config, apply_overrides, read_configs
@@ -15,6 +23,9 @@ from automodel_cli.engine.config.unset import apply_unsets
 from automodel_cli.engine.optim.lr_schedule import change_after, schedule_of
 from automodel_cli.engine.train.resume_rules import check_changes
 from automodel_cli.errors import AmcliError, CheckpointError
+
+# What a run is restored from says nothing about how it trains.
+_REQUEST = "checkpoint.restore_from"
 
 
 @dataclass(frozen=True)
@@ -73,17 +84,74 @@ def plan_resume(
         ConfigError: The configuration is not sound.
     """
     directory = resolve(path)
-    named = path is not None and path.resolve() == directory.resolve() and not path.is_symlink()
+    named = _is_named(path)
     saved = with_defaults(_saved_config(directory, named, trust))
     base = read_configs(config_paths, trust=trust) if config_paths else saved
     config = with_defaults(apply_unsets(apply_overrides(base, overrides), unset))
     settings = checked(config)
-    changes = differences(saved, config.masked())
-    check_changes(changes, consented)
+    changes = _changes(saved, config, consented)
     moved = any(change.key == "checkpoint.checkpoint_dir" for change in changes)
     # The saved checkpoint_dir may be relative to another working directory, so it counts only if changed.
     root = Path(settings.checkpoint.checkpoint_dir) if moved else directory.parent
     return Continuation(directory, root, named, config, settings, changes, saved, tuple(consented))
+
+
+def plan_restore(
+    config: Config, settings: Settings, consented: Sequence[str] = (), *, trust: bool = False
+) -> Continuation | None:
+    """What `checkpoint.restore_from` asks for: that checkpoint, this configuration, this `checkpoint_dir`.
+
+    A number, a name such as `step_000200`, `LATEST` and `BEST` mean one in `checkpoint_dir`; anything else is a path,
+    as `amcli resume` takes it.
+
+    Args:
+        config: The final configuration.
+        settings: The same, checked; `checkpoint.restore_from` is set.
+        consented: Keys of `resume_rules.py` that may change.
+        trust: Whether the user consents to run what the checkpoint's own configuration names.
+
+    Returns:
+        None for `LATEST` where `checkpoint_dir` holds nothing yet: then the run is a new one.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, the directory holds another run, or something changed that
+            needs consent.
+    """
+    root, wanted = Path(settings.checkpoint.checkpoint_dir), str(settings.checkpoint.restore_from)
+    if wanted == LATEST and not any(is_complete(path) for _, path in list_steps(root)):
+        return None
+    path = Path(wanted).expanduser()
+    if path.name == wanted and (wanted == LATEST or not path.exists()):
+        path = root / wanted if not wanted.isdecimal() else path
+    directory = resolve(path, root)
+    _check_room(root, directory)
+    named = _is_named(path)
+    saved = with_defaults(_saved_config(directory, named, trust))
+    changes = _changes(saved, config, consented)
+    return Continuation(directory, root, named, config, settings, changes, saved, tuple(consented))
+
+
+def _is_named(path: Path | None) -> bool:
+    """Whether a path means one checkpoint, rather than the newest of a run."""
+    return path is not None and path.name != LATEST and (not path.is_dir() or is_checkpoint(path))
+
+
+def _changes(saved: Config, config: Config, consented: Sequence[str]) -> list[Change]:
+    changes = [change for change in differences(saved, config.masked()) if change.key != _REQUEST]
+    check_changes(changes, consented)
+    return changes
+
+
+def _check_room(root: Path, directory: Path) -> None:
+    """Refuses to mix two runs in one directory: their checkpoints, `BEST` and metrics could not be told apart."""
+    there = [path.name for _, path in list_steps(root) if is_complete(path)]
+    if there and directory.parent.resolve() != root.resolve():
+        raise CheckpointError(
+            f"there is a run here already, up to {there[-1]}, and {directory} is not part of it",
+            where=str(root),
+            help="--resume auto continues the run that is here;\n"
+            f"        --set checkpoint.checkpoint_dir=DIR continues {directory.name} beside it",
+        )
 
 
 def _saved_config(directory: Path, named: bool, trust: bool) -> Config:

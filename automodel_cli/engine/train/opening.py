@@ -67,4 +67,7 @@ def _opened(plan: Continuation, say: Callable[[str], None]) -> OpenedCheckpoint:
         snapshot.optim_tensors = {}
     if allows_other_samples(plan.consented):
         snapshot.train_state["order_key"] = ""
+    if plan.root.resolve() != directory.parent.resolve() and later_steps(directory.parent, snapshot.step):
+        # That run went on where it was: services that collect metrics must not take the two for one.
+        snapshot.train_state["run_id"] = ""
     return OpenedCheckpoint(snapshot, snapshot.step >= plan.settings.step_scheduler.max_steps)
