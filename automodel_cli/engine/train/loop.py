@@ -13,7 +13,6 @@ from torch import nn
 
 from automodel_cli.engine.data.loader import BatchLoader
 from automodel_cli.engine.data.stream_loader import StreamLoader
-from automodel_cli.engine.models.compiling import compile_seconds
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.observe.speed import Speed
 from automodel_cli.engine.optim.lr_schedule import LRSchedule
@@ -21,7 +20,9 @@ from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.objective import Objective
 from automodel_cli.engine.train.signals import StoppedWaitingError, StopSignal
 from automodel_cli.engine.train.state import TrainState
-from automodel_cli.engine.train.step import EvalResult, evaluate, label_tokens, train_step
+from automodel_cli.engine.train.step import EvalResult, evaluate, label_tokens, queue_step
+from automodel_cli.engine.train.step_numbers import DeviceGuard
+from automodel_cli.engine.train.step_reports import QueuedStep, StepReports
 from automodel_cli.engine.train.step_scheduler import StepScheduler
 from automodel_cli.engine.train.validation import Validation
 from automodel_cli.errors import CheckpointError, PeerFailedError, TrainingDivergedError
@@ -40,6 +41,7 @@ class Run:
         samples_per_step: Over all ranks.
         spread: How the model lies on the ranks of the run; None for a process alone.
         goes_on_unsaved: Whether a save that fails before the end only warns.
+        guard: Of the optimizer; with it the numbers of a step are read when the next one has been queued.
     """
 
     model: nn.Module
@@ -57,6 +59,7 @@ class Run:
     samples_per_step: int
     spread: Spread | None = None
     goes_on_unsaved: bool = False
+    guard: DeviceGuard | None = None
 
 
 def train(run: Run, state: TrainState, stop: StopSignal) -> None:
@@ -69,18 +72,24 @@ def train(run: Run, state: TrainState, stop: StopSignal) -> None:
         TrainingDivergedError: The loss or the gradient is not finite; the weights are as before that step.
     """
     saved_step = state.step
+    reports = StepReports(state, run.sink, run.speed, run.placement.memory_bytes, is_late=run.guard is not None)
     with closing(run.loader.iter_steps(state.samples_consumed)) as steps:
         while not run.steps.is_last(state.step):
             read_from = time.perf_counter()
             agreed = _next_step(run, steps, stop)
             if agreed is None:
                 break
-            if stop.save_agreed and _saved_on_request(run, state, saved_step):
-                saved_step = state.step
-            _one_step(run, state, *agreed, waited=time.perf_counter() - read_from)
+            waited = time.perf_counter() - read_from
+            if stop.save_agreed:
+                reports.finish()
+                saved_step = state.step if _saved_on_request(run, state, saved_step) else saved_step
+            reports.add(_queue(run, state, *agreed, waited=waited))
+            if run.steps.validates(state.step) or run.steps.saves(state.step):
+                reports.finish()
             is_best = run.steps.validates(state.step) and _validate(run, state, stop)
             if run.steps.saves(state.step) and _saved(run, state, is_best):
                 saved_step = state.step
+    reports.finish()
     if state.step != saved_step:
         run.save(state, False)
 
@@ -138,12 +147,14 @@ def _next_step(
     return None if stops else (micro_batches, num_tokens // team.degrees.tp)
 
 
-def _one_step(run: Run, state: TrainState, micro_batches: list[dict[str, Any]], num_tokens: int, waited: float) -> None:
+def _queue(
+    run: Run, state: TrainState, micro_batches: list[dict[str, Any]], num_tokens: int, waited: float
+) -> QueuedStep:
+    """Gives the device the next step, and counts it."""
     lr = run.schedule.lr(state.step)
-    compiled = compile_seconds()
-    started = time.perf_counter()
+    began = time.perf_counter() - waited
     try:
-        result = train_step(
+        numbers = queue_step(
             run.model,
             run.loss_fn,
             run.optimizer,
@@ -154,34 +165,15 @@ def _one_step(run: Run, state: TrainState, micro_batches: list[dict[str, Any]], 
             autocast_dtype=run.placement.autocast_dtype,
             spread=run.spread,
             num_label_tokens=num_tokens,
+            guard=run.guard,
         )
     except TrainingDivergedError as error:
         error.where = f"step {state.step + 1}"
         raise
-    # Waiting for data belongs to a step's cost; validation and saving do not.
-    seconds = time.perf_counter() - started + waited
-    if (compiled := compile_seconds() - compiled) > 0:
-        # Not a cost of training: the numbers of this step would say nothing about the next.
-        run.sink.on_message(f"compiled for {compiled:.1f} s in step {state.step + 1}")
-        seconds -= compiled
     state.step += 1
     state.samples_consumed += run.samples_per_step
-    state.tokens_seen += result.num_tokens
-    state.train_seconds += seconds
-    state.loss = result.loss
-    run.sink.on_step(
-        run.speed.stats(
-            step=state.step,
-            loss=result.loss,
-            grad_norm=result.grad_norm,
-            lr=lr,
-            num_tokens=result.num_tokens,
-            step_seconds=seconds,
-            memory_bytes=run.placement.memory_bytes(),
-            tokens_seen=state.tokens_seen,
-            data_wait_seconds=waited,
-        )
-    )
+    state.tokens_seen += num_tokens
+    return QueuedStep(numbers, state.step, lr, began, waited, state.tokens_seen)
 
 
 def _validate(run: Run, state: TrainState, stop: StopSignal) -> bool:

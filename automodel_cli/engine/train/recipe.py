@@ -53,6 +53,7 @@ from automodel_cli.engine.train.saving import save_run
 from automodel_cli.engine.train.signals import StopSignal
 from automodel_cli.engine.train.start_facts import start_facts
 from automodel_cli.engine.train.state import TrainState
+from automodel_cli.engine.train.step_numbers import DeviceGuard, guard_of
 from automodel_cli.engine.train.step_scheduler import StepScheduler
 from automodel_cli.errors import InterruptedTrainingError
 
@@ -127,6 +128,7 @@ class _Parts:
     optimizer: torch.optim.Optimizer
     spread: Spread | None
     how: dict[str, str]
+    guard: DeviceGuard | None
 
 
 def _run(
@@ -226,7 +228,9 @@ def _build(
 
         layout = spread(model, team, settings.distributed)
     optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model, group_rules(config))
-    return _Parts(dataset, validation, model, vocab_size, loss_fn, optimizer, layout, how)
+    guard, words = guard_of(optimizer, placement.device)
+    how |= {"numbers": words} if words else {}
+    return _Parts(dataset, validation, model, vocab_size, loss_fn, optimizer, layout, how, guard)
 
 
 def _assemble(
@@ -280,4 +284,5 @@ def _assemble(
         samples_per_step=section.global_batch_size,
         spread=parts.spread,
         goes_on_unsaved=settings.checkpoint.on_save_error == "warn",
+        guard=parts.guard,
     )

@@ -18,7 +18,8 @@ from torch import nn
 from automodel_cli.engine.models.calling import OPTIONAL_INPUTS
 from automodel_cli.engine.protocols import IGNORED_LABEL, LossFunction
 from automodel_cli.engine.train.objective import Objective
-from automodel_cli.errors import DataError, TrainingDivergedError
+from automodel_cli.engine.train.step_numbers import DeviceGuard, StepNumbers
+from automodel_cli.errors import DataError
 
 if TYPE_CHECKING:
     # Sharded tensors take 0.9 s of CPU time to import, which a process alone does not spend.
@@ -53,7 +54,42 @@ def train_step(
     spread: Spread | None = None,
     num_label_tokens: int | None = None,
 ) -> StepResult:
-    """Accumulates the gradient of all micro-batches and updates the weights once.
+    """Accumulates the gradient of all micro-batches and updates the weights once; arguments as of `queue_step`.
+
+    Raises:
+        TrainingDivergedError: The loss or the norm is not finite; weights and optimizer are unchanged.
+        DataError: The step has no label token.
+    """
+    numbers = queue_step(
+        model,
+        loss_fn,
+        optimizer,
+        micro_batches,
+        device=device,
+        lr=lr,
+        max_norm=max_norm,
+        autocast_dtype=autocast_dtype,
+        spread=spread,
+        num_label_tokens=num_label_tokens,
+    )
+    return StepResult(*numbers.read(), numbers.num_tokens)
+
+
+def queue_step(
+    model: nn.Module,
+    loss_fn: LossFunction | Objective,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[dict[str, Any]],
+    *,
+    device: torch.device,
+    lr: float,
+    max_norm: float | None,
+    autocast_dtype: torch.dtype | None,
+    spread: Spread | None = None,
+    num_label_tokens: int | None = None,
+    guard: DeviceGuard | None = None,
+) -> StepNumbers:
+    """As `train_step`, but its numbers are read by the caller.
 
     Args:
         model: Maps `input_ids` (B, T) to logits (B, T, V) or to an object with `.logits`.
@@ -66,9 +102,10 @@ def train_step(
         autocast_dtype: Type of matrix products; None computes in the type of the weights.
         spread: How the model lies on the ranks of the run; None for a process alone.
         num_label_tokens: Label tokens of the step over all ranks; None where the micro-batches are all there is.
+        guard: Of `optimizer`: decides on the device whether it steps, so that nobody waits for it here.
 
     Raises:
-        TrainingDivergedError: The loss or the norm is not finite; weights and optimizer are unchanged.
+        TrainingDivergedError: Without a guard: the loss or the norm is not finite; nothing has changed.
         DataError: The step has no label token.
     """
     num_tokens = label_tokens(micro_batches) if num_label_tokens is None else num_label_tokens
@@ -82,19 +119,20 @@ def train_step(
             loss.backward()
         total += loss.detach()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    # The one synchronisation of a step: both numbers travel together.
-    loss_value, norm_value = _clipped(parameters, total, max_norm, spread).tolist()
-    if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+    on_device = _clipped(parameters, total, max_norm, spread)
+    numbers = StepNumbers(on_device, num_tokens)
+    try:
+        if guard is None:
+            numbers.read()  # the one synchronisation of a step: both numbers travel together
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_mult", 1.0)
+        if guard is None:
+            optimizer.step()
+        else:
+            guard.step(on_device)
+    finally:
         optimizer.zero_grad(set_to_none=True)
-        raise TrainingDivergedError(
-            f"the loss is {loss_value} and the norm of the gradient {norm_value}; both must be finite",
-            help="a lower optimizer.lr, a longer warm-up or a smaller clip_grad_norm.max_norm often helps",
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_mult", 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss_value, norm_value, num_tokens)
+    return numbers
 
 
 def _clipped(

@@ -1,0 +1,99 @@
+"""The loss and the norm of a step: read at once, or while the device computes the next step already.
+
+To read a number from a GPU is to wait for all that was queued before it, and to leave the GPU idle until the next
+step is queued. So where the optimizer can be told on the device to leave everything as it is, the numbers of a step
+are copied without waiting and read when the next step has been queued. What is promised stays: a loss or gradient
+that is not finite never reaches the weights or the optimizer's state, in that step or in the one queued behind it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from automodel_cli.errors import TrainingDivergedError
+
+
+class StepNumbers:
+    """Loss in nats per token, the gradient's norm before clipping, and label tokens of one step.
+
+    Args:
+        on_device: Loss and norm, shape (2,), maybe still being computed.
+        num_tokens: Label tokens of the step, over all ranks.
+    """
+
+    def __init__(self, on_device: torch.Tensor, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+        self._event: torch.cuda.Event | None = None
+        if on_device.device.type == "cuda":
+            # Into pinned memory, or the copy would wait for the device after all.
+            on_host = torch.empty(on_device.shape, dtype=on_device.dtype, pin_memory=True)
+            self._numbers = on_host.copy_(on_device, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._numbers = on_device
+
+    def read(self) -> tuple[float, float]:
+        """Loss and norm; waits until they are there.
+
+        Raises:
+            TrainingDivergedError: One of them is not finite.
+        """
+        if self._event is not None:
+            self._event.synchronize()
+        loss, norm = self._numbers.tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingDivergedError(
+                f"the loss is {loss} and the norm of the gradient {norm}; both must be finite",
+                help="a lower optimizer.lr, a longer warm-up or a smaller clip_grad_norm.max_norm often helps",
+            )
+        return loss, norm
+
+
+class DeviceGuard:
+    """Updates weights by numbers that only the device knows, and none any more once one was not finite.
+
+    Args:
+        optimizer: One of which `can_guard` says yes.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._has_diverged: torch.Tensor | None = None
+
+    def step(self, numbers: torch.Tensor) -> None:
+        """The optimizer's step; without effect where `numbers` (2,) are not finite, or those of an earlier step."""
+        diverged = (~numbers.isfinite()).any().to(torch.float32)
+        if self._has_diverged is not None:
+            diverged = torch.maximum(diverged, self._has_diverged)
+        self._has_diverged = diverged
+        # What torch's own gradient scaler tells a fused kernel; it then leaves weights, moments and steps alone.
+        self._optimizer.found_inf = diverged  # type: ignore[attr-defined]
+        try:
+            self._optimizer.step()
+        finally:
+            del self._optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def can_guard(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer takes a flag on the device for every parameter: fused Adam and AdamW of whole parameters.
+
+    The fused kernels of sharded parameters are not asked: how the flag is shared out there is not defined.
+    """
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        return False
+    groups = optimizer.param_groups
+    is_whole = not any(hasattr(parameter, "device_mesh") for group in groups for parameter in group["params"])
+    return is_whole and all(group["fused"] for group in groups)
+
+
+def guard_of(optimizer: torch.optim.Optimizer, device: torch.device) -> tuple[DeviceGuard | None, str | None]:
+    """The guard of a run, and what is said of it at the start; both None on a CPU, where reading costs nothing."""
+    if device.type != "cuda":
+        return None, None
+    if can_guard(optimizer):
+        return DeviceGuard(optimizer), "those of a step are read while the next one is computed"
+    kind = type(optimizer).__name__
+    return None, f"read after every step, as {kind} cannot be told on the device to leave a step out"
