@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from automodel_cli import app
 from automodel_cli.commands import launching
-from automodel_cli.engine.checkpoint import save as saving
+from automodel_cli.engine.checkpoint.share import Share
 from automodel_cli.engine.train import loop
 
 
@@ -71,14 +71,14 @@ def full_disk(monkeypatch):
     """Saves of these steps fail as on a full disk."""
 
     def fills(*steps: int) -> None:
-        real = saving._write_files
+        real = Share.write
 
-        def write(partial, snapshot):
-            if snapshot.step in steps:
+        def write(share, directory):
+            if any(directory.name.startswith(f".step_{step:06d}.") for step in steps):
                 raise OSError(errno.ENOSPC, "No space left on device")
-            real(partial, snapshot)
+            return real(share, directory)
 
-        monkeypatch.setattr(saving, "_write_files", write)
+        monkeypatch.setattr(Share, "write", write)
 
     return fills
 

@@ -151,12 +151,12 @@ def _tensors(path: Path | None, *, tree: bool, pattern: str | None, diff: Path |
         return
     from automodel_cli.engine.checkpoint.tensor_stats import tensor_stats, warnings
 
-    names = [item for item in found.files if pattern is None or fnmatchcase(item, pattern)]
+    names = [item for item in found.stored if pattern is None or fnmatchcase(item, pattern)]
     if not names:
         names_there = ", ".join(list(found.tensors)[:4]) or "nothing"
         raise UsageError(
             f"no tensor of a safetensors file has the name {pattern!r}", help=f"there is {names_there}, ..."
         )
-    numbers = [tensor_stats(item, found.tensors[item], found.files[item]) for item in names]
+    numbers = [tensor_stats(item, found.stored[item]) for item in names]
     known = [item for item in numbers if item is not None]
     render_tensors.statistics(known, warnings(known), as_json=as_json)

@@ -148,7 +148,7 @@ def pretrain(
             ensure_embedded_corpus(final, say)
             yield
 
-    with on_ranks(ranks.place, settings, prepared) as team:
+    with on_ranks(ranks.place, settings, root, prepared) as team:
         from automodel_cli.engine.observe.build import run_sink
         from automodel_cli.engine.train import recipe
 

@@ -93,7 +93,7 @@ def continue_run(
 
     from automodel_cli.engine.train.preflight import on_ranks, owned
 
-    with on_ranks(ranks.place, plan.settings, lambda: owned(plan.settings, plan.root)) as team:
+    with on_ranks(ranks.place, plan.settings, plan.root, lambda: owned(plan.settings, plan.root)) as team:
         from automodel_cli.engine.train import recipe
         from automodel_cli.engine.train.opening import open_checkpoint
 

@@ -47,8 +47,8 @@ def compare_tensors(old: ForeignTensors, new: ForeignTensors) -> TensorDifferenc
         if before.shape != info.shape:
             continue
         change = None
-        if name in old.files and name in new.files:
-            change = relative_change((before, old.files[name]), (info, new.files[name]))
+        if name in old.stored and name in new.stored:
+            change = relative_change(old.stored[name], new.stored[name])
         if change is None:
             uncompared.append(name)
             continue

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.checkpoint.inert_pickle import Record, read_inert
-from automodel_cli.engine.checkpoint.tensor_header import TensorInfo, read_tensor_header
+from automodel_cli.engine.checkpoint.stored import StoredTensor, stored_tensors
+from automodel_cli.engine.checkpoint.tensor_header import TensorInfo
 from automodel_cli.engine.checkpoint.tensor_index import indexed_files, json_object
 from automodel_cli.errors import CheckpointError
 
@@ -37,13 +38,13 @@ class ForeignTensors:
     Args:
         kind: What the place is, in words.
         tensors: By name.
-        files: The file of each tensor, where it is one piece of a safetensors file.
+        stored: Where each tensor stands, of those in safetensors files.
         config: Contents of `config.json`; None without one.
     """
 
     kind: str
     tensors: dict[str, TensorInfo]
-    files: dict[str, Path]
+    stored: dict[str, StoredTensor]
     config: dict[str, Any] | None = None
 
 
@@ -55,19 +56,15 @@ def read_foreign(path: Path) -> ForeignTensors | None:
     """
     if path.is_file():
         if path.suffix == ".safetensors":
-            tensors = read_tensor_header(path)
-            return ForeignTensors("safetensors file", tensors, dict.fromkeys(tensors, path))
+            return _stored("safetensors file", stored_tensors([path]))
         return _torch_save(path) if path.suffix in _PICKLED else None
     if (path / DCP_METADATA).is_file():
         return _distributed_checkpoint(path)
     files = _safetensors_files(path)
     if files:
-        found = [(name, info, file) for file in files for name, info in read_tensor_header(file).items()]
         config = json_object(path / "config.json") if (path / "config.json").is_file() else None
         kind = "Hugging Face directory" if config is not None else "directory of safetensors files"
-        return ForeignTensors(
-            kind, {name: info for name, info, _ in found}, {name: file for name, _, file in found}, config
-        )
+        return _stored(kind, stored_tensors(files), config)
     pickled = sorted(path.glob("pytorch_model*.bin"))
     if not pickled:
         return None
@@ -75,6 +72,10 @@ def read_foreign(path: Path) -> ForeignTensors | None:
     for file in pickled:
         merged |= _torch_save(file).tensors
     return ForeignTensors("Hugging Face directory, pickled", merged, {})
+
+
+def _stored(kind: str, tensors: dict[str, StoredTensor], config: dict[str, Any] | None = None) -> ForeignTensors:
+    return ForeignTensors(kind, {name: tensor.info for name, tensor in tensors.items()}, tensors, config)
 
 
 def _safetensors_files(directory: Path) -> list[Path]:

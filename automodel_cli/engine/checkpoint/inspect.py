@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,20 +25,15 @@ from automodel_cli.engine.checkpoint.manifest import (
     read_manifest,
 )
 from automodel_cli.engine.checkpoint.parameters import ParameterCount, count_parameters
-from automodel_cli.engine.checkpoint.tensor_header import read_tensor_header
+from automodel_cli.engine.checkpoint.stored import stored_tensors
+from automodel_cli.engine.checkpoint.tensor_header import TensorInfo
 from automodel_cli.engine.config.yaml_reader import read_yaml
 from automodel_cli.errors import CheckpointError, ConfigError
 
 Verdict = Literal["resumable", "weights only", "incomplete", "corrupt"]
 
 _MAX_JSON_BYTES = 16 * 2**20
-_REQUIRED_FILES = (
-    layout.CONFIG_FILE,
-    layout.MODEL_FILE,
-    layout.OPTIMIZER_FILE,
-    layout.TRAIN_STATE_FILE,
-    layout.rng_file(rank=0),
-)
+_REQUIRED_FILES = (layout.CONFIG_FILE, layout.TRAIN_STATE_FILE, layout.rng_file(rank=0))
 _PROGRESS_KEYS = ("tokens_seen", "samples_consumed", "loss", "val_loss", "best_val_loss", "lr", "train_seconds")
 _CONFIG_KEYS = (
     "seed",
@@ -186,14 +181,15 @@ class _Inspection:
         self.missing += findings.missing
         self.damaged += findings.damaged
         self.notes += findings.extra
-        required = (layout.CONFIG_FILE, layout.MODEL_FILE) if layout.is_weights_only(manifest) else _REQUIRED_FILES
+        required = _required(manifest.files, weights_only=layout.is_weights_only(manifest))
         self.missing += [f"{name}: not in the manifest" for name in required if name not in manifest.files]
         named = layout.step_of(self.directory.name)
         if named is not None and named != manifest.step:
             self.damaged.append(f"it holds step {manifest.step}, not the step of its name")
 
     def _look_for_required_files(self) -> None:
-        self.missing += [f"{name}: missing" for name in _REQUIRED_FILES if not (self.directory / name).exists()]
+        there = _file_sizes(self.directory)
+        self.missing += [f"{name}: missing" for name in _required(there) if name not in there]
 
     def _readable(self, name: str, max_bytes: int | None = None) -> Path | None:
         """The file, if it is a regular one of bounded size that no link leads to."""
@@ -225,23 +221,25 @@ class _Inspection:
         return value
 
     def _parameters(self, model_config: Mapping[str, Any] | None) -> ParameterCount | None:
-        path = self._readable(layout.MODEL_FILE)
-        if path is None:
-            return None
-        try:
-            return count_parameters(read_tensor_header(path), model_config)
-        except CheckpointError as error:
-            self.damaged.append(f"{layout.MODEL_FILE}: {error.message}")
-            return None
+        tensors = self._tensors(layout.model_files(_file_sizes(self.directory)))
+        return count_parameters(tensors, model_config) if tensors else None
 
     def _optimizer_dtypes(self) -> dict[str, int]:
-        path = self._readable(layout.OPTIMIZER_FILE)
-        if path is None:
+        tensors = self._tensors(layout.optimizer_files(_file_sizes(self.directory)))
+        return count_parameters(tensors, None).by_dtype if tensors else {}
+
+    def _tensors(self, names: list[str]) -> dict[str, TensorInfo]:
+        """What stands in some files; nothing unless all of them can be read, since each may hold a part of a tensor."""
+        paths = [self._readable(name) for name in names]
+        readable = [path for path in paths if path is not None]
+        if len(readable) < len(paths):
             return {}
         try:
-            return count_parameters(read_tensor_header(path), None).by_dtype
+            return {name: tensor.info for name, tensor in stored_tensors(readable).items()}
         except CheckpointError as error:
-            self.damaged.append(f"{layout.OPTIMIZER_FILE}: {error.message}")
+            where = Path(error.where or "")
+            name = where.relative_to(self.directory).as_posix() if where.is_relative_to(self.directory) else names[0]
+            self.damaged.append(f"{name}: {error.message}")
             return {}
 
     def _config(self) -> dict[str, Any]:
@@ -254,6 +252,14 @@ class _Inspection:
             self.damaged.append(f"{layout.CONFIG_FILE}: {error.message}")
             return {}
         return _telling_values(values) if isinstance(values, Mapping) else {}
+
+
+def _required(names: Collection[str], *, weights_only: bool = False) -> list[str]:
+    """What a checkpoint cannot do without, where the files that it has tell whether it was written in parts."""
+    model = layout.model_files(names) or [layout.MODEL_FILE]
+    if weights_only:
+        return [layout.CONFIG_FILE, *model]
+    return [*_REQUIRED_FILES, *model, *(layout.optimizer_files(names) or [layout.OPTIMIZER_FILE])]
 
 
 def _telling_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@
       step_000200/
         config.yaml  model/  optim/  state/  manifest.json
 
+Weights and optimizer state are one file each, or several: each rank of a sharded run writes its part.
+
 A link may only name a checkpoint beside it. It moves in two strokes: `.LATEST.next` is set
 before the new directory gets its name and becomes `LATEST` afterwards, so that a save killed in
 between counts as done, without a second guess about which of two checkpoints is newer.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from automodel_cli.engine.checkpoint.manifest import MANIFEST_NAME, Manifest
@@ -29,11 +32,14 @@ CONFIG_FILE = "config.yaml"
 MODEL_DIRECTORY = "model"
 MODEL_CONFIG_FILE = "model/config.json"
 MODEL_FILE = "model/model.safetensors"
+PICKLED_MODEL_FILE = "model/pytorch_model.bin"
 OPTIMIZER_FILE = "optim/optimizer.safetensors"
 TRAIN_STATE_FILE = "state/train_state.json"
 
 _STEP_NAME = re.compile(r"step_([0-9]{6,18})")
 _PARTIAL_NAME = re.compile(r"\.(?:step_[0-9]{6,18}|(?:LATEST|BEST)(?:\.next)?)\.tmp-([0-9]{1,10})")
+_MODEL_PART = re.compile(r"model/model_rank[0-9]{1,9}(?:_[0-9]{1,9})?\.safetensors")
+_OPTIMIZER_PART = re.compile(r"optim/optimizer_rank[0-9]{1,9}(?:_[0-9]{1,9})?\.safetensors")
 _MAX_LINK_BYTES = 4096
 
 
@@ -71,6 +77,34 @@ def partial_owner(name: str) -> int | None:
 def rng_file(rank: int) -> str:
     """Path of the random number generators of one rank, relative to the checkpoint."""
     return f"state/rng_rank{rank}.safetensors"
+
+
+def part_file(whole: str, rank: int, number: int = 1) -> str:
+    """Path of what one rank writes of the weights or the optimizer state.
+
+    Args:
+        whole: `MODEL_FILE` or `OPTIMIZER_FILE`.
+        rank: Who writes it.
+        number: A file holds one block of a tensor at most; further blocks lie in files 2, 3, ...
+
+    >>> part_file(MODEL_FILE, rank=3), part_file(MODEL_FILE, rank=3, number=2)
+    ('model/model_rank3.safetensors', 'model/model_rank3_2.safetensors')
+    """
+    stem, _, suffix = whole.rpartition(".")
+    return f"{stem}_rank{rank}" + (f"_{number}" if number > 1 else "") + f".{suffix}"
+
+
+def model_files(names: Collection[str]) -> list[str]:
+    """Of the files of a checkpoint, those that hold the weights: one of them, or one or more for each rank."""
+    for whole in (MODEL_FILE, PICKLED_MODEL_FILE):
+        if whole in names:
+            return [whole]
+    return sorted(name for name in names if _MODEL_PART.fullmatch(name))
+
+
+def optimizer_files(names: Collection[str]) -> list[str]:
+    """Of the files of a checkpoint, those that hold the optimizer's state."""
+    return [OPTIMIZER_FILE] if OPTIMIZER_FILE in names else sorted(filter(_OPTIMIZER_PART.fullmatch, names))
 
 
 def is_complete(directory: Path) -> bool:

@@ -1,7 +1,8 @@
 """Loads checkpoints, after every byte has been compared with the manifest.
 
 A broken checkpoint is never used: `load` refuses it, and `load_newest_good` sets it aside, falls
-back to the one before and says so. Loading executes nothing that a checkpoint contains.
+back to the one before and says so. Loading executes nothing that a checkpoint contains. Weights and
+optimizer state stay in their files until they are asked for.
 """
 
 from __future__ import annotations
@@ -11,36 +12,35 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from automodel_cli.engine.checkpoint import layout
+from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.manifest import Manifest, NewerFormatError, compare, read_manifest
-from automodel_cli.engine.checkpoint.save import quarantine
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.engine.checkpoint.tidy import quarantine
+from automodel_cli.engine.checkpoint.weights import checkpoint_weights
 from automodel_cli.errors import CheckpointError
 
 
-def load(directory: Path, map_location: str | torch.device = "cpu") -> Snapshot:
+def load(directory: Path) -> Snapshot:
     """Reads a checkpoint after verifying the size and SHA-256 of all of its files.
 
     Args:
         directory: A checkpoint, as `layout.resolve` returns it.
-        map_location: Device for the weights and the optimizer state. Generator states stay on
-            the CPU, where the generators want them.
 
     Raises:
         CheckpointError: It is incomplete, damaged, or of another format.
     """
     try:
         manifest = _verified(directory)
-        return _read(directory, manifest, str(map_location))
+        return _read(directory, manifest)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise _unreadable(directory, error) from error
 
 
-def load_newest_good(root: Path, map_location: str | torch.device = "cpu") -> tuple[Snapshot, Path, list[str]]:
+def load_newest_good(root: Path) -> tuple[Snapshot, Path, list[str]]:
     """Loads `LATEST`; if it is broken, the nearest earlier checkpoint that is not.
 
     Broken ones are renamed to `broken-step_NNNNNN`, and `LATEST` moves to the one that is loaded.
@@ -66,7 +66,7 @@ def load_newest_good(root: Path, map_location: str | torch.device = "cpu") -> tu
             notes.append(f"{directory.name} is skipped: it cannot be read ({error})")
             continue
         try:
-            snapshot = _read(directory, manifest, str(map_location))
+            snapshot = _read(directory, manifest)
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise _unreadable(directory, error) from error
         if notes:
@@ -102,20 +102,27 @@ def _verified(directory: Path) -> Manifest:
     return manifest
 
 
-def _read(directory: Path, manifest: Manifest, device: str) -> Snapshot:
+def _read(directory: Path, manifest: Manifest) -> Snapshot:
     weights_only = layout.is_weights_only(manifest)
     return Snapshot(
         step=manifest.step,
         config_yaml=(directory / layout.CONFIG_FILE).read_text(encoding="utf-8"),
-        model_tensors=load_file(directory / layout.MODEL_FILE, device=device),
+        model_tensors=checkpoint_weights(directory, manifest.files),
         model_config=_json(directory / layout.MODEL_CONFIG_FILE)
         if layout.MODEL_CONFIG_FILE in manifest.files
         else None,
-        optim_tensors={} if weights_only else load_file(directory / layout.OPTIMIZER_FILE, device=device),
+        optim_tensors={} if weights_only else LazyTensors(directory / name for name in _optimizer_files(manifest)),
         train_state=_json(directory / layout.TRAIN_STATE_FILE),
         rng_tensors={} if weights_only else load_file(directory / layout.rng_file(rank=0)),
         peer_rng_tensors=tuple(load_file(directory / name) for name in _peer_rng_files(manifest)),
     )
+
+
+def _optimizer_files(manifest: Manifest) -> list[str]:
+    names = layout.optimizer_files(manifest.files)
+    if not names:
+        raise ValueError("the optimizer's state is not in the manifest")
+    return names
 
 
 def _peer_rng_files(manifest: Manifest) -> list[str]:

@@ -4,31 +4,33 @@ The order of `SaveStage` is the commit protocol: everything is written, synchron
 under a hidden name, the manifest comes last, one rename makes the checkpoint appear, and only
 then do `LATEST` and `BEST` move and old checkpoints go. A kill leaves a hidden directory, which
 the next save removes. One directory belongs to one run: `run_lock.py` keeps others out.
+
+Of several ranks each writes its share into the one hidden directory and leaves a record (`records.py`);
+rank 0 publishes when all of them are there. `begin` is rank 0's alone, and comes before anybody writes;
+`finish` is everybody's, sends no messages, and may run on a thread of its own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-
 from automodel_cli import __version__
 from automodel_cli.engine import durable
 from automodel_cli.engine.checkpoint import layout
-from automodel_cli.engine.checkpoint.manifest import Manifest, examine, record_files, write_manifest
+from automodel_cli.engine.checkpoint.manifest import FileRecord, Manifest, write_manifest
+from automodel_cli.engine.checkpoint.records import RECORDS, collect_records, leave_failure, leave_record
+from automodel_cli.engine.checkpoint.share import Share, whole_share
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
-from automodel_cli.errors import CheckpointError
+from automodel_cli.engine.checkpoint.tidy import clear_debris, make_way, prune, remove_tree
+from automodel_cli.errors import CheckpointError, PeerFailedError
 
 # Room for headers, JSON files and the file system's own blocks, beside the tensors.
 _OVERHEAD_BYTES = 4 * 2**20
@@ -51,6 +53,54 @@ def _silent(stage: SaveStage) -> None:
     """Reports to nobody."""
 
 
+@dataclass(frozen=True)
+class Publication:
+    """How a checkpoint is published, once it is written.
+
+    Args:
+        facts: JSON-able values for the manifest, shown by `inspect-ckpt`.
+        is_best: Also move `BEST`.
+        max_recent: Keep this many of the highest steps, and whatever `LATEST` and `BEST` name;
+            None keeps all.
+        keep_every: Of the others, keep the multiples of so many steps.
+
+    Raises:
+        ValueError: `max_recent` is less than 1.
+    """
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    is_best: bool = False
+    max_recent: int | None = None
+    keep_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_recent is not None and self.max_recent < 1:
+            raise ValueError(f"max_recent is {self.max_recent}, but at least 1 checkpoint must stay")
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A save that `begin` has prepared, seen from one rank.
+
+    Args:
+        root: Directory of the run's checkpoints.
+        step: Optimisation steps done.
+        partial: The hidden directory that `begin` has made; the same one on every rank.
+        share: What this rank writes.
+        publication: Of rank 0; None on all others.
+        rank: This one.
+        writers: How many ranks write.
+    """
+
+    root: Path
+    step: int
+    partial: Path
+    share: Share
+    publication: Publication | None
+    rank: int = 0
+    writers: int = 1
+
+
 def save(
     root: Path,
     snapshot: Snapshot,
@@ -61,16 +111,15 @@ def save(
     keep_every: int | None = None,
     on_stage: Callable[[SaveStage], None] = _silent,
 ) -> Path:
-    """Writes `root/step_NNNNNN` and moves `LATEST` to it.
+    """Writes `root/step_NNNNNN` and moves `LATEST` to it: a whole checkpoint from one process.
 
     Args:
         root: Directory of the run's checkpoints; made if need be.
         snapshot: What to save.
-        facts: JSON-able values for the manifest, shown by `inspect-ckpt`.
-        is_best: Also move `BEST`.
-        max_recent: Keep this many of the highest steps, and whatever `LATEST` and `BEST` name;
-            None keeps all.
-        keep_every: Of the others, keep the multiples of so many steps.
+        facts: See `Publication`.
+        is_best: The same.
+        max_recent: The same.
+        keep_every: The same.
         on_stage: Is told each finished stage, for progress displays and for tests.
 
     Returns:
@@ -81,169 +130,128 @@ def save(
             Earlier checkpoints and links are as they were.
         ValueError: `max_recent` is less than 1.
     """
-    if max_recent is not None and max_recent < 1:
-        raise ValueError(f"max_recent is {max_recent}, but at least 1 checkpoint must stay")
-    final = root / layout.step_directory_name(snapshot.step)
-    partial = root / layout.partial_directory_name(snapshot.step, os.getpid())
-    links = (layout.LATEST, layout.BEST) if is_best else (layout.LATEST,)
+    publication = Publication(facts, is_best, max_recent, keep_every)
+    share = whole_share(snapshot)
+    partial = begin(root, snapshot.step, share.num_bytes)
+    return finish(Saving(root, snapshot.step, partial, share, publication), on_stage)
+
+
+def begin(root: Path, step: int, num_bytes: int) -> Path:
+    """Makes room for a checkpoint, and the hidden directory that it is written into.
+
+    Args:
+        root: Directory of the run's checkpoints; made if need be.
+        step: Optimisation steps done.
+        num_bytes: Size of all tensors of all ranks.
+
+    Raises:
+        CheckpointError: This step is saved there already, or the disk is too full.
+    """
+    final = root / layout.step_directory_name(step)
+    partial = root / layout.partial_directory_name(step, os.getpid())
     try:
-        _prepare(root, final, snapshot)
-        on_stage(SaveStage.PREPARED)
-        _write_files(partial, snapshot)
-        on_stage(SaveStage.TENSORS_WRITTEN)
-        _sync_files(partial)
-        on_stage(SaveStage.FILES_SYNCED)
-        write_manifest(partial, _manifest(partial, snapshot.step, facts))
-        durable.sync_directories(partial)
-        on_stage(SaveStage.MANIFEST_WRITTEN)
-        layout.announce_links(root, links, snapshot.step)
-        on_stage(SaveStage.ANNOUNCED)
-        partial.rename(final)
-        durable.sync_directory(root)
-        on_stage(SaveStage.RENAMED)
+        root.mkdir(parents=True, exist_ok=True)
         layout.settle_links(root)
-        on_stage(SaveStage.LINKED)
-    except (OSError, SafetensorError) as error:
-        _remove_tree(partial)
-        raise _write_error(root, final, error, _needed_bytes(snapshot)) from error
-    if max_recent is not None:
-        prune(root, max_recent, keep_every)
+        clear_debris(root)
+        make_way(final)
+        needed_bytes, free_bytes = num_bytes + _OVERHEAD_BYTES, shutil.disk_usage(root).free
+        if free_bytes < needed_bytes:
+            raise CheckpointError(
+                f"the checkpoint needs {needed_bytes:,} bytes, and the disk has {free_bytes:,} free",
+                where=str(final),
+                help="free some space, or keep fewer with checkpoint.max_recent_checkpoints",
+            )
+        partial.mkdir()
+    except OSError as error:
+        raise _write_error(root, final, error, num_bytes) from error
+    return partial
+
+
+def finish(saving: Saving, on_stage: Callable[[SaveStage], None] = _silent) -> Path:
+    """Writes this rank's share; on rank 0 it also waits for the others, and publishes the checkpoint.
+
+    Returns:
+        The new checkpoint directory; on other ranks than 0 it may not be there yet.
+
+    Raises:
+        CheckpointError: It could not be written, here or on another rank. Nothing is published; earlier
+            checkpoints and links are as they were.
+        PeerFailedError: On other ranks than 0: this one could not write its share, and rank 0 says so.
+        ValueError: A rank other than 0 was given a publication, or rank 0 none.
+    """
+    final = saving.root / layout.step_directory_name(saving.step)
+    if (saving.publication is None) != (saving.rank > 0):
+        raise ValueError("rank 0, and no other, publishes")
+    if saving.publication is None:
+        _write_for_others(saving, on_stage)
+        return final
+    try:
+        on_stage(SaveStage.PREPARED)
+        files = _write(saving, on_stage)
+        files |= collect_records(saving.partial, range(1, saving.writers))
+        shutil.rmtree(saving.partial / RECORDS, ignore_errors=saving.writers == 1)
+        _publish(saving, saving.publication, files, final, on_stage)
+    except OSError as error:
+        remove_tree(saving.partial)
+        raise _write_error(saving.root, final, error, saving.share.num_bytes) from error
+    except CheckpointError:
+        remove_tree(saving.partial)
+        raise
+    if saving.publication.max_recent is not None:
+        prune(saving.root, saving.publication.max_recent, saving.publication.keep_every)
     on_stage(SaveStage.PRUNED)
     return final
 
 
-def _prepare(root: Path, final: Path, snapshot: Snapshot) -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    layout.settle_links(root)
-    clear_debris(root)
-    _make_way(final)
-    needed_bytes = _needed_bytes(snapshot)
-    free_bytes = shutil.disk_usage(root).free
-    if free_bytes < needed_bytes:
-        raise CheckpointError(
-            f"the checkpoint needs {needed_bytes:,} bytes, and the disk has {free_bytes:,} free",
-            where=str(final),
-            help="free some space, or keep fewer with checkpoint.max_recent_checkpoints",
-        )
+def _write(saving: Saving, on_stage: Callable[[SaveStage], None]) -> dict[str, FileRecord]:
+    files = saving.share.write(saving.partial)
+    on_stage(SaveStage.TENSORS_WRITTEN)
+    saving.share.sync(saving.partial)
+    on_stage(SaveStage.FILES_SYNCED)
+    return files
 
 
-def _needed_bytes(snapshot: Snapshot) -> int:
-    return _OVERHEAD_BYTES + sum(
-        tensor.numel() * tensor.element_size() for _, tensors in _tensor_files(snapshot) for tensor in tensors.values()
-    )
-
-
-def clear_debris(root: Path) -> None:
-    """Removes what killed saves have left under hidden names; that of living processes stays."""
-    for path in root.iterdir():
-        owner = layout.partial_owner(path.name)
-        if owner is None or (owner != os.getpid() and _is_alive(owner)):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            _remove_tree(path)
-        else:
-            path.unlink()
-
-
-def _remove_tree(path: Path) -> None:
-    # A file that somebody reads over a network cannot always be removed. That must not stop a
-    # training; the name is hidden by now, and the next save tries again.
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
+def _write_for_others(saving: Saving, on_stage: Callable[[SaveStage], None]) -> None:
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+        leave_record(saving.partial, saving.rank, _write(saving, on_stage))
+    except (OSError, CheckpointError) as error:
+        leave_failure(saving.partial, saving.rank, str(error))
+        raise PeerFailedError(f"this rank could not write its part of the checkpoint: {error}") from error
 
 
-def _make_way(final: Path) -> None:
-    """Moves a broken checkpoint of this step aside; a good one is never overwritten."""
-    if not os.path.lexists(final):
-        return
-    if final.is_symlink() or not final.is_dir():
-        raise CheckpointError(
-            "this name is taken, and not by a checkpoint directory",
-            where=str(final),
-            help="move it away, or set checkpoint.checkpoint_dir to another directory",
-        )
-    if not examine(final).broken:
-        raise CheckpointError(
-            "there is a checkpoint of this step already",
-            where=str(final),
-            help="set checkpoint.checkpoint_dir to another directory, or continue from the last checkpoint with "
-            "`amcli resume`",
-        )
-    quarantine(final)
+def _publish(
+    saving: Saving,
+    publication: Publication,
+    files: dict[str, FileRecord],
+    final: Path,
+    on_stage: Callable[[SaveStage], None],
+) -> None:
+    links = (layout.LATEST, layout.BEST) if publication.is_best else (layout.LATEST,)
+    write_manifest(saving.partial, _manifest(saving.step, files, publication.facts))
+    durable.sync_directories(saving.partial)
+    on_stage(SaveStage.MANIFEST_WRITTEN)
+    layout.announce_links(saving.root, links, saving.step)
+    on_stage(SaveStage.ANNOUNCED)
+    saving.partial.rename(final)
+    durable.sync_directory(saving.root)
+    on_stage(SaveStage.RENAMED)
+    layout.settle_links(saving.root)
+    on_stage(SaveStage.LINKED)
 
 
-def quarantine(directory: Path) -> Path:
-    """Renames a broken checkpoint to `broken-<name>`, so that nothing takes it for a good one."""
-    for number in range(1, 1000):
-        aside = directory.with_name(f"{layout.BROKEN_PREFIX}{directory.name}" + (f"-{number}" if number > 1 else ""))
-        if not os.path.lexists(aside):
-            directory.rename(aside)
-            durable.sync_directory(directory.parent)
-            return aside
-    raise CheckpointError(f"there are 999 broken copies of {directory.name}", where=str(directory.parent))
-
-
-def _tensor_files(snapshot: Snapshot) -> list[tuple[str, dict[str, torch.Tensor]]]:
-    model = (layout.MODEL_FILE, snapshot.model_tensors)
-    if snapshot.is_weights_only:
-        return [model]
-    return [
-        model,
-        (layout.OPTIMIZER_FILE, snapshot.optim_tensors),
-        *(
-            (layout.rng_file(rank), tensors)
-            for rank, tensors in enumerate((snapshot.rng_tensors, *snapshot.peer_rng_tensors))
-        ),
-    ]
-
-
-def _write_files(partial: Path, snapshot: Snapshot) -> None:
-    texts = {
-        layout.CONFIG_FILE: snapshot.config_yaml,
-        layout.TRAIN_STATE_FILE: json.dumps(snapshot.train_state, indent=2) + "\n",
-    }
-    if snapshot.model_config is not None:
-        texts[layout.MODEL_CONFIG_FILE] = json.dumps(snapshot.model_config, indent=2) + "\n"
-    for directory in {(partial / name).parent for name in (*texts, *(name for name, _ in _tensor_files(snapshot)))}:
-        directory.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        (partial / name).write_text(text, encoding="utf-8", newline="\n")
-    for name, tensors in _tensor_files(snapshot):
-        # `format: pt` is what Hugging Face loaders look for before they read a file.
-        save_file(tensors, partial / name, metadata={"format": "pt"})
-        # safetensors makes files that only their owner may read; a checkpoint follows the umask like any other file.
-        shutil.copymode(partial / layout.CONFIG_FILE, partial / name)
-
-
-def _sync_files(partial: Path) -> None:
-    for path in partial.rglob("*"):
-        if path.is_file():
-            durable.sync_file(path)
-
-
-def _manifest(partial: Path, step: int, facts: dict[str, Any]) -> Manifest:
+def _manifest(step: int, files: dict[str, FileRecord], facts: dict[str, Any]) -> Manifest:
     return Manifest(
         amcli_version=__version__,
         step=step,
         saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        files=record_files(partial),
+        files=files,
         facts=facts,
     )
 
 
-def _write_error(root: Path, final: Path, error: OSError | SafetensorError, needed_bytes: int) -> CheckpointError:
-    # safetensors reports a full disk as text only; its wording carries the number of the error.
-    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)
-    space = f"; it needs {needed_bytes:,} bytes"
+def _write_error(root: Path, final: Path, error: OSError, num_bytes: int) -> CheckpointError:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    space = f"; it needs {num_bytes + _OVERHEAD_BYTES:,} bytes"
     if root.is_dir():
         space += f", and without it the disk has {shutil.disk_usage(root).free:,} free"
     return CheckpointError(
@@ -253,21 +261,3 @@ def _write_error(root: Path, final: Path, error: OSError | SafetensorError, need
         if is_full
         else "checkpoint.checkpoint_dir must be a directory that can be written to",
     )
-
-
-def prune(root: Path, max_recent: int, keep_every: int | None = None) -> None:
-    """Removes complete checkpoints beyond the `max_recent` highest steps, never `LATEST` or `BEST`.
-
-    Multiples of `keep_every` steps stay too: the milestones of a long run.
-    """
-    steps = {path: step for step, path in layout.list_steps(root) if layout.is_complete(path)}
-    complete = list(steps)
-    kept = {layout.read_link(root, name) for name in layout.LINKS} | set(complete[-max_recent:])
-    kept |= {path for path, step in steps.items() if keep_every is not None and step % keep_every == 0}
-    for path in complete:
-        if path not in kept:
-            # Under its hidden name first: a kill in the middle must not leave half a checkpoint.
-            doomed = root / f".{path.name}.tmp-{os.getpid()}"
-            with contextlib.suppress(OSError):
-                path.rename(doomed)
-            _remove_tree(doomed)

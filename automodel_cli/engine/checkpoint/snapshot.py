@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +24,18 @@ class Snapshot:
         rng_tensors: States of the random number generators of rank 0; empty for weights alone,
             whose optimizer state is then not saved either.
         peer_rng_tensors: Those of ranks 1, 2, ...; none for a process alone.
+        is_seen_by_all: Whether every rank of a run can read weights and optimizer state by itself.
     """
 
     step: int
     config_yaml: str
-    model_tensors: dict[str, Tensor]
+    model_tensors: Mapping[str, Tensor]
     model_config: dict[str, Any] | None
-    optim_tensors: dict[str, Tensor]
+    optim_tensors: Mapping[str, Tensor]
     train_state: dict[str, Any]
     rng_tensors: dict[str, Tensor]
     peer_rng_tensors: tuple[dict[str, Tensor], ...] = ()
+    is_seen_by_all: bool = False
 
     @property
     def is_weights_only(self) -> bool:

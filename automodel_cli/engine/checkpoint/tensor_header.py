@@ -17,6 +17,9 @@ from typing import Any
 from automodel_cli.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+# Where torch.distributed.checkpoint, and we, keep the place of each block of a file in its tensor.
+SHARDING_KEY = "DCP_SHARDING_INFO"
+OFFSETS_KEY = "saved_offsets"
 _MAX_DIMENSIONS = 64
 _LENGTH_BYTES = 8
 
@@ -52,8 +55,31 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a file says about its tensors.
+
+    Args:
+        tensors: By name.
+        offsets: Where each begins in the tensor that it is a block of; None for a file of whole tensors.
+    """
+
+    tensors: dict[str, TensorInfo]
+    offsets: dict[str, tuple[int, ...]] | None
+
+
 def read_tensor_header(path: Path) -> dict[str, TensorInfo]:
-    """All tensors of a safetensors file, by name.
+    """All tensors of a safetensors file, by name, each as it stands in the file.
+
+    Raises:
+        CheckpointError: The header contradicts the format, itself or the file's size.
+        OSError: The file cannot be read.
+    """
+    return read_header(path).tensors
+
+
+def read_header(path: Path) -> TensorHeader:
+    """All tensors of a safetensors file, and where they belong if they are blocks of larger ones.
 
     Raises:
         CheckpointError: The header contradicts the format, itself or the file's size.
@@ -73,13 +99,35 @@ def read_tensor_header(path: Path) -> dict[str, TensorInfo]:
         entries = json.loads(raw, object_pairs_hook=_without_repeats)
         if not isinstance(entries, dict):
             raise ValueError("it is not an object")
-        entries.pop("__metadata__", None)
+        metadata = entries.pop("__metadata__", None)
         spans = {name: _span(_short(name), entry) for name, entry in entries.items()}
+        offsets = _offsets(metadata, {name: tensor for name, (_, tensor) in spans.items()})
     except (ValueError, RecursionError) as error:
         raise _refused(path, str(error)) from None
     data_begin = _LENGTH_BYTES + header_bytes
     _check_offsets(path, spans, data_bytes=file_bytes - data_begin)
-    return {name: replace(tensor, begin=data_begin + begin) for name, (begin, tensor) in spans.items()}
+    tensors = {name: replace(tensor, begin=data_begin + begin) for name, (begin, tensor) in spans.items()}
+    return TensorHeader(tensors, offsets)
+
+
+def _offsets(metadata: Any, tensors: dict[str, TensorInfo]) -> dict[str, tuple[int, ...]] | None:
+    """Where each tensor begins in the one that it is a block of; None if the file says nothing about it.
+
+    Raises:
+        ValueError: It says so for some tensors only, or by something that is no position.
+    """
+    text = metadata.get(SHARDING_KEY) if isinstance(metadata, dict) else None
+    if text is None:
+        return None
+    places = json.loads(text) if isinstance(text, str) else None
+    found = {}
+    for name, tensor in tensors.items():
+        place = places.get(name) if isinstance(places, dict) else None
+        offsets: Any = place.get(OFFSETS_KEY) if isinstance(place, dict) else None
+        if not _are_sizes(offsets) or len(offsets) != len(tensor.shape):
+            raise ValueError(f"{_short(name)!r} has no place in its tensor ({SHARDING_KEY})")
+        found[name] = tuple(offsets)
+    return found
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

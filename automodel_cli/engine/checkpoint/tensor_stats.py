@@ -1,7 +1,7 @@
 """Numbers about the tensors of safetensors files, with numpy and without torch.
 
-Tensors are read a piece at a time, so the memory needed is that of a piece. They are read, not
-mapped: a file that shrinks under a map kills its reader.
+Tensors are read some rows at a time, and so the memory needed is that of some rows, whether they stand in
+one file or in many. They are read, not mapped: a file that shrinks under a map kills its reader.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from automodel_cli.engine.checkpoint.stored import Piece, StoredTensor
 from automodel_cli.engine.checkpoint.tensor_header import TensorInfo
+from automodel_cli.engine.distributed.region import Region
 
 _PIECE = 1 << 22  # elements; 32 MiB in float64
 _BINS = 16
@@ -61,20 +62,20 @@ class TensorStats:
     histogram: tuple[int, ...]
 
 
-def tensor_stats(name: str, info: TensorInfo, file: Path) -> TensorStats | None:
+def tensor_stats(name: str, tensor: StoredTensor) -> TensorStats | None:
     """Reads one tensor; None for a type that numpy has no values for (8 bits and less of floats).
 
     Args:
         name: Of the tensor.
-        info: From `read_tensor_header(file)`.
-        file: The safetensors file.
+        tensor: Where it stands.
     """
-    if info.begin is None or (info.dtype not in _PLAIN and info.dtype != "BF16"):
+    info = tensor.info
+    if not _is_readable(info):
         return None
     total = squares = 0.0
     low, high = math.inf, -math.inf
     num_nan = num_inf = num_finite = 0
-    for piece in _pieces(info, file):
+    for piece in _slabs(tensor):
         finite = piece[np.isfinite(piece)]
         num_nan += int(np.isnan(piece).sum())
         num_inf += int(np.isinf(piece).sum())
@@ -94,8 +95,8 @@ def tensor_stats(name: str, info: TensorInfo, file: Path) -> TensorStats | None:
         rms=math.sqrt(squares / num_finite) if known else None,
         num_nan=num_nan,
         num_inf=num_inf,
-        zero_rows=_zero_rows(info, file),
-        histogram=_histogram(info, file, low, high) if known else (),
+        zero_rows=_zero_rows(tensor),
+        histogram=_histogram(tensor, low, high) if known else (),
     )
 
 
@@ -119,17 +120,15 @@ def warnings(all_stats: Sequence[TensorStats]) -> list[str]:
     return found
 
 
-def relative_change(old: tuple[TensorInfo, Path], new: tuple[TensorInfo, Path]) -> float | None:
+def relative_change(old: StoredTensor, new: StoredTensor) -> float | None:
     """Norm of the difference over the norm of the old tensor; None if the types have no values, or the shapes differ.
 
     Infinite for a change from zero.
     """
-    (old_info, old_file), (new_info, new_file) = old, new
-    readable = all(info.begin is not None and (info.dtype in _PLAIN or info.dtype == "BF16") for info, _ in (old, new))
-    if old_info.shape != new_info.shape or not readable:
+    if old.shape != new.shape or not (_is_readable(old.info) and _is_readable(new.info)):
         return None
     change = base = 0.0
-    for before, after in zip(_pieces(old_info, old_file), _pieces(new_info, new_file), strict=True):
+    for before, after in zip(_slabs(old), _slabs(new), strict=True):
         change += float(np.square(after - before).sum())
         base += float(np.square(before).sum())
     if change == 0.0:
@@ -137,17 +136,38 @@ def relative_change(old: tuple[TensorInfo, Path], new: tuple[TensorInfo, Path]) 
     return math.sqrt(change / base) if base else math.inf
 
 
-def _pieces(info: TensorInfo, file: Path, step: int = _PIECE) -> Iterator[npt.NDArray[np.float64]]:
-    """The elements in order, as float64, `step` at a time."""
+def _is_readable(info: TensorInfo) -> bool:
+    return info.dtype in _PLAIN or info.dtype == "BF16"
+
+
+def _slabs(tensor: StoredTensor) -> Iterator[npt.NDArray[np.float64]]:
+    """The elements in order, as float64: whole rows, as many at a time as fit into a piece of memory."""
+    shape = tensor.shape or (1,)
+    columns = math.prod(shape[1:])
+    if not columns:
+        return
+    height = max(1, _PIECE // columns)
+    for first in range(0, shape[0], height):
+        slab = Region.whole(tensor.shape)
+        if tensor.shape:
+            slab = slab.rows(0, first, min(first + height, shape[0]))
+        content = np.empty(slab.sizes, dtype=np.float64)
+        for piece, common in tensor.pieces_of(slab):
+            content[common.within(slab)] = _rows(tensor.info, piece, common)
+        yield content
+
+
+def _rows(info: TensorInfo, piece: Piece, region: Region) -> npt.NDArray[np.float64]:
+    """Some whole rows of a piece."""
     dtype = np.dtype(_PLAIN.get(info.dtype, "<u2"))
-    with file.open("rb") as stream:
-        stream.seek(info.begin or 0)
-        for begin in range(0, info.num_elements, step):
-            wanted = min(step, info.num_elements - begin)
-            stored = np.frombuffer(stream.read(wanted * dtype.itemsize), dtype)
-            if stored.size != wanted:
-                raise OSError(f"{file} ends before its tensors do")
-            yield _values(stored, info.dtype)
+    row_bytes = math.prod(region.sizes[1:]) * dtype.itemsize
+    first = region.offsets[0] - piece.region.offsets[0] if region.offsets else 0
+    with piece.file.open("rb") as stream:
+        stream.seek(piece.begin + first * row_bytes)
+        stored = np.frombuffer(stream.read(region.num_elements * dtype.itemsize), dtype)
+    if stored.size != region.num_elements:
+        raise OSError(f"{piece.file} ends before its tensors do")
+    return _values(stored, info.dtype).reshape(region.sizes)
 
 
 def _values(stored: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float64]:
@@ -157,18 +177,16 @@ def _values(stored: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float64]:
     return stored.astype(np.float64)
 
 
-def _zero_rows(info: TensorInfo, file: Path) -> int:
-    if len(info.shape) != 2 or not info.num_elements:
+def _zero_rows(tensor: StoredTensor) -> int:
+    if len(tensor.shape) != 2 or not tensor.info.num_elements:
         return 0
-    columns = info.shape[1]
-    pieces = _pieces(info, file, step=max(1, _PIECE // columns) * columns)
-    return sum(int((~piece.reshape(-1, columns).any(axis=1)).sum()) for piece in pieces)
+    return sum(int((~slab.any(axis=1)).sum()) for slab in _slabs(tensor))
 
 
-def _histogram(info: TensorInfo, file: Path, low: float, high: float) -> tuple[int, ...]:
+def _histogram(tensor: StoredTensor, low: float, high: float) -> tuple[int, ...]:
     counts = np.zeros(_BINS, dtype=np.int64)
     # All elements equal: numpy would widen the range by itself, and so does this, by as much.
     span = (low, high) if high > low else (low - 0.5, high + 0.5)
-    for piece in _pieces(info, file):
-        counts += np.histogram(piece[np.isfinite(piece)], bins=_BINS, range=span)[0]
+    for slab in _slabs(tensor):
+        counts += np.histogram(slab[np.isfinite(slab)], bins=_BINS, range=span)[0]
     return tuple(counts.tolist())

@@ -3,10 +3,12 @@
 Nothing that a source contains is executed: safetensors cannot hold code, and pickled files are read
 by torch's restricted unpickler (`weights_only=True`), which refuses everything but tensors. Files
 that an index names must lie beside it. A checkpoint of ours is compared with its manifest first.
+Parts that the ranks of a run wrote, we or `torch.distributed.checkpoint`, are put together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,7 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from automodel_cli.engine.checkpoint import layout
+from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.manifest import MANIFEST_NAME, examine
+from automodel_cli.engine.checkpoint.stored import files_of_parts
 from automodel_cli.engine.checkpoint.tensor_index import indexed_files, json_object
 from automodel_cli.errors import CheckpointError
 
@@ -57,6 +61,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         CheckpointError: There are no weights, or they cannot be read safely.
     """
     place = model_directory(path)
+    parts = [] if place.is_file() else files_of_parts(place)
+    if parts:
+        return dict(LazyTensors(parts))
     tensors: dict[str, torch.Tensor] = {}
     for file in [place] if place.is_file() else _weight_files(place):
         for name, tensor in _read(file).items():
@@ -75,6 +82,22 @@ def read_model_config(path: Path) -> dict[str, Any] | None:
     place = model_directory(path)
     file = (place.parent if place.is_file() else place) / "config.json"
     return json_object(file) if file.is_file() else None
+
+
+def checkpoint_weights(directory: Path, names: Collection[str]) -> Mapping[str, torch.Tensor]:
+    """The weights of a checkpoint of ours, which stay in their files until they are asked for where that is possible.
+
+    Args:
+        directory: The checkpoint, compared with its manifest already.
+        names: The files of its manifest.
+
+    Raises:
+        CheckpointError: There are none, or they cannot be read safely.
+    """
+    files = [directory / name for name in layout.model_files(names)]
+    if not files:
+        raise CheckpointError("it has no weights", where=str(directory), help="use another checkpoint")
+    return _read(files[0]) if files[0].suffix in _PICKLED else LazyTensors(files)
 
 
 def _weight_files(directory: Path) -> list[Path]:

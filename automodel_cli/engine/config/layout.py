@@ -46,6 +46,11 @@ def degrees_of(section: DistributedSection, world_size: int) -> Degrees:
     return Degrees(replicate, dp // replicate, section.cp_size, section.tp_size)
 
 
+def is_sharded(section: DistributedSection, degrees: Degrees) -> bool:
+    """Whether a rank holds a part of the model only."""
+    return degrees.tp > 1 or (section.chosen_strategy() != "ddp" and degrees.dp_shard * degrees.cp > 1)
+
+
 def divisors(number: int) -> list[int]:
     """All divisors, ascending.
 

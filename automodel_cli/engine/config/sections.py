@@ -180,6 +180,12 @@ class CheckpointSection:
     enabled: bool = key("whether to save at all", default=True)
     checkpoint_dir: str = key("directory of this run's checkpoints", default="checkpoints")
     model_save_format: str = key("format of the weights", default="safetensors", choices=("safetensors",))
+    save_consolidated: str | bool = key(
+        "when ranks that each hold a part of the model write whole files instead of their parts: the weights of the "
+        "final checkpoint, every checkpoint by rank 0 alone, or, with false, never; others always write whole files",
+        default="final",
+        choices=("final", "every", False),
+    )
     max_recent_checkpoints: int | None = key(
         "how many to keep; LATEST and BEST always stay; null keeps all", default=None, minimum=1
     )

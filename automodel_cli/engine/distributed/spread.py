@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,11 +11,14 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
+from automodel_cli.engine.config.layout import is_sharded
 from automodel_cli.engine.config.sections import DistributedSection
 from automodel_cli.engine.distributed import fsdp2
 from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks
 from automodel_cli.engine.distributed.ddp import ReplicaSync
 from automodel_cli.engine.distributed.gather import Turn, like, rows_in_model_order, rows_in_rank_order, whole
+from automodel_cli.engine.distributed.parts import Part, TensorSource, own_parts, read_like
+from automodel_cli.engine.distributed.region import Region
 from automodel_cli.engine.distributed.team import Team
 from automodel_cli.engine.distributed.tensor_parallel import split_matrices
 from automodel_cli.engine.distributed.totals import loss_and_norm, scale_gradients
@@ -33,6 +36,8 @@ class Spread:
         attention: Attention over the ranks that share a sequence; None where nobody does.
         to_model_order: Rows of a whole tensor as the model has them.
         to_rank_order: Its inverse.
+        reordered: Names of the parameters whose rows stand in the order of the tensor-parallel ranks.
+        is_sharded: Whether a rank holds a part of the model only.
     """
 
     team: Team
@@ -42,6 +47,8 @@ class Spread:
     attention: AttentionOverRanks | None
     to_model_order: Turn
     to_rank_order: Turn
+    reordered: frozenset[str] = frozenset()
+    is_sharded: bool = False
 
     def in_words(self, section: DistributedSection) -> str:
         """The layout, for people."""
@@ -80,13 +87,48 @@ class Spread:
 
     def whole_model(self) -> dict[str, torch.Tensor]:
         """The model's whole tensors on the CPU, a tied one under its first name; empty on all ranks but 0."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, tensor in self.own_tensors().items():
+            self._gather(tensors, name, name, tensor)
+        return tensors
+
+    def own_tensors(self) -> dict[str, torch.Tensor]:
+        """The model's tensors as this rank holds them, a tied one under its first name."""
         seen: set[int] = set()
         tensors: dict[str, torch.Tensor] = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if id(tensor) not in seen:
                 seen.add(id(tensor))
-                self._gather(tensors, name, name, tensor.detach())
+                tensors[name] = tensor.detach()
         return tensors
+
+    def parts(self, tensors: Mapping[str, torch.Tensor], *, are_state: bool = False) -> list[Part]:
+        """What this rank writes of tensors that all ranks hold together.
+
+        Args:
+            tensors: Of the model, or with `are_state` of its optimizer; the same names on all ranks.
+            are_state: Whether names are `<parameter>.<state>`.
+        """
+        return own_parts(tensors, self.team.mesh, self.team.rank, self.reordered, owners=are_state)
+
+    def read_state(self, source: TensorSource, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """An optimizer's state as this rank holds it, read by itself from where all of it is.
+
+        Args:
+            source: As `whole_state` gave it.
+            names: Of everything in it.
+        """
+        parameters = dict(self.model.named_parameters())
+        found: dict[str, torch.Tensor] = {}
+        for name in names:
+            owner, shape = name.rpartition(".")[0], tuple(source.shape(name))
+            parameter = parameters.get(owner)
+            if parameter is not None and shape == parameter.shape:
+                ranks = self.team.degrees.tp if owner in self.reordered else 1
+                found[name] = read_like(source, name, parameter, ranks)
+            else:
+                found[name] = source.region(name, Region.whole(shape))
+        return found
 
     def whole_state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """An optimizer's named state, whole, on the CPU; empty on all ranks but 0."""
@@ -155,6 +197,8 @@ def spread(model: nn.Module, team: Team, section: DistributedSection) -> Spread:
         attention=attention,
         to_model_order=rows_in_model_order(reordered, degrees.tp),
         to_rank_order=rows_in_rank_order(reordered, degrees.tp),
+        reordered=reordered,
+        is_sharded=is_sharded(section, degrees),
     )
 
 

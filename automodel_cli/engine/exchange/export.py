@@ -10,20 +10,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from automodel_cli.engine import durable
 from automodel_cli.engine.checkpoint import layout
+from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.manifest import Manifest, examine, read_manifest
-from automodel_cli.engine.checkpoint.parameters import count_parameters
-from automodel_cli.engine.checkpoint.tensor_header import read_tensor_header
+from automodel_cli.engine.checkpoint.shard_file import write_tensors
+from automodel_cli.engine.checkpoint.weights import checkpoint_weights
 from automodel_cli.engine.exchange.logits import largest_difference
 from automodel_cli.engine.exchange.model_card import model_card
 from automodel_cli.engine.exchange.tokenizer_files import write_tokenizer
@@ -88,16 +87,17 @@ def export_checkpoint(
     try:
         partial.mkdir(parents=True)
         say("writing the weights")
-        stored = _write_weights(checkpoint / layout.MODEL_FILE, partial, dtype, max_shard_bytes)
+        tensors = checkpoint_weights(checkpoint, manifest.files)
+        stored = _write_weights(tensors, partial, dtype, max_shard_bytes)
         config = _write_configs(checkpoint, partial, stored)
         notes = _write_tokenizer(partial, manifest, config)
-        count = count_parameters(read_tensor_header(checkpoint / layout.MODEL_FILE), config)
+        num_parameters = sum(tensor.numel() for tensor in _sizes(tensors).values())
         config_yaml = (checkpoint / layout.CONFIG_FILE).read_text(encoding="utf-8")
         card = model_card(
             output.name,
             facts=manifest.facts,
             step=manifest.step,
-            num_parameters=count.total,
+            num_parameters=num_parameters,
             dtype=stored,
             config_yaml=config_yaml,
         )
@@ -110,7 +110,7 @@ def export_checkpoint(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     files = {path.name: path.stat().st_size for path in sorted(output.iterdir())}
-    return Exported(output, manifest.step, count.total, stored, files, difference, tuple(notes))
+    return Exported(output, manifest.step, num_parameters, stored, files, difference, tuple(notes))
 
 
 def _sound(checkpoint: Path) -> Manifest:
@@ -124,7 +124,7 @@ def _sound(checkpoint: Path) -> Manifest:
         raise CheckpointError(
             "its model is of a class of its own, for which transformers has no configuration",
             where=str(checkpoint),
-            help=f"the weights stand in {layout.MODEL_FILE}, under the names of the model's state dict",
+            help=f"the weights stand in {layout.MODEL_DIRECTORY}/, under the names of the model's state dict",
         )
     return manifest
 
@@ -142,21 +142,14 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
         raise UsageError(f"there is a model in {output} already", help="--overwrite replaces it")
 
 
-def _write_weights(source: Path, partial: Path, dtype: str | None, max_shard_bytes: int) -> str:
+def _write_weights(tensors: Mapping[str, torch.Tensor], partial: Path, dtype: str | None, max_shard_bytes: int) -> str:
     """Writes the weights shard by shard, so that one shard is in memory at a time; returns their type."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    with safe_open(source, framework="pt") as file:
-        names = list(file.keys())
-        # Sizes are what counts for the split: tensors on the meta device have sizes and no content.
-        header = read_tensor_header(source)
-        sizes = {name: _sized(file.get_slice(name).get_dtype(), header[name].shape, dtype) for name in names}
-        split = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_bytes)
-        for shard, members in split.filename_to_tensors.items():
-            tensors = {name: _as(file.get_tensor(name), dtype) for name in members}
-            save_file(tensors, partial / shard, metadata={"format": "pt"})
-            # safetensors makes files that only their owner may read; an export follows the umask.
-            (partial / shard).chmod(0o666 & ~_umask())
+    sizes = {name: _as(tensor, dtype) for name, tensor in _sizes(tensors).items()}
+    split = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_bytes)
+    for shard, members in split.filename_to_tensors.items():
+        write_tensors(partial / shard, {name: _as(tensors[name], dtype) for name in members})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         _write_json(partial / "model.safetensors.index.json", index)
@@ -164,20 +157,15 @@ def _write_weights(source: Path, partial: Path, dtype: str | None, max_shard_byt
     return str(max(set(floating), key=floating.count)).removeprefix("torch.")
 
 
-def _sized(stored: str, shape: tuple[int, ...], dtype: str | None) -> torch.Tensor:
-    own = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}.get(stored)
-    chosen = torch.uint8 if own is None else own if dtype is None else DTYPES[dtype]
-    return torch.empty(shape, dtype=chosen, device="meta")
+def _sizes(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same names with tensors on the meta device, which have sizes and no content."""
+    if isinstance(tensors, LazyTensors):
+        return {name: tensors.without_content(name) for name in tensors}
+    return {name: tensor.to("meta") for name, tensor in tensors.items()}
 
 
 def _as(tensor: torch.Tensor, dtype: str | None) -> torch.Tensor:
     return tensor.to(DTYPES[dtype]) if dtype is not None and tensor.is_floating_point() else tensor
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_configs(checkpoint: Path, partial: Path, stored: str) -> dict[str, Any]:

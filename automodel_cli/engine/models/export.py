@@ -8,7 +8,7 @@ the model has no place for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.config.suggest import hint
+from automodel_cli.engine.distributed.parts import Part
+from automodel_cli.engine.distributed.region import Region
 from automodel_cli.engine.models.gpt2 import GPT2Config, GPT2LMHeadModel
 from automodel_cli.errors import CheckpointError
 
@@ -55,13 +57,45 @@ def export_model(
         CheckpointError: The state dict holds something that is not a tensor.
     """
     tensors = _apart({name: _turned(model, name, tensor) for name, tensor in (state or _own_tensors(model)).items()})
-    if not isinstance(model, GPT2LMHeadModel):
-        return ExportedModel(tensors, _hugging_face_config(model))
+    return ExportedModel({**tensors, **_added(model)}, model_config(model, bos_id))
+
+
+def export_parts(model: nn.Module, parts: Iterable[Part], *, is_first: bool) -> list[Part]:
+    """One rank's parts of a model, under the names and in the layout of `export_model`.
+
+    Args:
+        model: Spread over the ranks.
+        parts: What this rank holds of its whole tensors.
+        is_first: Whether this rank adds what only the checkpoint has.
+    """
+    turned = []
+    for part in parts:
+        tensor = _turned(model, part.name, part.tensor)
+        # The place turns with the content.
+        region = part.region if tensor is part.tensor else part.region.transposed()
+        turned.append(Part(part.name, region, tensor))
+    added = _added(model) if is_first else {}
+    return turned + [Part(name, Region.whole(tensor.shape), tensor) for name, tensor in added.items()]
+
+
+def model_config(model: nn.Module, bos_id: int | None = None) -> dict[str, Any] | None:
+    """The contents of `config.json`, or None for a model that Hugging Face does not know.
+
+    Args:
+        model: May be spread over ranks.
+        bos_id: As for `export_model`.
+    """
+    if isinstance(model, GPT2LMHeadModel):
+        return _gpt2_config(model.config, model.transformer.wte.weight.dtype, bos_id)
+    return _hugging_face_config(model)
+
+
+def _added(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Hugging Face's GPT-2 always has biases; zeros are the same function."""
+    if not isinstance(model, GPT2LMHeadModel) or model.config.bias:
+        return {}
     dtype = model.transformer.wte.weight.dtype
-    if not model.config.bias:
-        # Hugging Face's GPT-2 always has biases; zeros are the same function.
-        tensors.update({name: torch.zeros(size, dtype=dtype) for name, size in _bias_sizes(model.config).items()})
-    return ExportedModel(tensors, _gpt2_config(model.config, dtype, bos_id))
+    return {name: torch.zeros(size, dtype=dtype) for name, size in _bias_sizes(model.config).items()}
 
 
 @torch.no_grad()

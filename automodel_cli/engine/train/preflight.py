@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -13,6 +17,7 @@ from automodel_cli.engine.checkpoint.run_lock import run_lock
 from automodel_cli.engine.config.builtin import embedded_corpus_directory
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.layout import Degrees, is_sharded
 from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.report import announce
 from automodel_cli.engine.observe.build import METRICS_FILE, TENSORBOARD_DIRECTORY
@@ -22,6 +27,8 @@ from automodel_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
     from automodel_cli.engine.distributed.team import Team
+
+_SHOWN_AFTER_SECONDS = 10.0
 
 
 @contextmanager
@@ -60,19 +67,28 @@ def run_begun(settings: Settings) -> bool:
 
 @contextmanager
 def on_ranks(
-    place: RankPlace, settings: Settings, prepared: Callable[[], AbstractContextManager[Any]]
+    place: RankPlace, settings: Settings, root: Path, prepared: Callable[[], AbstractContextManager[Any]]
 ) -> Iterator[Team | None]:
     """Joins the ranks of the run, if it has several, and enters a context on the first of them.
+
+    Args:
+        place: This process among them.
+        settings: The checked sections of the run.
+        root: Where the run saves.
+        prepared: Entered on rank 0.
 
     Yields:
         The ranks; None for a process alone.
 
     Raises:
-        AmcliError: The ranks cannot meet, or the context cannot be entered; then no rank goes on.
+        AmcliError: The ranks cannot meet, the context cannot be entered, or the ranks would each write a part of
+            a checkpoint and do not see the same directory; then no rank goes on.
     """
     with save_requests_ignored():
         announce(place)
         with _team(place, settings, prepared) as team:
+            if team is not None and writes_parts(settings, team.degrees):
+                check_shared_directory(root, team)
             yield team
 
 
@@ -89,6 +105,60 @@ def _team(
 
     with joined(place, settings) as team, team.entered_on_first(prepared):
         yield team
+
+
+def writes_parts(settings: Settings, degrees: Degrees) -> bool:
+    """Whether every rank writes a part of each checkpoint, into one directory."""
+    section = settings.checkpoint
+    return section.enabled and section.save_consolidated != "every" and is_sharded(settings.distributed, degrees)
+
+
+def check_shared_directory(root: Path, team: Team) -> None:
+    """Refuses ranks that do not see the directory of rank 0, before any work is done that could not be saved.
+
+    Raises:
+        CheckpointError: On rank 0: some rank does not see it.
+        PeerFailedError: On all others.
+    """
+    sign = root / f".seen-{os.getpid()}"
+
+    def left() -> str:
+        root.mkdir(parents=True, exist_ok=True)
+        # Its content tells it from a file of the same name on another machine.
+        sign.write_text(text := secrets.token_hex(16))
+        return text
+
+    wanted = team.tell(team.on_first(lambda: (sign, left())))
+    unseeing = team.collect("" if _appears(*wanted) else f"rank {team.rank} on {platform.node()}")
+    try:
+        team.on_first(lambda: _check_all_see(root, [text for text in unseeing or () if text]))
+    finally:
+        if team.rank == 0:
+            sign.unlink(missing_ok=True)
+
+
+def _appears(sign: Path, text: str) -> bool:
+    """Whether a file is there with this text; a network file system may take some seconds to show it."""
+    deadline = time.monotonic() + _SHOWN_AFTER_SECONDS
+    while True:
+        # Listing the directory makes a client look anew.
+        if sign.parent.is_dir() and any(path.name == sign.name for path in sign.parent.iterdir()):
+            return sign.read_text() == text
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+
+
+def _check_all_see(root: Path, unseeing: list[str]) -> None:
+    if unseeing:
+        some = ", ".join(unseeing[:4]) + (f" and {len(unseeing) - 4} more" if len(unseeing) > 4 else "")
+        raise CheckpointError(
+            "every rank writes its part of a checkpoint into this directory of rank 0's machine, and it is not seen by "
+            f"{some}",
+            where=str(root.absolute()),
+            help="set checkpoint.checkpoint_dir to a directory that all machines share,\n"
+            "        or --set checkpoint.save_consolidated=every: then rank 0 gathers and writes everything",
+        )
 
 
 def owned(settings: Settings, root: Path) -> AbstractContextManager[None]:

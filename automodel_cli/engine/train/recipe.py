@@ -258,12 +258,12 @@ def _assemble(
             state,
             parts.model,
             parts.optimizer,
+            section=settings.checkpoint,
             config_yaml=config_yaml,
             lr=schedule.lr(state.step - 1),
             placement=placement,
             is_best=is_best,
-            max_recent=settings.checkpoint.max_recent_checkpoints,
-            keep_every=settings.checkpoint.keep_every_steps,
+            is_last=state.step >= section.max_steps,
             spread=parts.spread,
         )
         sink.on_message(f"saved {directory}" + (", the best so far" if is_best else ""))

@@ -1,7 +1,7 @@
 """From a checkpoint to the live parts of a run, on one process or on many.
 
-Rank 0 reads; the others receive one tensor at a time and keep what they hold of it. So a run continues on
-any number of ranks, and needs no file system that all of them share.
+Where all ranks see the checkpoint, each reads what it holds. Elsewhere rank 0 reads; the others receive one
+tensor at a time and keep what they hold of it. Either way a run continues on any number of ranks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.models.export import import_tensors
 from automodel_cli.engine.optim.state import load_optimizer_state
@@ -25,15 +26,27 @@ if TYPE_CHECKING:
 
 
 def told(team: Team, snapshot: Snapshot | None) -> Snapshot:
-    """Rank 0's snapshot on every rank; elsewhere without weights and optimizer state, which come piece by piece.
+    """Rank 0's snapshot on every rank; weights and optimizer state only if each rank can read them by itself.
 
     Args:
         team: The ranks.
         snapshot: None on all ranks but 0.
     """
-    small = None if snapshot is None else replace(snapshot, model_tensors={}, optim_tensors={})
+    small = None
+    if snapshot is not None:
+        weights, state = (
+            tensors if isinstance(tensors, LazyTensors) else {}
+            for tensors in (snapshot.model_tensors, snapshot.optim_tensors)
+        )
+        is_lazy = len(weights) == len(snapshot.model_tensors)
+        small = replace(snapshot, model_tensors=weights, optim_tensors=state, is_seen_by_all=is_lazy)
     received = team.tell(small)
-    return received if snapshot is None else snapshot
+    sources = [item for item in (received.model_tensors, received.optim_tensors) if isinstance(item, LazyTensors)]
+    sees = received.is_seen_by_all and all(source.can_be_read() for source in sources)
+    if team.any(not sees):
+        received = replace(received, model_tensors={}, optim_tensors={}) if snapshot is None else snapshot
+        return replace(received, is_seen_by_all=False)
+    return received
 
 
 def load_weights(model: nn.Module, snapshot: Snapshot, team: Team | None) -> None:
@@ -42,7 +55,7 @@ def load_weights(model: nn.Module, snapshot: Snapshot, team: Team | None) -> Non
     Raises:
         CheckpointError: They are of another architecture.
     """
-    if team is None:
+    if team is None or snapshot.is_seen_by_all:
         import_tensors(model, snapshot.model_tensors)
     else:
         import_tensors(model, dict(team.shared(snapshot.model_tensors if team.rank == 0 else None)))
@@ -57,7 +70,9 @@ def load_optimizer(
         CheckpointError: It belongs to another model or optimizer.
     """
     tensors = snapshot.optim_tensors
-    if spread is not None:
+    if spread is not None and isinstance(tensors, LazyTensors) and snapshot.is_seen_by_all:
+        tensors = spread.read_state(tensors, tensors)
+    elif spread is not None:
         tensors = spread.own_state(tensors if spread.team.rank == 0 else None)
     load_optimizer_state(optimizer, model, tensors)
 

@@ -1,9 +1,13 @@
-"""From the live parts of a run to a checkpoint on disk."""
+"""From the live parts of a run to a checkpoint on disk.
+
+In two halves: `begin_saving` takes what this rank has to write out of the live parts, and is where the ranks talk
+to each other; `finish_saving` writes it and publishes, and only files pass between the ranks.
+"""
 
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +16,11 @@ from torch import nn
 
 from automodel_cli import __version__
 from automodel_cli.engine.checkpoint import layout
-from automodel_cli.engine.checkpoint.save import save
+from automodel_cli.engine.checkpoint.save import Publication, Saving, begin, finish
+from automodel_cli.engine.checkpoint.share import Share, TensorFile, files_of_parts, texts_of, whole_share
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
-from automodel_cli.engine.models.export import export_model
+from automodel_cli.engine.config.sections import CheckpointSection
+from automodel_cli.engine.models.export import export_model, export_parts, model_config
 from automodel_cli.engine.observe.code_version import code_version
 from automodel_cli.engine.optim.state import optimizer_state_tensors
 from automodel_cli.engine.train.device import Placement
@@ -30,64 +36,167 @@ def save_run(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
+    section: CheckpointSection,
     config_yaml: str,
     lr: float,
     placement: Placement,
     is_best: bool,
-    max_recent: int | None,
-    keep_every: int | None,
+    is_last: bool,
     spread: Spread | None = None,
 ) -> Path:
     """Saves everything that a resumed run needs, and returns the checkpoint's directory.
 
-    Of several ranks all must call it: rank 0 gathers the whole tensors, one by one, and writes them.
+    Of several ranks all must call it.
 
     Args:
         root: Directory of the run's checkpoints.
         state: Progress, written as it is.
         model: Written under Hugging Face names.
         optimizer: Its state is written under the names of the model's parameters.
+        section: What is written whole, and which checkpoints stay.
         config_yaml: The run's configuration as text.
         lr: Learning rate of the last step; shown by `inspect-ckpt`.
         placement: Where the run computes; shown by `inspect-ckpt`.
         is_best: Whether `BEST` moves too.
-        max_recent: How many checkpoints to keep; None keeps all.
-        keep_every: Of the others, keep the multiples of so many steps.
+        is_last: Whether the run is complete with this step.
         spread: How the model lies on the ranks; None for a process alone.
 
     Raises:
         CheckpointError: It cannot be written.
-        PeerFailedError: Rank 0 could not write it.
+        PeerFailedError: Another rank says so.
     """
-    directory = root / layout.step_directory_name(state.step)
-    optim_tensors = optimizer_state_tensors(optimizer, model)
-    generators: list[dict[str, torch.Tensor]] | None = [rng_tensors()]
-    model_state = None
-    if spread is not None:
-        model_state, optim_tensors = spread.whole_model(), spread.whole_state(optim_tensors)
-        generators = spread.team.collect(rng_tensors())
+    publication = Publication(
+        facts=_facts(state, lr, placement, spread),
+        is_best=is_best,
+        max_recent=section.max_recent_checkpoints,
+        keep_every=section.keep_every_steps,
+    )
+    parts = LiveParts(state, model, optimizer, config_yaml, spread)
+    saving = begin_saving(root, parts, publication, section, is_last=is_last)
+    if spread is None:
+        finish_saving(saving)
+    else:
+        # Nobody takes the next step before all have written what the step would change.
+        spread.team.together(lambda: finish_saving(saving))
+    return root / layout.step_directory_name(state.step)
 
-    def write() -> None:
-        exported = export_model(model, state.tokenizer["bos_id"] if state.tokenizer else None, model_state)
-        own, *others = generators or []
-        snapshot = Snapshot(
-            step=state.step,
-            config_yaml=config_yaml,
+
+@dataclass(frozen=True)
+class LiveParts:
+    """The live parts of a run that a checkpoint is made of."""
+
+    state: TrainState
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    config_yaml: str
+    spread: Spread | None
+
+    def snapshot(self, **tensors: Any) -> Snapshot:
+        """With the files that are no tensors."""
+        return Snapshot(
+            step=self.state.step,
+            config_yaml=self.config_yaml,
+            model_config=model_config(self.model, self.bos_id),
+            train_state=self.state.to_dict(),
+            **tensors,
+        )
+
+    @property
+    def bos_id(self) -> int | None:
+        """Of the data's tokenizer."""
+        return self.state.tokenizer["bos_id"] if self.state.tokenizer else None
+
+
+def begin_saving(
+    root: Path, parts: LiveParts, publication: Publication, section: CheckpointSection, *, is_last: bool
+) -> Saving | None:
+    """What this rank has to write; the ranks talk to each other here, and not after.
+
+    The tensors may be the live ones: they are as now until the next step.
+
+    Returns:
+        None on a rank that writes nothing.
+
+    Raises:
+        CheckpointError: There is no room for it.
+        PeerFailedError: Rank 0 says so.
+    """
+    model, spread, step = parts.model, parts.spread, parts.state.step
+    state_tensors = optimizer_state_tensors(parts.optimizer, model)
+    if spread is None:
+        exported = export_model(model, parts.bos_id)
+        snapshot = parts.snapshot(
+            model_tensors=exported.tensors, optim_tensors=state_tensors, rng_tensors=rng_tensors()
+        )
+        share = whole_share(snapshot)
+        return Saving(root, step, begin(root, step, share.num_bytes), share, publication)
+    team, own = spread.team, spread.own_tensors()
+    # The numbers of elements are those of whole tensors, on every rank.
+    num_bytes = sum(item.numel() * item.element_size() for item in (*own.values(), *state_tensors.values()))
+    partial = team.tell(team.on_first(lambda: begin(root, step, num_bytes)))
+    if not spread.is_sharded or section.save_consolidated == "every":
+        whole = spread.whole_model(), spread.whole_state(state_tensors), team.collect(rng_tensors())
+        if team.rank > 0:
+            return None
+        share = _gathered_share(parts, *whole)
+        return Saving(root, step, partial, share, publication)
+    share = _own_share(parts, state_tensors, is_consolidated=is_last and section.save_consolidated == "final")
+    is_first = team.rank == 0
+    return Saving(
+        root, step, partial, share, publication if is_first else None, rank=team.rank, writers=team.place.world_size
+    )
+
+
+def finish_saving(saving: Saving | None) -> None:
+    """Writes what this rank has to write, and on rank 0 publishes the checkpoint; sends no messages.
+
+    Raises:
+        CheckpointError: It cannot be written.
+        PeerFailedError: On other ranks than 0: this one could not write its part, and rank 0 says so.
+    """
+    if saving is not None:
+        finish(saving)
+
+
+def _gathered_share(
+    parts: LiveParts,
+    model_tensors: dict[str, torch.Tensor],
+    optim_tensors: dict[str, torch.Tensor],
+    generators: list[dict[str, torch.Tensor]] | None,
+) -> Share:
+    """Everything, on rank 0."""
+    own, *others = generators or [rng_tensors()]
+    exported = export_model(parts.model, parts.bos_id, model_tensors)
+    return whole_share(
+        parts.snapshot(
             model_tensors=exported.tensors,
-            model_config=exported.config,
             optim_tensors=optim_tensors,
-            train_state=state.to_dict(),
             rng_tensors=own,
             peer_rng_tensors=tuple(others),
         )
-        facts = _facts(state, lr, placement, spread)
-        save(root, snapshot, facts=facts, is_best=is_best, max_recent=max_recent, keep_every=keep_every)
+    )
 
+
+def _own_share(parts: LiveParts, state_tensors: dict[str, torch.Tensor], *, is_consolidated: bool) -> Share:
+    """This rank's part of everything; with `is_consolidated`, rank 0 has the whole weights instead of parts."""
+    model, spread = parts.model, parts.spread
     if spread is None:
-        write()
+        raise ValueError("a process alone has no part of anything")
+    rank = spread.team.rank
+    generators = rng_tensors()
+    files = [
+        *files_of_parts(layout.OPTIMIZER_FILE, rank, spread.parts(state_tensors, are_state=True)),
+        TensorFile(layout.rng_file(rank), generators),
+    ]
+    if is_consolidated:
+        gathered = spread.whole_model()
+        if rank == 0:
+            files.append(TensorFile(layout.MODEL_FILE, export_model(model, parts.bos_id, gathered).tensors))
     else:
-        spread.team.on_first(write)
-    return directory
+        own = export_parts(model, spread.parts(spread.own_tensors()), is_first=rank == 0)
+        files += files_of_parts(layout.MODEL_FILE, rank, own)
+    snapshot = parts.snapshot(model_tensors={}, optim_tensors={}, rng_tensors=generators)
+    return Share(texts_of(snapshot) if rank == 0 else {}, tuple(files))
 
 
 def _facts(state: TrainState, lr: float, placement: Placement, spread: Spread | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def stats(tmp_path):
     def run(tensors):
         save_file(tensors, tmp_path / "x.safetensors")
         found = read_foreign(tmp_path / "x.safetensors")
-        return {name: tensor_stats(name, info, found.files[name]) for name, info in found.tensors.items()}
+        return {name: tensor_stats(name, tensor) for name, tensor in found.stored.items()}
 
     return run
 
@@ -91,7 +91,7 @@ def test_a_file_that_shrank_is_an_error_not_a_crash(tmp_path):
         file.truncate(200)
 
     with pytest.raises(OSError, match="ends before"):
-        tensor_stats("w", found.tensors["w"], found.files["w"])
+        tensor_stats("w", found.stored["w"])
 
 
 def test_differences_by_layer(tmp_path):

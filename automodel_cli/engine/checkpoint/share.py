@@ -1,0 +1,119 @@
+"""What one process writes of a checkpoint: texts and files of tensors, and how they get onto the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from automodel_cli.engine import durable
+from automodel_cli.engine.checkpoint import layout
+from automodel_cli.engine.checkpoint.manifest import FileRecord
+from automodel_cli.engine.checkpoint.shard_file import write_tensors
+from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.engine.distributed.parts import Part
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """One file of tensors.
+
+    Args:
+        name: Its path relative to the checkpoint.
+        tensors: By name; they may be the live ones of a model, so they are written before its next step.
+        offsets: Where each begins in the tensor that it is a block of; None for whole tensors.
+    """
+
+    name: str
+    tensors: Mapping[str, torch.Tensor]
+    offsets: Mapping[str, tuple[int, ...]] | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process writes; several of them, of the ranks of a run, make up a checkpoint.
+
+    Args:
+        texts: Content of text files by path.
+        files: Of tensors.
+    """
+
+    texts: Mapping[str, str]
+    files: tuple[TensorFile, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tensors."""
+        return sum(tensor.numel() * tensor.element_size() for file in self.files for tensor in file.tensors.values())
+
+    def write(self, directory: Path) -> dict[str, FileRecord]:
+        """Writes all files below a directory, and gives size and hash of each; `sync` puts them onto the disk.
+
+        Raises:
+            OSError: One cannot be written.
+        """
+        records = {}
+        for name in (*self.texts, *(file.name for file in self.files)):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        for name, text in self.texts.items():
+            content = text.encode()
+            (directory / name).write_bytes(content)
+            records[name] = FileRecord(len(content), hashlib.sha256(content).hexdigest())
+        for file in self.files:
+            records[file.name] = write_tensors(directory / file.name, file.tensors, file.offsets)
+        return records
+
+    def sync(self, directory: Path) -> None:
+        """Returns once the disk has all files that `write` wrote."""
+        for name in (*self.texts, *(file.name for file in self.files)):
+            durable.sync_file(directory / name)
+
+
+def whole_share(snapshot: Snapshot) -> Share:
+    """A whole checkpoint, written by one process."""
+    files = [TensorFile(layout.MODEL_FILE, snapshot.model_tensors)]
+    if not snapshot.is_weights_only:
+        files.append(TensorFile(layout.OPTIMIZER_FILE, snapshot.optim_tensors))
+        generators = (snapshot.rng_tensors, *snapshot.peer_rng_tensors)
+        files += [TensorFile(layout.rng_file(rank), tensors) for rank, tensors in enumerate(generators)]
+    return Share(texts_of(snapshot), tuple(files))
+
+
+def texts_of(snapshot: Snapshot) -> dict[str, str]:
+    """The files that are no tensors."""
+    texts = {
+        layout.CONFIG_FILE: snapshot.config_yaml,
+        layout.TRAIN_STATE_FILE: json.dumps(snapshot.train_state, indent=2) + "\n",
+    }
+    if snapshot.model_config is not None:
+        texts[layout.MODEL_CONFIG_FILE] = json.dumps(snapshot.model_config, indent=2) + "\n"
+    return texts
+
+
+def files_of_parts(whole: str, rank: int, parts: Iterable[Part]) -> list[TensorFile]:
+    """One rank's blocks of tensors as files; further blocks of a tensor lie in further files.
+
+    Args:
+        whole: `layout.MODEL_FILE` or `layout.OPTIMIZER_FILE`.
+        rank: Who writes them.
+        parts: Of any number of tensors.
+    """
+    files: list[dict[str, Part]] = []
+    for part in parts:
+        free = next((file for file in files if part.name not in file), None)
+        if free is None:
+            files.append(free := {})
+        free[part.name] = part
+    return [
+        TensorFile(
+            layout.part_file(whole, rank, number),
+            {name: part.tensor for name, part in file.items()},
+            {name: part.region.offsets for name, part in file.items()},
+        )
+        for file, number in zip(files, itertools.count(1), strict=False)
+    ]

@@ -1,0 +1,165 @@
+"""Which part of every tensor this rank writes into a checkpoint, and which part it reads from one.
+
+What several ranks hold alike is written by one of them, and large tensors by all of them in equal parts: so
+every rank writes about as much. All of it follows from the layout; the ranks need not talk about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.placement_types import Placement, _StridedShard
+
+from automodel_cli.engine.distributed.region import Region, rows_in_model_order
+
+# Smaller tensors are written whole by one of their holders: a piece costs a line in a header.
+_WORTH_DIVIDING = 2**16  # elements
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block of a tensor.
+
+    Args:
+        name: Of the whole tensor.
+        region: Where it stands in the whole.
+        tensor: Its content, of the region's sizes.
+    """
+
+    name: str
+    region: Region
+    tensor: torch.Tensor
+
+
+class TensorSource(Protocol):
+    """Where parts of tensors are read from, such as the files of a checkpoint."""
+
+    def shape(self, name: str) -> Sequence[int]:
+        """Of a whole tensor."""
+
+    def region(self, name: str, region: Region) -> torch.Tensor:
+        """A part of a tensor, on the CPU."""
+
+
+def own_region(tensor: torch.Tensor) -> Region:
+    """What this rank holds of a tensor.
+
+    From the last dimension of the mesh to the first: a tensor-parallel part is sharded further, not the other way.
+    """
+    region = Region.whole(tensor.shape)
+    if isinstance(tensor, DTensor):
+        mesh = tensor.device_mesh
+        for dimension in reversed(range(mesh.ndim)):
+            axis = _axis(tensor.placements[dimension])
+            if axis is not None:
+                region = region.chunk(axis, mesh.get_local_rank(dimension), mesh.size(dimension))
+    return region
+
+
+def own_parts(
+    tensors: Mapping[str, torch.Tensor], mesh: DeviceMesh, rank: int, reordered: frozenset[str], owners: bool = False
+) -> list[Part]:
+    """What this rank writes of some tensors, in the order of the model.
+
+    Every element of every tensor is in the part of exactly one rank, if all ranks ask with the same names.
+
+    Args:
+        tensors: Whole, or sharded over a part of `mesh`.
+        mesh: All ranks of the run.
+        rank: This one.
+        reordered: Names of parameters whose rows stand in the order of the tensor-parallel ranks.
+        owners: Whether the names are those of an optimizer's state, `<parameter>.<state>`.
+    """
+    found = []
+    for number, (name, tensor) in enumerate(tensors.items()):
+        held = own_region(tensor)
+        if tensor.numel() == 0:
+            mine = held if rank == 0 else None  # it is held alike by all, and stands in a checkpoint once
+        else:
+            mine = _share(held, number, *_replica(tensor, mesh, rank))
+        if mine is None:
+            continue
+        local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+        content = local[mine.within(held)] if local.dim() else local
+        owner = name.rpartition(".")[0] if owners else name
+        if owner not in reordered or not local.dim():
+            found.append(Part(name, mine, content))
+            continue
+        begin = 0
+        for region in rows_in_model_order(mine, tensor.shape[0], _tensor_parallel_ranks(mesh)):
+            rows = region.sizes[0]
+            found.append(Part(name, region, content[begin : begin + rows]))
+            begin += rows
+    return found
+
+
+def read_like(source: TensorSource, name: str, model: torch.Tensor, reordered_over: int = 1) -> torch.Tensor:
+    """A stored tensor, sharded as `model` is: this rank reads its own part, and nothing else.
+
+    Args:
+        source: Holds the whole tensor, of the shape of `model`, in the order of the model.
+        name: Of the stored tensor.
+        model: How it is wanted; its type does not matter.
+        reordered_over: Tensor-parallel ranks, if the rows of `model` stand in their order.
+    """
+    mine = own_region(model)
+    places = [mine]
+    if reordered_over > 1 and mine.num_elements:
+        places = rows_in_model_order(mine, model.shape[0], reordered_over)
+    read = [source.region(name, place) for place in places]
+    local = torch.cat(read) if len(read) > 1 else read[0]
+    return wrapped(local, model)
+
+
+def wrapped(local: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+    """This rank's part as one tensor with those of the other ranks, sharded as `model` is."""
+    if not isinstance(model, DTensor):
+        return local
+    local = local.contiguous().to(model.to_local().device)
+    return DTensor.from_local(
+        local, model.device_mesh, model.placements, run_check=False, shape=model.shape, stride=model.stride()
+    )
+
+
+def _tensor_parallel_ranks(mesh: DeviceMesh) -> int:
+    return int(mesh.mesh.shape[-1])
+
+
+def _axis(placement: Placement) -> int | None:
+    """The dimension of a tensor that a placement cuts; None for one that leaves it whole."""
+    return placement.dim if isinstance(placement, (Shard, _StridedShard)) else None
+
+
+def _replica(tensor: torch.Tensor, mesh: DeviceMesh, rank: int) -> tuple[int, int]:
+    """This rank's number among those that hold the same part, and how many they are."""
+    here = (mesh.mesh == rank).nonzero()[0]
+    cut = torch.zeros_like(here, dtype=torch.bool)
+    if isinstance(tensor, DTensor):
+        own = tensor.device_mesh
+        place = tuple(
+            slice(None) if _axis(tensor.placements[dimension]) is not None else own.get_local_rank(dimension)
+            for dimension in range(own.ndim)
+        )
+        for peer in own.mesh[place].reshape(-1).tolist():
+            cut |= (mesh.mesh == peer).nonzero()[0] != here
+    index, count = 0, 1
+    for is_cut, own_place, size in zip(cut.tolist(), here.tolist(), mesh.mesh.shape, strict=True):
+        if not is_cut:
+            index, count = index * size + own_place, count * size
+    return index, count
+
+
+def _share(held: Region, number: int, replica: int, replicas: int) -> Region | None:
+    """The part of a region that one of its holders writes; None for nothing."""
+    if held.num_elements >= _WORTH_DIVIDING:
+        mine = held.chunk(0, replica, replicas)
+    else:
+        if number % replicas != replica:
+            return None
+        mine = held
+    return mine if mine.num_elements else None

@@ -1,0 +1,145 @@
+"""One rank of the test of sharded saves: saves every case in parts and whole, and compares what is read back.
+
+Started by test_sharded_saves.py as `python shard_ranks.py STORE RANK WORLD CASES OUT`; not a test itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.config.layout import degrees_of
+from automodel_cli.engine.config.sections import CheckpointSection, DistributedSection
+from automodel_cli.engine.distributed import parts
+from automodel_cli.engine.distributed.environment import RankPlace
+from automodel_cli.engine.distributed.spread import spread
+from automodel_cli.engine.distributed.team import DIMENSIONS, Team
+from automodel_cli.engine.models.gpt2 import build_gpt2_model
+from automodel_cli.engine.optim import muon
+from automodel_cli.engine.optim.build import build_optimizer
+from automodel_cli.engine.optim.state import optimizer_state_tensors
+from automodel_cli.engine.train.device import place as placed
+from automodel_cli.engine.train.objective import objective_of
+from automodel_cli.engine.train.saving import save_run
+from automodel_cli.engine.train.state import TrainState
+from automodel_cli.engine.train.step import train_step
+
+T, V = 8, 61  # a vocabulary that no number of ranks divides
+# Small tensors are divided among those who hold them, too: there are no others in a test.
+parts._WORTH_DIVIDING = 64  # type: ignore[misc]
+
+
+def build(kind: str) -> nn.Module:
+    torch.manual_seed(3)
+    if kind.startswith("gpt2"):
+        sizes = {"vocab_size": V, "n_positions": T, "n_embd": 16, "n_layer": 1, "n_head": 4}
+        return build_gpt2_model(**sizes, bias=kind == "gpt2")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=V, num_key_value_heads=4, max_position_embeddings=T, **sizes))
+
+
+def equal(ours: Any, theirs: Any) -> bool:
+    """The same names, types and bits."""
+    return set(ours) == set(theirs) and all(
+        ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in theirs
+    )
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def saved(case: dict[str, Any], team: Team, root: Path) -> dict[str, Any]:
+    """Trains one step, saves twice, and says what differs; the comparison of files is rank 0's."""
+    model = build(case["model"])
+    objective = objective_of(None, model, splits_head=team.degrees.tp > 1)
+    section = DistributedSection(**case["layout"])
+    layout = spread(model, team, section)
+    kind, settings = (
+        (muon.MuonWithAdamW, {"lr": 0.02, "adamw_lr": 1e-3}) if case["optimizer"] == "muon" else (torch.optim.AdamW, {})
+    )
+    optimizer = build_optimizer(kind, settings, model)
+    ids = np.random.default_rng(0).integers(0, V, (1, T + 1))
+    train_step(
+        model,
+        objective,
+        optimizer,
+        [team.part_of_sequence({"input_ids": ids[:, :-1], "labels": ids[:, 1:]})],
+        device=torch.device("cpu"),
+        lr=1e-3,
+        max_norm=1.0,
+        autocast_dtype=None,
+        spread=layout,
+        num_label_tokens=T * team.degrees.dp,
+    )
+    placement = placed("cpu", "fp32", 1)
+    for kind_of_save in ("every", False):
+        save_run(
+            root / str(kind_of_save),
+            TrainState(step=1),
+            model,
+            optimizer,
+            section=CheckpointSection(save_consolidated=kind_of_save),
+            config_yaml="seed: 1\n",
+            lr=1e-3,
+            placement=placement,
+            is_best=False,
+            is_last=True,
+            spread=layout,
+        )
+    whole, sharded = (load(root / name / "step_000001") for name in ("every", "False"))
+    own = optimizer_state_tensors(optimizer, model)
+    read = layout.read_state(sharded.optim_tensors, sharded.optim_tensors)
+    own_state_is_equal = equal({n: local(t) for n, t in read.items()}, {n: local(t) for n, t in own.items()})
+    sizes = [
+        sum(path.stat().st_size for path in (root / "False").glob(f"step_000001/[mo]*/*_rank{rank}*.safetensors"))
+        for rank in range(team.place.world_size)
+    ]
+    return {
+        "weights": equal(sharded.model_tensors, whole.model_tensors),
+        "state": equal(sharded.optim_tensors, whole.optim_tensors),
+        "own state": not team.any(not own_state_is_equal),
+        "config": sharded.model_config == whole.model_config,
+        "generators": len(sharded.peer_rng_tensors) + 1 == team.place.world_size,
+        "bytes by rank": sizes,
+    }
+
+
+def main() -> None:
+    store, rank, world, cases, out = sys.argv[1:]
+    torch.set_num_threads(1)
+    place = RankPlace(int(rank), int(world), int(rank), int(world), launcher="torchrun")
+    dist.init_process_group(
+        "gloo",
+        store=dist.FileStore(store, int(world)),
+        rank=int(rank),
+        world_size=int(world),
+        timeout=timedelta(seconds=60),
+    )
+    results = {}
+    for number, (name, case) in enumerate(json.loads(Path(cases).read_text()).items()):
+        degrees = degrees_of(DistributedSection(**case["layout"]), place.world_size)
+        sizes = (degrees.dp_replicate, degrees.dp_shard, degrees.cp, degrees.tp)
+        team = Team(place, degrees, init_device_mesh("cpu", sizes, mesh_dim_names=DIMENSIONS), torch.device("cpu"))
+        results[name] = saved(case, team, Path(out).with_name(f"case{number}"))
+    if place.rank == 0:
+        Path(out).write_text(json.dumps(results))
+    os._exit(0)  # a case that failed may have left a peer in a collective
+
+
+if __name__ == "__main__":
+    main()
