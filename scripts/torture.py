@@ -127,17 +127,20 @@ class Watch:
     def install(self) -> None:
         from automodel_cli.engine.train import saving
 
-        real = saving.save
+        begin, finish = saving.begin, saving.finish
 
-        def save(root: Path, snapshot: Any, **options: Any) -> Path:
+        def begun(*arguments: Any) -> Path:
             self._saves, self._inside = self._saves + 1, True
             self._calls.clear()
-            path = real(root, snapshot, on_stage=lambda stage: self._stage(stage.name, snapshot.step), **options)
+            return begin(*arguments)
+
+        def finished(one: Any) -> Path:
+            path = finish(one, lambda stage: self._stage(stage.name, one.step))
             self._inside = False
             note(self._root, "calls", json.dumps(self._calls))
             return path
 
-        saving.save = save
+        saving.begin, saving.finish = begun, finished
         for name in OPERATIONS:
             setattr(os, name, self._around(name, getattr(os, name)))
 
