@@ -43,6 +43,8 @@ class BatchReader:
         if vocab_size is not None and isinstance(dataset, BoundsTokens):
             _check_bound(dataset, vocab_size)
         self._dataset = dataset
+        # Asked once: to look for the members of a protocol takes as long as reading a small batch.
+        self._gather = dataset.gather if isinstance(dataset, GatherDataset) else None
         self._vocab_size = vocab_size
 
     def read(self, sample_ids: npt.NDArray[np.int64]) -> Batch:
@@ -52,8 +54,8 @@ class BatchReader:
             DataError: A sample lacks a key, has another length than its neighbours, or holds an
                 id outside the vocabulary.
         """
-        if isinstance(self._dataset, GatherDataset):
-            batch = self._dataset.gather(sample_ids)
+        if self._gather is not None:
+            batch = self._gather(sample_ids)
         else:
             batch = _stack([self._dataset[int(sample_id)] for sample_id in sample_ids], type(self._dataset).__name__)
         if self._vocab_size is not None:

@@ -23,8 +23,24 @@ def mark_documents(input_ids: Int64Array, bos_id: int) -> tuple[Int64Array, Int6
     >>> [found.tolist() for found in mark_documents(np.array([[5, 9, 7, 7, 9]]), bos_id=9)]
     [[[0, 0, 1, 2, 0]], [[0, 1, 1, 1, 2]]]
     """
-    is_bos = input_ids == bos_id
-    places = np.arange(input_ids.shape[1], dtype=np.int64)
-    begins = np.maximum.accumulate(np.where(is_bos, places, 0), axis=1)
-    document_ids = np.cumsum(is_bos, axis=1, dtype=np.int64)
-    return places - begins, document_ids - document_ids[:, :1]
+    begins_one = input_ids == bos_id
+    begins_one[:, 0] = True
+    return number_documents(np.flatnonzero(begins_one), input_ids.shape)
+
+
+def number_documents(begins: Int64Array, shape: tuple[int, ...]) -> tuple[Int64Array, Int64Array]:
+    """Positions and numbers of documents that lie one behind the other in rows.
+
+    Args:
+        begins: Where documents begin in the flattened rows, ascending; every row begins with one.
+        shape: Of the rows, (B, T).
+
+    Returns:
+        As `mark_documents`.
+    """
+    num_rows, row_tokens = shape
+    lengths = np.diff(begins, append=num_rows * row_tokens)
+    first_of_row = np.searchsorted(begins, begins - begins % row_tokens)
+    position_ids = np.arange(num_rows * row_tokens) - np.repeat(begins, lengths)
+    document_ids = np.repeat(np.arange(len(begins)) - first_of_row, lengths)
+    return position_ids.reshape(shape), document_ids.reshape(shape)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from automodel_cli.engine.data.blend import BlendOrder, BlendSchedule
+from automodel_cli.engine.data.document_mask import number_documents
 from automodel_cli.engine.data.order import SampleOrder
 from automodel_cli.engine.data.packing import PackPlan
 from automodel_cli.engine.data.token_windows import OpenShards
@@ -133,12 +134,29 @@ class PackedDataset:
         sample_ids = np.asarray(sample_ids, dtype=np.int64)
         if sample_ids.size and not (sample_ids.min() >= 0 and sample_ids.max() < len(self)):
             raise IndexError(f"sample ids go from 0 to {len(self) - 1}")
+        pieces, rows = self._pieces_in(sample_ids)
+        lengths, continues = self._pieces.lengths[pieces].astype(np.int64), self._pieces.continues[pieces]
+        ends = np.cumsum(lengths)
+        # Where each piece begins in the flattened rows: behind those before it in its row.
+        begins = ends - lengths
+        begins += rows * self.seq_len - begins[np.searchsorted(rows, rows)]
+        input_ids, following = self._copy(pieces, begins, len(sample_ids) * self.seq_len)
+        ends = begins + lengths
+        labels = np.full(len(input_ids), IGNORED_LABEL, dtype=np.int64)
+        labels[:-1] = input_ids[1:]
+        labels[ends - 1] = np.where(continues, following, IGNORED_LABEL)
+        is_room = np.append(begins[1:] != ends[:-1], ends[-1:] != len(input_ids))
+        room_begins = ends[is_room]
+        for begin, end in zip(room_begins.tolist(), _row_ends(room_begins, self.seq_len).tolist(), strict=True):
+            labels[begin:end] = IGNORED_LABEL
         shape = (len(sample_ids), self.seq_len)
-        batch = {name: np.zeros(shape, dtype=np.int64) for name in ("input_ids", "position_ids", "document_ids")}
-        batch["labels"] = np.full(shape, IGNORED_LABEL, dtype=np.int64)
-        for row, pack in enumerate(sample_ids.tolist()):
-            self._fill({name: values[row] for name, values in batch.items()}, pack)
-        return batch
+        positions, documents = number_documents(np.sort(np.concatenate((begins, room_begins))), shape)
+        return {
+            "input_ids": input_ids.reshape(shape),
+            "position_ids": positions,
+            "document_ids": documents,
+            "labels": labels.reshape(shape),
+        }
 
     def sample_order(self, seed: int) -> Order:
         """The order in which a run with this seed reads the packs; by weights if the dataset is a blend."""
@@ -152,25 +170,33 @@ class PackedDataset:
         ]
         return BlendOrder(orders, BlendSchedule(weights))
 
-    def _fill(self, row: dict[str, Int64Array], pack: int) -> None:
-        place = number = 0
-        for number, piece in enumerate(self._pieces_in(pack)):
-            length, offset = int(self._pieces.lengths[piece]), int(self._pieces.offsets[piece])
-            num_labels = length if self._pieces.continues[piece] else length - 1
-            tokens = self._open.tokens(int(self._pieces.shards[piece]))[offset : offset + num_labels + 1]
-            row["input_ids"][place : place + length] = tokens[:length]
-            row["labels"][place : place + num_labels] = tokens[1:]
-            row["position_ids"][place : place + length] = np.arange(length)
-            row["document_ids"][place : place + length] = number
-            place += length
-        row["position_ids"][place:] = np.arange(self.seq_len - place)
-        row["document_ids"][place:] = number + 1
+    def _copy(self, pieces: Int64Array, begins: Int64Array, num_tokens: int) -> tuple[Int64Array, Int64Array]:
+        """The tokens of pieces, each from its place on, 0 elsewhere; and the token behind each that continues."""
+        into = np.zeros(num_tokens, dtype=np.int64)
+        following = np.zeros(len(pieces), dtype=np.int64)
+        table = self._pieces
+        columns = (table.shards[pieces], table.offsets[pieces], table.lengths[pieces], table.continues[pieces], begins)
+        opened = {shard: self._open.tokens(shard) for shard in set(columns[0].tolist())}
+        by_piece = zip(*(column.tolist() for column in columns), strict=True)
+        for number, (shard, offset, length, continues, begin) in enumerate(by_piece):
+            tokens = opened[shard]
+            into[begin : begin + length] = tokens[offset : offset + length]
+            if continues:
+                following[number] = tokens[offset + length]
+        return into, following
 
-    def _pieces_in(self, pack: int) -> list[int]:
-        part = int(np.searchsorted(self._plan_ends, pack, side="right"))
-        first = int(self._plan_ends[part]) - self._plans[part].num_packs
-        chosen: list[int] = (self._plans[part].documents(pack - first) + self._piece_begins[part]).tolist()
-        return chosen
+    def _pieces_in(self, packs: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """The pieces of some packs, one pack after the other, and the place of its pack for each."""
+        parts = np.searchsorted(self._plan_ends, packs, side="right")
+        pieces, rows = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        for part in np.unique(parts).tolist():
+            plan, places = self._plans[part], np.flatnonzero(parts == part)
+            first = int(self._plan_ends[part]) - plan.num_packs
+            documents, counts = plan.documents(packs[places] - first)
+            pieces.append(documents + self._piece_begins[part])
+            rows.append(np.repeat(places, counts))
+        by_row = np.argsort(np.concatenate(rows), kind="stable")
+        return np.concatenate(pieces)[by_row], np.concatenate(rows)[by_row]
 
     def _piece_ranges(self) -> Iterator[slice]:
         """The pieces of each part of the dataset."""
@@ -180,6 +206,10 @@ class PackedDataset:
             begin, end = np.searchsorted(self._pieces.shards, [first, last])
             yield slice(int(begin), int(end))
             first = last
+
+
+def _row_ends(places: Int64Array, row_tokens: int) -> Int64Array:
+    return (places // row_tokens + 1) * row_tokens
 
 
 def pack_documents(dataset: MapDataset, size: int) -> PackedDataset:

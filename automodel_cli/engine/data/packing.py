@@ -103,32 +103,41 @@ class PackPlan:
         groups = plan_groups(counts.tolist(), size)
         # Documents by length, those of one length in the order of the text; the groups take them in turn.
         self._by_length = np.argsort(lengths, kind="stable")
-        self._groups = groups
-        self._ends = np.cumsum([group.num_packs for group in groups], dtype=np.int64)
-        self._begins = _take_turns(groups, np.cumsum(counts) - counts)
+        self._packs_of_group = np.array([group.num_packs for group in groups], dtype=np.int64)
+        self._ends = np.cumsum(self._packs_of_group, dtype=np.int64)
+        # Places in a pack, group by group: pack q of the group has document `begin + q * stride` of `_by_length` there.
+        self._place_begins, self._place_strides = _places(groups, np.cumsum(counts) - counts)
+        self._places_of_group = np.array([sum(each for _, each in group.pieces) for group in groups], dtype=np.int64)
+        self._first_places = np.cumsum(self._places_of_group) - self._places_of_group
         self.num_packs = int(self._ends[-1]) if len(groups) else 0
         self.num_padded = self.num_packs * size - int(lengths.sum())
 
-    def documents(self, pack: int) -> Int64Array:
-        """The numbers of the documents in a pack, longest first."""
-        number = int(np.searchsorted(self._ends, pack, side="right"))
-        group = self._groups[number]
-        place = pack - (int(self._ends[number]) - group.num_packs)
-        chosen = [
-            self._by_length[begin + place * each : begin + (place + 1) * each]
-            for (_, each), begin in zip(group.pieces, self._begins[number], strict=True)
-        ]
-        return np.concatenate(chosen)
+    def documents(self, packs: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """The numbers of the documents in some packs, longest first.
+
+        Args:
+            packs: Numbers of packs, shape (B,).
+
+        Returns:
+            The documents of all of them one after the other, and how many each pack has, shape (B,).
+        """
+        groups = np.searchsorted(self._ends, packs, side="right")
+        counts = self._places_of_group[groups]
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        places = np.repeat(self._first_places[groups], counts) + within
+        turns = packs - (self._ends[groups] - self._packs_of_group[groups])
+        chosen = self._place_begins[places] + np.repeat(turns, counts) * self._place_strides[places]
+        return self._by_length[chosen], counts
 
 
-def _take_turns(groups: Sequence[PackGroup], first_of_length: Int64Array) -> list[list[int]]:
-    """Where in the documents by length each piece of each group begins to take."""
+def _places(groups: Sequence[PackGroup], first_of_length: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Of each place in the packs of each group: the document of its first pack, and how far on the next one's is."""
     following = first_of_length.tolist()
-    begins = []
+    begins: list[int] = []
+    strides: list[int] = []
     for group in groups:
-        of_group = []
         for length, each in group.pieces:
-            of_group.append(following[length])
+            begins.extend(range(following[length], following[length] + each))
+            strides.extend([each] * each)
             following[length] += each * group.num_packs
-        begins.append(of_group)
-    return begins
+    return np.array(begins, dtype=np.int64), np.array(strides, dtype=np.int64)

@@ -18,6 +18,7 @@ from automodel_cli.engine.shards.format import ShardInfo, TokenArray, open_token
 
 # Each map holds a file descriptor; 1,024 is the usual limit of a process.
 _MAX_OPEN_SHARDS = 256
+_LEAST_ROWS_OF_A_GATHER = 8
 
 
 class OpenShards:
@@ -68,11 +69,26 @@ class TokenWindows:
         They keep the type of the shards (the widest of them): widening 2 bytes to 8 is the
         larger half of the work, and the caller does it once, into the array that it returns.
         """
+        shards = set(shard_numbers.tolist())
+        opened = {shard: self._open.tokens(shard) for shard in shards}
+        if len(shards) == 1:
+            return self._all_of(opened[shards.pop()])[offsets].astype(self._dtype, copy=False)
         windows = np.empty((len(offsets), self._window_tokens), dtype=self._dtype)
-        shards = shard_numbers.tolist()
-        opened = {shard: self._open.tokens(shard) for shard in set(shards)}
-        # A copy of a row at a time: for the usual lengths it is as fast as one gather for each shard,
-        # and does not slow down when every row comes from another shard.
-        for row, (shard, offset) in enumerate(zip(shards, offsets.tolist(), strict=True)):
+        if len(shards) * _LEAST_ROWS_OF_A_GATHER <= len(offsets):
+            for shard, tokens in opened.items():
+                chosen = shard_numbers == shard
+                windows[chosen] = self._all_of(tokens)[offsets[chosen]]
+            return windows
+        # Where nearly every row comes from another shard, setting up a gather costs more than copying a row.
+        for row, (shard, offset) in enumerate(zip(shard_numbers.tolist(), offsets.tolist(), strict=True)):
             windows[row] = opened[shard][offset : offset + self._window_tokens]
         return windows
+
+    def _all_of(self, tokens: TokenArray) -> TokenArray:
+        """Every window of a shard, shape (num_tokens - window_tokens + 1, window_tokens): a view that overlaps itself.
+
+        Rows of it are gathered by one call; numpy's own `sliding_window_view` takes longer than the gather.
+        """
+        step = tokens.itemsize
+        shape = (len(tokens) - self._window_tokens + 1, self._window_tokens)
+        return np.ndarray(shape, tokens.dtype, tokens, 0, (step, step))

@@ -39,7 +39,8 @@ def test_the_plan_is_best_fit_decreasing(lengths, room):
     size = max(lengths) + room
 
     plan = PackPlan(np.array(lengths), size)
-    packs = [plan.documents(pack).tolist() for pack in range(plan.num_packs)]
+    documents, counts = plan.documents(np.arange(plan.num_packs))
+    packs = [pack.tolist() for pack in np.split(documents, np.cumsum(counts)[:-1])]
 
     assert sorted(document for pack in packs for document in pack) == list(range(len(lengths)))
     assert sorted(sum(lengths[document] for document in pack) for pack in packs) == best_fit_decreasing(lengths, size)
