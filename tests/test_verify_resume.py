@@ -38,6 +38,19 @@ def test_a_killed_run_is_equal(tiny_run, capsys):
     assert not Path("verify-resume").exists()
 
 
+@pytest.mark.slow
+def test_a_killed_run_of_two_ranks_is_equal(tiny_run, capsys):
+    """The launcher and its ranks are killed together; every rank's part is compared."""
+    arguments = ["verify-resume", "-c", str(tiny_run), "--nproc-per-node", "2", "--steps", "8", "--every", "2"]
+
+    code = app.run([*arguments, "--kills", "1", "--json"])
+
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert found["is_equal"]
+    assert "state/rng_rank1.safetensors" in found["hashes"]
+
+
 def test_what_a_checkpoint_does_not_hold_is_noticed(tiny_run, capsys):
     """A loss with a memory of its own makes the runs differ: exit code 4, and both runs stay."""
     (tiny_run.parent / "forgetful.py").write_text(FORGETFUL)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
 from automodel_cli.commands import complete
-from automodel_cli.commands.options import CheckpointArgument, TrustOption
+from automodel_cli.commands.options import CheckpointArgument, JsonOption, TrustOption
 
 
 def sample(
@@ -27,6 +28,7 @@ def sample(
         ),
     ] = None,
     trust_config: TrustOption = False,
+    json_: JsonOption = False,
 ) -> None:
     """Let a trained checkpoint write.
 
@@ -35,6 +37,7 @@ def sample(
       amcli sample
       amcli sample --prompt "HAMLET:" --max-new-tokens 200 --temperature 0.7
       amcli sample runs/wide/BEST --seed 3
+      amcli sample --prompt "HAMLET:" --json | jq -r .text
     """
     from automodel_cli.engine.checkpoint.layout import resolve
 
@@ -43,10 +46,14 @@ def sample(
     from automodel_cli.engine.sample.writer import load_writer
 
     writer = load_writer(directory, tokenizer, trust=trust_config)
-    typer.echo(prompt, nl=False)
     pieces = writer.write(
         prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k or None, seed=seed
     )
+    if json_:
+        document = {"checkpoint": str(directory), "seed": seed, "prompt": prompt, "text": "".join(pieces)}
+        typer.echo(json.dumps(document, indent=2))
+        return
+    typer.echo(prompt, nl=False)
     for piece in pieces:
         typer.echo(piece, nl=False)
     typer.echo()

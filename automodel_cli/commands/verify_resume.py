@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from automodel_cli.commands import render, render_verification
+from automodel_cli.commands.launching import NprocOption
 from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption, UnsetOption
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.load import load_config
@@ -22,6 +23,7 @@ def verify_resume(
     config: ConfigOption = None,
     set_: SetOption = None,
     unset: UnsetOption = None,
+    nproc_per_node: NprocOption = None,
     steps: Annotated[int, typer.Option("--steps", min=2, help="Length of each run.")] = 20,
     every: Annotated[int, typer.Option("--every", min=1, help="Steps between two checkpoints.")] = 5,
     kills: Annotated[int, typer.Option("--kills", min=1, help="How often the second run is killed.")] = 3,
@@ -40,11 +42,13 @@ def verify_resume(
     Examples:
       amcli verify-resume
       amcli verify-resume -c my.yaml --steps 50 --kills 10
+      amcli verify-resume -c my.yaml --nproc-per-node 8
     """
     checked(load_config(config, set_ or (), unset or ()))
     arguments = [part for path in config or () for part in ("-c", str(path))]
     arguments += [part for assignment in set_ or () for part in ("--set", assignment)]
     arguments += [part for key in unset or () for part in ("--unset", key)]
+    arguments += [] if nproc_per_node is None else ["--nproc-per-node", nproc_per_node]
 
     from automodel_cli.engine.train.verify_resume import verify_resume as verify
 

@@ -19,7 +19,7 @@ def documented():
     """Command line -> the keys of its document, without those of inner ones."""
     rows = map(ROW.fullmatch, (ROOT / "docs/json.md").read_text().splitlines())
     return {
-        command: set(re.findall(r"`(\w+)`", re.sub(r"\(.*\)", "", row["keys"])))
+        command: set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", row["keys"])))
         for row in rows
         if row
         for command in re.findall(r"`(.+?)`", row["commands"])
@@ -69,3 +69,19 @@ def test_the_documented_keys_of_a_run_and_its_checkpoints_are_printed(keys_of, t
     assert keys_of("inspect-ckpt") == documented()["inspect-ckpt --json"]
     assert keys_of("inspect-ckpt", "--can-resume") == documented()["inspect-ckpt --can-resume --json"]
     assert keys_of("inspect-ckpt", "checkpoints") == documented()["inspect-ckpt RUN --json"]
+    assert keys_of("sample", "--max-new-tokens", "3") == documented()["sample --json"]
+    assert keys_of("export", "--out", "exported") == documented()["export --json"]
+    assert keys_of("import", "exported", "--out", "imported") == documented()["import --json"]
+
+
+@pytest.mark.slow
+def test_the_documented_keys_of_a_comparison_are_printed(keys_of, tiny_run):
+    """Three trainings in processes of their own."""
+    arguments = ("verify-resume", "-c", str(tiny_run), "--steps", "4", "--every", "2", "--kills", "1")
+
+    assert keys_of(*arguments) == documented()["verify-resume --json"]
+
+
+def test_the_documented_keys_of_a_plan_are_printed(keys_of):
+    """Of the largest example."""
+    assert keys_of("plan", "-c", FINEWEB) == documented()["plan --json"]
