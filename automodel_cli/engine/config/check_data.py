@@ -25,6 +25,7 @@ from automodel_cli.engine.config.file_pattern import (
 )
 from automodel_cli.engine.config.limits import MAX_SEARCHES
 from automodel_cli.engine.config.origin import KeyPath, dotted
+from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.errors import AmcliError, ConfigError, DataError
 
 OUR_DATASET = "automodel_cli.engine.data.nanogpt_dataset.NanogptDataset"
@@ -34,7 +35,7 @@ _FILES_OF: dict[str, tuple[str, Callable[[Path], list[Path]]]] = {
     OUR_DATASET: ("file_pattern", matching_files),
     MEGATRON_DATASET: ("paths", megatron_files),
 }
-DATASETS = ("dataset", "validation_dataset")
+TRAINING: KeyPath = ("dataset",)
 
 # As `engine.shards.manifest` writes it; that package lies above this one, and needs numpy.
 _MANIFEST = ("manifest.json", "amcli-token-shards")
@@ -46,30 +47,33 @@ _MAX_WILD_PARTS = 2  # data/*/train_*.bin
 def data_problems(config: Config) -> list[AmcliError]:
     """What is wrong with the data of a run; empty where it fits or cannot be told."""
     problems: list[AmcliError] = []
-    for name in DATASETS:
-        section = config.get(name)
-        if isinstance(section, Mapping) and not _will_be_prepared(config, name):
-            target = section.get(TARGET)
+    for section in (TRAINING, *validation_sets(config).values()):
+        values = config.get(dotted(section))
+        if isinstance(values, Mapping) and not _will_be_prepared(config, section):
+            target = values.get(TARGET)
             ours = _FILES_OF.get(resolved(target)) if isinstance(target, str) else None
             if ours is not None:
-                problems += _problems_of(config, name, ours[0], ours[1])
+                problems += _problems_of(config, section, ours[0], ours[1])
     return problems
 
 
-def _will_be_prepared(config: Config, name: str) -> bool:
+def _will_be_prepared(config: Config, section: KeyPath) -> bool:
     """Whether `pretrain` makes these shards itself, from the embedded corpus."""
     directory = embedded_corpus_directory(config)
-    is_builtin = config.origin((name, "file_pattern")).source == BUILTIN_SOURCE
+    is_builtin = config.origin((*section, "file_pattern")).source == BUILTIN_SOURCE
     return is_builtin and directory is not None and not (directory / _MANIFEST[0]).exists()
 
 
-def _problems_of(config: Config, name: str, key: str, find: Callable[[Path], list[Path]]) -> Iterator[AmcliError]:
+def _problems_of(
+    config: Config, section: KeyPath, key: str, find: Callable[[Path], list[Path]]
+) -> Iterator[AmcliError]:
     paths: list[Path] = []
     is_complete = True
+    key_path = (*section, key)
     try:
-        patterns = list(_patterns((name, key), config.get(f"{name}.{key}")))
+        patterns = list(_patterns(key_path, config.get(dotted(key_path))))
     except ConfigError as error:
-        yield ConfigError(f"{name}.{key}: {error.message}", where=str(config.origin((name, key))), help=error.help)
+        yield ConfigError(f"{dotted(key_path)}: {error.message}", where=str(config.origin(key_path)), help=error.help)
         return
     for number, (path, raw) in enumerate(patterns):
         origin = config.origin(path)
@@ -96,7 +100,7 @@ def _problems_of(config: Config, name: str, key: str, find: Callable[[Path], lis
     vocab_size, where = _vocab_size(config)
     largest = largest_token_id(paths) if is_complete else None
     if vocab_size is not None and largest is not None and largest >= vocab_size:
-        yield vocabulary_error(name, largest, vocab_size, where)
+        yield vocabulary_error(dotted(section), largest, vocab_size, where)
 
 
 def _is_wide(pattern: str) -> bool:

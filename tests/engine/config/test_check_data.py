@@ -229,3 +229,15 @@ def test_megatron_datasets_are_looked_for_by_prefix(tmp_path):
         check(f"dataset={{_target_: {target}, paths: [web, code]}}", *rest)
     with pytest.raises(DataError, match=r"dataset\.paths\.train is nothing: no file matches"):
         check(f"dataset={{_target_: {target}, paths: {{train: nothing}}}}", *rest)
+
+
+def test_named_validation_sets_are_looked_for_too(tiny_data):
+    """The one without files is named; the others are there."""
+    dataset = "_target_: automodel_cli.engine.data.nanogpt_dataset.NanogptDataset, seq_len: 32"
+    web, code = (f"{{{dataset}, file_pattern: {pattern}}}" for pattern in (f"{tiny_data}/val_*.bin", "nowhere/*.bin"))
+
+    with pytest.raises(DataError) as caught:
+        on(tiny_data, f"validation_dataset={{web: {web}, code: {code}}}")
+
+    assert "validation_dataset.code.file_pattern is nowhere/*.bin" in str(caught.value)
+    assert "web" not in str(caught.value)
