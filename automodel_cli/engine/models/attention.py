@@ -14,9 +14,12 @@ from torch.backends.cuda import (
 )
 
 from automodel_cli.engine.models.calling import is_hugging_face
+from automodel_cli.engine.models.document_blocks import LEAST_HEAD_SIZE
 from automodel_cli.engine.models.gpt2 import GPT2LMHeadModel
 
 _SDPA = "scaled_dot_product_attention"
+_BLOCKS = "flex_attention, in the blocks of pairs that a document has"
+_MASK = "a mask of every pair of tokens"
 
 
 def attention_in_words(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -34,13 +37,67 @@ def attention_in_words(model: nn.Module, device: torch.device, dtype: torch.dtyp
             return "eager: SLOW, and its scores of every pair of tokens are kept; attn_implementation: sdpa is better"
         if implementation != "sdpa":
             return implementation
-        heads = getattr(config, "num_attention_heads", None)
-        size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
-    elif isinstance(model, GPT2LMHeadModel):
-        size = model.config.n_embd // model.config.n_head
+    elif not isinstance(model, GPT2LMHeadModel):
+        return None
+    size = _head_size(model)
+    return f"{_SDPA}, {_kernel(size, device, dtype)}" if isinstance(size, int) else _SDPA
+
+
+def keep_within_documents(
+    model: nn.Module, device: torch.device, *, may_change: bool = True, splits_sequence: bool = False
+) -> str | None:
+    """Chooses how the model's attention stays within documents, in place; returns the choice in words.
+
+    Args:
+        model: Not wrapped yet; None is returned for a user's, which is given the borders and has its own way.
+        device: Where it is.
+        may_change: Whether nobody has named the attention of a Hugging Face model.
+        splits_sequence: Whether context-parallel ranks have parts of a sample, which blocks do not allow.
+    """
+    if isinstance(model, GPT2LMHeadModel):
+        obstacle = _obstacle(model, splits_sequence, model.config.dropout)
+    elif is_hugging_face(model):
+        config: Any = model.config
+        if config._attn_implementation not in ("sdpa", "eager"):
+            return str(config._attn_implementation)
+        obstacle = _obstacle(model, splits_sequence, getattr(config, "attention_dropout", 0.0))
+        if not getattr(model, "_supports_flex_attn", False):
+            obstacle = f"{type(model).__name__} of transformers has no flex_attention"
+        elif not may_change:
+            obstacle = f"attn_implementation: {config._attn_implementation} was asked for"
     else:
         return None
-    return f"{_SDPA}, {_kernel(size, device, dtype)}" if isinstance(size, int) else _SDPA
+    if device.type != "cuda":
+        return f"{_MASK}, through {_SDPA}"
+    if obstacle is not None:
+        return f"{_MASK}: SLOW, as {obstacle}"
+    if isinstance(model, GPT2LMHeadModel):
+        model.transformer.attends_in_blocks = True
+    else:
+        model.set_attn_implementation("flex_attention")  # type: ignore[operator]
+    return _BLOCKS
+
+
+def _obstacle(model: nn.Module, splits_sequence: bool, dropout: float) -> str | None:
+    """What keeps a model from attending in blocks, or None."""
+    size = _head_size(model)
+    if splits_sequence:
+        return "flex_attention is not split over context-parallel ranks"
+    if dropout:
+        return "flex_attention has no dropout"
+    if size is None or size < LEAST_HEAD_SIZE:
+        return f"flex_attention needs heads of at least {LEAST_HEAD_SIZE}, but they have {size or 'no stated size'}"
+    return None
+
+
+def _head_size(model: nn.Module) -> int | None:
+    """Numbers of a query of one head; None for a model that does not state it."""
+    if isinstance(model, GPT2LMHeadModel):
+        return model.config.n_embd // model.config.n_head
+    config: Any = model.config
+    heads = getattr(config, "num_attention_heads", None)
+    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
+    return size if isinstance(size, int) else None
 
 
 def _kernel(head_size: int, device: torch.device, dtype: torch.dtype) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from automodel_cli.engine.models.document_blocks import document_blocks
 from automodel_cli.errors import ConfigError
 
 # Batch keys that change what a model computes, beside `input_ids`.
@@ -68,11 +69,13 @@ def _hugging_face_arguments(model: nn.Module, given: dict[str, torch.Tensor]) ->
         arguments["position_ids"] = given["position_ids"]
     if "document_ids" in given:
         implementation = model.config._attn_implementation  # type: ignore[union-attr]  # of every PreTrainedModel
+        if implementation == "flex_attention":
+            return {**arguments, "attention_mask": document_blocks(given["document_ids"])}
         if implementation not in ("sdpa", "eager"):
             raise ConfigError(
                 f"the borders of documents need a mask, which the attention `{implementation}` of "
                 f"{type(model).__name__} does not take",
-                help="attn_implementation: sdpa in the model section does",
+                help="attn_implementation: sdpa in the model section does, and so does flex_attention on a GPU",
             )
         mask = document_mask(given["document_ids"])
         # Eager attention adds its mask; scaled-dot-product attention takes true and false.

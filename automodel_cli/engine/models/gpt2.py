@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from automodel_cli.engine.models.calling import document_mask
+from automodel_cli.engine.models.document_blocks import attend_in_blocks, document_blocks
 from automodel_cli.engine.models.outputs import CausalLMOutput
 from automodel_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 @dataclass(frozen=True)
@@ -65,16 +69,19 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTC: torch.Tensor, mask_B1TT: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C); a mask that is true where a position may look replaces the causal one."""
+    def forward(self, x_BTC: torch.Tensor, mask: torch.Tensor | BlockMask | None = None) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C); a mask (B, 1, T, T), true where a position may look, replaces the causal one."""
         # Heads by their size, not their number: a tensor-parallel rank has some of them.
         heads = (part.unflatten(2, (-1, self.head_size)) for part in self.c_attn(x_BTC).chunk(3, dim=2))
         q_BHTD, k_BHTD, v_BHTD = (part.transpose(1, 2) for part in heads)
         # `dropout_p` acts whatever the module's mode is, so it is zero outside training.
         dropout_p = self.dropout if self.training else 0.0
-        y_BHTD = F.scaled_dot_product_attention(
-            q_BHTD, k_BHTD, v_BHTD, attn_mask=mask_B1TT, is_causal=mask_B1TT is None, dropout_p=dropout_p
-        )
+        if mask is None or isinstance(mask, torch.Tensor):
+            y_BHTD = F.scaled_dot_product_attention(
+                q_BHTD, k_BHTD, v_BHTD, attn_mask=mask, is_causal=mask is None, dropout_p=dropout_p
+            )
+        else:
+            y_BHTD = attend_in_blocks(q_BHTD, k_BHTD, v_BHTD, mask)
         y_BTC = y_BHTD.transpose(1, 2).flatten(2)
         return self.resid_dropout(self.c_proj(y_BTC))
 
@@ -103,17 +110,23 @@ class TransformerBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTC: torch.Tensor, mask_B1TT: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x_BTC: torch.Tensor, mask: torch.Tensor | BlockMask | None = None) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), mask_B1TT)
+        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), mask)
         return x_BTC + self.mlp(self.ln_2(x_BTC))
 
 
 class GPT2Body(nn.Module):
-    """Embeddings, blocks and the final norm; `transformer` in Hugging Face's naming."""
+    """Embeddings, blocks and the final norm; `transformer` in Hugging Face's naming.
+
+    Attributes:
+        attends_in_blocks: Whether documents are kept apart by `document_blocks` and not by a mask of every pair;
+            for a model without dropout, see `attention.py`.
+    """
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
+        self.attends_in_blocks = False
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
@@ -128,12 +141,14 @@ class GPT2Body(nn.Module):
     ) -> torch.Tensor:
         """Token ids (B, T) -> hidden states (B, T, C)."""
         # Made once for all blocks; None keeps the causal kernel, which reads no mask.
-        mask_B1TT = None if document_ids_BT is None else document_mask(document_ids_BT)
+        mask: torch.Tensor | BlockMask | None = None
+        if document_ids_BT is not None:
+            mask = document_blocks(document_ids_BT) if self.attends_in_blocks else document_mask(document_ids_BT)
         if position_ids_BT is None:
             position_ids_BT = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)[None]
         x_BTC = self.drop(self.wte(input_ids_BT) + self.wpe(position_ids_BT))
         for block in self.h:
-            x_BTC = block(x_BTC, mask_B1TT)
+            x_BTC = block(x_BTC, mask)
         return self.ln_f(x_BTC)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from automodel_cli.engine.config.check import Settings
-from automodel_cli.engine.models.attention import attention_in_words
+from automodel_cli.engine.models.attention import attention_in_words, keep_within_documents
 from automodel_cli.engine.models.compiling import compile_model
 from automodel_cli.engine.models.recompute import recompute_activations
 from automodel_cli.engine.train.device import Placement
@@ -16,7 +16,14 @@ from automodel_cli.errors import ConfigError
 
 
 def set_up(
-    model: nn.Module, objective: Objective, settings: Settings, placement: Placement, root: Path
+    model: nn.Module,
+    objective: Objective,
+    settings: Settings,
+    placement: Placement,
+    root: Path,
+    *,
+    has_documents: bool = False,
+    names_attention: bool = False,
 ) -> dict[str, str]:
     """Applies the settings to the model, in place, and returns what is said of it at the start.
 
@@ -26,12 +33,22 @@ def set_up(
         settings: `activation_checkpointing` and `compile`.
         placement: Where it computes, and in which types.
         root: Directory of the run, for the cache of compiled programs.
+        has_documents: Whether samples hold several documents, which must not see each other.
+        names_attention: Whether the configuration names the attention of the model.
 
     Raises:
         ConfigError: The model has no blocks where some are needed, or cannot be compiled as asked.
     """
     dtype = placement.autocast_dtype or placement.weight_dtype
-    facts = {"loss": objective.words, "attention": attention_in_words(model, placement.device, dtype)}
+    facts: dict[str, str | None] = {"loss": objective.words}
+    if has_documents:
+        facts["documents"] = keep_within_documents(
+            model,
+            placement.device,
+            may_change=not names_attention,
+            splits_sequence=settings.distributed.cp_size > 1,
+        )
+    facts["attention"] = attention_in_words(model, placement.device, dtype)
     recompute, compiling = settings.activation_checkpointing, settings.compile
     if recompute.mode is not None:
         facts["recomputed"] = recompute_activations(model, recompute.mode, recompute.every)

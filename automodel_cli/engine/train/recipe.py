@@ -221,7 +221,11 @@ def _build(
         load_weights(model, snapshot, team)
     elif settings.checkpoint.init_from is not None:
         adopt_weights(model, read_weights(Path(settings.checkpoint.init_from).expanduser()))
-    how = set_up(model, loss_fn, settings, placement, root)
+    has_documents = bool(pack_size) or bool(getattr(dataset, "document_mask", False))
+    names_attention = any(config.get(f"model{place}.attn_implementation") for place in ("", ".config"))
+    how = set_up(
+        model, loss_fn, settings, placement, root, has_documents=has_documents, names_attention=names_attention
+    )
     layout = None
     if team is not None:
         from automodel_cli.engine.distributed.spread import spread
