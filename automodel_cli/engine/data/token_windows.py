@@ -7,7 +7,9 @@ threads, and picklable: a copy in another process opens its own maps.
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -15,14 +17,21 @@ import numpy as np
 import numpy.typing as npt
 
 from automodel_cli.engine.shards.format import ShardInfo, TokenArray, open_tokens
+from automodel_cli.errors import DataError
 
 # Each map holds a file descriptor; 1,024 is the usual limit of a process.
 _MAX_OPEN_SHARDS = 256
 _LEAST_ROWS_OF_A_GATHER = 8
+# How often the lengths of open files are compared, so that it costs nothing beside reading them.
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class OpenShards:
     """Maps of shards: opened when first needed, the least recently used closed.
+
+    A file that is cut while it is mapped would end the process by SIGBUS, without a word, at the first token
+    that is gone. So the lengths of the open files are looked at now and then. One that is deleted or replaced
+    under its name stays mapped as it was.
 
     Args:
         shards: The shards, which are known by their place in this list.
@@ -31,23 +40,59 @@ class OpenShards:
     def __init__(self, shards: Sequence[ShardInfo]) -> None:
         self._shards = list(shards)
         self._open: OrderedDict[int, TokenArray] = OrderedDict()
+        self._files: dict[int, os.stat_result] = {}
+        self._next_look = 0.0
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[OpenShards], tuple[list[ShardInfo]]]:
         return OpenShards, (self._shards,)
 
     def tokens(self, shard: int) -> TokenArray:
-        """All tokens of a shard, shape (num_tokens,)."""
+        """All tokens of a shard, shape (num_tokens,).
+
+        Raises:
+            DataError: Its file is gone, or is not as long as it was.
+        """
         with self._lock:
+            if time.monotonic() >= self._next_look:
+                self._look()
             tokens = self._open.pop(shard, None)
             if tokens is None:
                 # A plain array over the map: slices of a memmap carry its bookkeeping along, which costs
                 # more than the copy of a short document.
-                tokens = np.asarray(open_tokens(self._shards[shard]))
+                tokens = np.asarray(self._opened(shard))
                 if len(self._open) >= _MAX_OPEN_SHARDS:
-                    self._open.popitem(last=False)
+                    closed, _ = self._open.popitem(last=False)
+                    del self._files[closed]
             self._open[shard] = tokens
             return tokens
+
+    def _opened(self, shard: int) -> TokenArray:
+        info = self._shards[shard]
+        try:
+            self._files[shard] = info.path.stat()
+            return open_tokens(info)
+        except (OSError, ValueError) as error:  # numpy: the file is shorter than the array
+            raise _changed(info, f"it cannot be read any more: {error}") from error
+
+    def _look(self) -> None:
+        for shard, before in self._files.items():
+            info = self._shards[shard]
+            try:
+                now = info.path.stat()
+            except OSError:
+                continue
+            if os.path.samestat(before, now) and now.st_size != before.st_size:
+                raise _changed(info, f"it had {before.st_size:,} bytes, and has {now.st_size:,} now")
+        self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
+
+
+def _changed(info: ShardInfo, how: str) -> DataError:
+    return DataError(
+        f"the shard changed while it was being read: {how}",
+        where=str(info.path),
+        help="put it back as it was, and `amcli resume`; `amcli data verify` on its directory compares every byte",
+    )
 
 
 class TokenWindows:
