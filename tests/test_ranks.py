@@ -96,6 +96,25 @@ def test_a_run_goes_on_with_any_number_of_ranks(run):
 
 
 @pytest.mark.slow
+def test_parts_of_any_number_of_ranks_are_read_by_any_other(run):
+    """4 -> 2 -> 1 -> 3 ranks that write parts end in the bits of ranks whose checkpoints rank 0 wrote whole."""
+    overrides = {"step_scheduler__local_batch_size": 1, "step_scheduler__global_batch_size": 12}
+    for root, consolidated in (("parts", "final"), ("whole", "every")):
+        own = {**overrides, "checkpoint__checkpoint_dir": root, "checkpoint__save_consolidated": consolidated}
+        for command, ranks, last in (("pretrain", 4, 2), ("resume", 2, 4), ("resume", 1, 6), ("resume", 3, 8)):
+            # What is final is decided by the last start: until then, every checkpoint is one on the way.
+            on_the_way = own if last == 8 or root == "whole" else {**own, "checkpoint__save_consolidated": "false"}
+            place = [root] if command == "resume" else []
+            done = run(command, *place, f"--nproc-per-node={ranks}", step_scheduler__max_steps=last, **on_the_way)
+            assert done.returncode == 0, done.stderr
+
+    for step, parts in ((2, 4), (4, 2), (6, 1)):
+        assert len(list(Path(f"parts/step_{step:06d}/model").glob("*.safetensors"))) == parts
+    name = "step_000008/model/model.safetensors"
+    assert Path("parts", name).read_bytes() == Path("whole", name).read_bytes()
+
+
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_job_with_its_name(run):
     """No rank is left waiting, and the one that was killed is blamed, not those that noticed."""
     killed = run("pretrain", "--nproc-per-node=2", loss_fn__at_call=3, loss_fn__what="SIGKILL")

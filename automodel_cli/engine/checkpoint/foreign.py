@@ -57,7 +57,8 @@ def read_foreign(path: Path) -> ForeignTensors | None:
     if path.is_file():
         if path.suffix == ".safetensors":
             return _stored("safetensors file", stored_tensors([path]))
-        return _torch_save(path) if path.suffix in _PICKLED else None
+        is_pickled = path.suffix in _PICKLED
+        return ForeignTensors("torch.save file", pickled_tensors(path), {}) if is_pickled else None
     if (path / DCP_METADATA).is_file():
         return _distributed_checkpoint(path)
     files = _safetensors_files(path)
@@ -70,7 +71,7 @@ def read_foreign(path: Path) -> ForeignTensors | None:
         return None
     merged: dict[str, TensorInfo] = {}
     for file in pickled:
-        merged |= _torch_save(file).tensors
+        merged |= pickled_tensors(file)
     return ForeignTensors("Hugging Face directory, pickled", merged, {})
 
 
@@ -83,8 +84,19 @@ def _safetensors_files(directory: Path) -> list[Path]:
     return indexed_files(index) if index.is_file() else sorted(directory.glob("*.safetensors"))
 
 
-def _torch_save(path: Path) -> ForeignTensors:
-    """A zip archive with one pickle that describes the tensors, and one file for each storage."""
+def pickled_tensors(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a file of `torch.save`: an archive with one pickle that describes them, and their contents.
+
+    Raises:
+        CheckpointError: It is no such archive, or a broken one.
+    """
+    try:
+        return _torch_save(path)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"the archive cannot be read: {error}", where=str(path)) from error
+
+
+def _torch_save(path: Path) -> dict[str, TensorInfo]:
     if not zipfile.is_zipfile(path):
         raise CheckpointError(
             "it is no archive of `torch.save` (older versions wrote a bare pickle)",
@@ -97,7 +109,7 @@ def _torch_save(path: Path) -> ForeignTensors:
             raise CheckpointError("the archive has no single data.pkl", where=str(path))
         with archive.open(names[0]) as file:
             value = read_inert(file, path, names[0].file_size)
-    return ForeignTensors("torch.save file", dict(_tensors_in(value, "")), {})
+    return dict(_tensors_in(value, ""))
 
 
 def _tensors_in(value: Any, prefix: str) -> Iterator[tuple[str, TensorInfo]]:

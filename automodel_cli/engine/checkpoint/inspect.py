@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from automodel_cli.engine.checkpoint import layout
+from automodel_cli.engine.checkpoint.foreign import pickled_tensors
 from automodel_cli.engine.checkpoint.manifest import (
     MANIFEST_NAME,
     Findings,
@@ -235,6 +236,8 @@ class _Inspection:
         if len(readable) < len(paths):
             return {}
         try:
+            if names == [layout.PICKLED_MODEL_FILE]:
+                return pickled_tensors(readable[0])
             return {name: tensor.info for name, tensor in stored_tensors(readable).items()}
         except CheckpointError as error:
             where = Path(error.where or "")

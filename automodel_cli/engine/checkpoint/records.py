@@ -18,7 +18,8 @@ from automodel_cli.engine.checkpoint.manifest import FileRecord
 from automodel_cli.errors import CheckpointError
 
 RECORDS = "records"
-_PATIENCE_SECONDS = 600.0
+# How long rank 0 waits while nothing grows in the directory.
+PATIENCE_SECONDS = 600.0
 _PAUSE_SECONDS = (0.005, 0.2)  # the first, and the longest
 
 
@@ -35,15 +36,12 @@ def leave_failure(directory: Path, rank: int, reason: str) -> None:
         return  # rank 0 waits in vain, and says so
 
 
-def collect_records(
-    directory: Path, ranks: Iterable[int], patience_seconds: float = _PATIENCE_SECONDS
-) -> dict[str, FileRecord]:
+def collect_records(directory: Path, ranks: Iterable[int]) -> dict[str, FileRecord]:
     """Waits until all ranks have left their records, and gives what they wrote.
 
     Args:
         directory: Of the unfinished checkpoint.
         ranks: Whose records to wait for.
-        patience_seconds: How long to wait while nothing grows in the directory.
 
     Raises:
         CheckpointError: A rank has failed, or nothing happens any more, or a file is not what its record says.
@@ -59,10 +57,10 @@ def collect_records(
             return found
         now, seen = time.monotonic(), _bytes_below(directory)
         if seen != progress:
-            progress, deadline = seen, now + patience_seconds
+            progress, deadline = seen, now + PATIENCE_SECONDS
         elif now > deadline:
             raise CheckpointError(
-                f"{_ranks(missing)} did not finish writing: for {patience_seconds:.0f} s nothing was written",
+                f"{_ranks(missing)} did not finish writing: for {PATIENCE_SECONDS:.0f} s nothing was written",
                 where=str(directory),
                 help="all machines must see this directory as rank 0 does",
             )

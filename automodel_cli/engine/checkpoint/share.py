@@ -14,6 +14,7 @@ import torch
 from automodel_cli.engine import durable
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.manifest import FileRecord
+from automodel_cli.engine.checkpoint.pickled_file import write_state_dict
 from automodel_cli.engine.checkpoint.shard_file import write_tensors
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.distributed.parts import Part
@@ -32,6 +33,16 @@ class TensorFile:
     name: str
     tensors: Mapping[str, torch.Tensor]
     offsets: Mapping[str, tuple[int, ...]] | None = None
+
+    def write(self, directory: Path) -> FileRecord:
+        """Writes it below a directory, in the format of its name.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        if self.name == layout.PICKLED_MODEL_FILE:
+            return write_state_dict(directory / self.name, self.tensors)
+        return write_tensors(directory / self.name, self.tensors, self.offsets)
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class Share:
             (directory / name).write_bytes(content)
             records[name] = FileRecord(len(content), hashlib.sha256(content).hexdigest())
         for file in self.files:
-            records[file.name] = write_tensors(directory / file.name, file.tensors, file.offsets)
+            records[file.name] = file.write(directory)
         return records
 
     def sync(self, directory: Path) -> None:
@@ -74,9 +85,9 @@ class Share:
             durable.sync_file(directory / name)
 
 
-def whole_share(snapshot: Snapshot) -> Share:
-    """A whole checkpoint, written by one process."""
-    files = [TensorFile(layout.MODEL_FILE, snapshot.model_tensors)]
+def whole_share(snapshot: Snapshot, model_file: str = layout.MODEL_FILE) -> Share:
+    """A whole checkpoint, written by one process; the weights go into `MODEL_FILE` or `PICKLED_MODEL_FILE`."""
+    files = [TensorFile(model_file, snapshot.model_tensors)]
     if not snapshot.is_weights_only:
         files.append(TensorFile(layout.OPTIMIZER_FILE, snapshot.optim_tensors))
         generators = (snapshot.rng_tensors, *snapshot.peer_rng_tensors)

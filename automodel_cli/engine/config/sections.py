@@ -179,7 +179,11 @@ class CheckpointSection:
     name: ClassVar[str] = "checkpoint"
     enabled: bool = key("whether to save at all", default=True)
     checkpoint_dir: str = key("directory of this run's checkpoints", default="checkpoints")
-    model_save_format: str = key("format of the weights", default="safetensors", choices=("safetensors",))
+    model_save_format: str = key(
+        "format of the weights: safetensors, or a file of torch.save, which rank 0 always writes whole",
+        default="safetensors",
+        choices=("safetensors", "torch_save"),
+    )
     save_consolidated: str | bool = key(
         "when ranks that each hold a part of the model write whole files instead of their parts: the weights of the "
         "final checkpoint, every checkpoint by rank 0 alone, or, with false, never; others always write whole files",

@@ -38,15 +38,13 @@ def told(team: Team, snapshot: Snapshot | None) -> Snapshot:
             tensors if isinstance(tensors, LazyTensors) else {}
             for tensors in (snapshot.model_tensors, snapshot.optim_tensors)
         )
-        is_lazy = len(weights) == len(snapshot.model_tensors)
-        small = replace(snapshot, model_tensors=weights, optim_tensors=state, is_seen_by_all=is_lazy)
+        small = replace(snapshot, model_tensors=weights, optim_tensors=state)
     received = team.tell(small)
     sources = [item for item in (received.model_tensors, received.optim_tensors) if isinstance(item, LazyTensors)]
-    sees = received.is_seen_by_all and all(source.can_be_read() for source in sources)
-    if team.any(not sees):
-        received = replace(received, model_tensors={}, optim_tensors={}) if snapshot is None else snapshot
-        return replace(received, is_seen_by_all=False)
-    return received
+    is_seen = not team.any(not all(source.can_be_read() for source in sources))
+    if snapshot is not None:
+        return replace(snapshot, is_seen_by_all=is_seen)
+    return replace(received, is_seen_by_all=True) if is_seen else replace(received, model_tensors={}, optim_tensors={})
 
 
 def load_weights(model: nn.Module, snapshot: Snapshot, team: Team | None) -> None:
@@ -55,7 +53,7 @@ def load_weights(model: nn.Module, snapshot: Snapshot, team: Team | None) -> Non
     Raises:
         CheckpointError: They are of another architecture.
     """
-    if team is None or snapshot.is_seen_by_all:
+    if team is None or (snapshot.is_seen_by_all and isinstance(snapshot.model_tensors, LazyTensors)):
         import_tensors(model, snapshot.model_tensors)
     else:
         import_tensors(model, dict(team.shared(snapshot.model_tensors if team.rank == 0 else None)))

@@ -128,7 +128,7 @@ def begin_saving(
         snapshot = parts.snapshot(
             model_tensors=exported.tensors, optim_tensors=state_tensors, rng_tensors=rng_tensors()
         )
-        share = whole_share(snapshot)
+        share = whole_share(snapshot, _model_file(section))
         return Saving(root, step, begin(root, step, share.num_bytes), share, publication)
     team, own = spread.team, spread.own_tensors()
     # The numbers of elements are those of whole tensors, on every rank.
@@ -138,9 +138,11 @@ def begin_saving(
         whole = spread.whole_model(), spread.whole_state(state_tensors), team.collect(rng_tensors())
         if team.rank > 0:
             return None
-        share = _gathered_share(parts, *whole)
+        share = _gathered_share(parts, _model_file(section), *whole)
         return Saving(root, step, partial, share, publication)
-    share = _own_share(parts, state_tensors, is_consolidated=is_last and section.save_consolidated == "final")
+    is_consolidated = is_last and section.save_consolidated == "final"
+    model_file = _model_file(section) if is_consolidated or section.model_save_format == "torch_save" else None
+    share = _own_share(parts, state_tensors, model_file)
     is_first = team.rank == 0
     return Saving(
         root, step, partial, share, publication if is_first else None, rank=team.rank, writers=team.place.world_size
@@ -158,8 +160,13 @@ def finish_saving(saving: Saving | None) -> None:
         finish(saving)
 
 
+def _model_file(section: CheckpointSection) -> str:
+    return layout.PICKLED_MODEL_FILE if section.model_save_format == "torch_save" else layout.MODEL_FILE
+
+
 def _gathered_share(
     parts: LiveParts,
+    model_file: str,
     model_tensors: dict[str, torch.Tensor],
     optim_tensors: dict[str, torch.Tensor],
     generators: list[dict[str, torch.Tensor]] | None,
@@ -173,12 +180,13 @@ def _gathered_share(
             optim_tensors=optim_tensors,
             rng_tensors=own,
             peer_rng_tensors=tuple(others),
-        )
+        ),
+        model_file,
     )
 
 
-def _own_share(parts: LiveParts, state_tensors: dict[str, torch.Tensor], *, is_consolidated: bool) -> Share:
-    """This rank's part of everything; with `is_consolidated`, rank 0 has the whole weights instead of parts."""
+def _own_share(parts: LiveParts, state_tensors: dict[str, torch.Tensor], model_file: str | None) -> Share:
+    """This rank's part of everything; with a `model_file`, rank 0 has the whole weights instead of parts."""
     model, spread = parts.model, parts.spread
     if spread is None:
         raise ValueError("a process alone has no part of anything")
@@ -188,10 +196,10 @@ def _own_share(parts: LiveParts, state_tensors: dict[str, torch.Tensor], *, is_c
         *files_of_parts(layout.OPTIMIZER_FILE, rank, spread.parts(state_tensors, are_state=True)),
         TensorFile(layout.rng_file(rank), generators),
     ]
-    if is_consolidated:
+    if model_file is not None:
         gathered = spread.whole_model()
         if rank == 0:
-            files.append(TensorFile(layout.MODEL_FILE, export_model(model, parts.bos_id, gathered).tensors))
+            files.append(TensorFile(model_file, export_model(model, parts.bos_id, gathered).tensors))
     else:
         own = export_parts(model, spread.parts(spread.own_tensors()), is_first=rank == 0)
         files += files_of_parts(layout.MODEL_FILE, rank, own)

@@ -215,7 +215,7 @@ def _last_report(root: Path, since: float = 0.0) -> dict[str, Any]:
 def _compared(straight: Path, killed: Path, steps: int, seed: int, kills: list[Kill]) -> Verification:
     first, second = (resolve(root / step_directory_name(steps)) for root in (straight, killed))
     ours, theirs = read_manifest(first).files, read_manifest(second).files
-    names = [name for name in {**ours, **theirs} if name.endswith((".safetensors", ".pt"))]
+    names = [name for name in {**ours, **theirs} if name.endswith((".safetensors", ".bin"))]
     nothing = "(missing)"
     hashes = {
         name: (
