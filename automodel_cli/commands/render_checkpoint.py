@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from automodel_cli.engine.checkpoint.inspect import CheckpointReport
 from automodel_cli.engine.checkpoint.inspect_run import RunReport
+from automodel_cli.engine.checkpoint.report import CheckpointReport
 
 _COLOURS = {"resumable": "green", "weights only": "cyan", "incomplete": "yellow", "corrupt": "red"}
 # A pipe has no width; wrapping there would cut paths that scripts look for.
@@ -106,12 +106,23 @@ def _progress_rows(found: CheckpointReport) -> list[tuple[str, Any]]:
         rows.append(("parameters", f"{count.total:,} {_types(count.by_dtype)} in {count.num_tensors} tensors{tied}"))
     if found.optimizer_dtypes:
         rows.append(("optimizer", f"{sum(found.optimizer_dtypes.values()):,} values {_types(found.optimizer_dtypes)}"))
+    rows.append(("shards", _balance(found.rank_bytes)))
     rows.append(("saved", f"{_moment(found.saved_at)} by amcli {found.amcli_version}" if found.saved_at else None))
     for name, value in found.facts.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {item}" for key, item in value.items())
         rows.append((name, value))
     return [(name, value) for name, value in rows if value is not None]
+
+
+def _balance(rank_bytes: dict[int, int]) -> str | None:
+    """How evenly the ranks share what they write: the largest part decides how long a save takes."""
+    if not rank_bytes:
+        return None
+    sizes = sorted(rank_bytes.values())
+    even = sum(sizes) / len(sizes)
+    span = f"{sizes[0]:,} to {sizes[-1]:,} bytes"
+    return f"of {len(sizes)} ranks, {span}; the largest is {sizes[-1] / even:.2f} of an even part"
 
 
 def _moment(iso: str) -> str:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.foreign import pickled_tensors
@@ -22,16 +22,14 @@ from automodel_cli.engine.checkpoint.manifest import (
     Manifest,
     NewerFormatError,
     compare,
-    finite,
     read_manifest,
 )
 from automodel_cli.engine.checkpoint.parameters import ParameterCount, count_parameters
+from automodel_cli.engine.checkpoint.report import CheckpointReport, Verdict
 from automodel_cli.engine.checkpoint.stored import stored_tensors
 from automodel_cli.engine.checkpoint.tensor_header import TensorInfo
 from automodel_cli.engine.config.yaml_reader import read_yaml
 from automodel_cli.errors import CheckpointError, ConfigError
-
-Verdict = Literal["resumable", "weights only", "incomplete", "corrupt"]
 
 _MAX_JSON_BYTES = 16 * 2**20
 _REQUIRED_FILES = (layout.CONFIG_FILE, layout.TRAIN_STATE_FILE, layout.rng_file(rank=0))
@@ -45,60 +43,6 @@ _CONFIG_KEYS = (
     "step_scheduler.max_steps",
     "step_scheduler.global_batch_size",
 )
-
-
-@dataclass(frozen=True)
-class CheckpointReport:
-    """What there is to know about one checkpoint.
-
-    Args:
-        path: The directory.
-        verdict: `resumable`, `weights only` (nothing to resume from was saved), `incomplete`
-            (something is missing) or `corrupt` (something is wrong).
-        verified: Every byte was compared with the manifest's SHA-256; otherwise sizes and headers were.
-        problems: Why it is incomplete or corrupt, one line each.
-        notes: What is odd and does no harm, one line each.
-        marks: Which of `LATEST` and `BEST` point here.
-        step: Optimisation steps done; from the manifest, or else from the directory's name.
-        saved_at: UTC time of the save.
-        progress: `tokens_seen`, `loss`, `val_loss` and so on, those that were saved.
-        parameters: Of the model; None if its header cannot be read.
-        optimizer_dtypes: Elements of the optimizer state by their type.
-        files: Size in bytes of each file that is there.
-        config: The values of the configuration that tell most, by dotted key.
-        facts: Everything else that the manifest carries.
-        amcli_version: The version that wrote it.
-    """
-
-    path: str
-    verdict: Verdict
-    verified: bool
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-    marks: tuple[str, ...]
-    step: int | None
-    saved_at: str | None
-    progress: dict[str, Any]
-    parameters: ParameterCount | None
-    optimizer_dtypes: dict[str, int]
-    files: dict[str, int]
-    config: dict[str, Any]
-    facts: dict[str, Any]
-    amcli_version: str | None
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether the checkpoint can be used, as far as it was looked at."""
-        return self.verdict in ("resumable", "weights only")
-
-    @property
-    def total_bytes(self) -> int:
-        """Size of all files together."""
-        return sum(self.files.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as values that JSON can hold."""
-        return dict(finite({**asdict(self), "total_bytes": self.total_bytes}))
 
 
 def inspect(directory: Path, verify: bool = False) -> CheckpointReport:

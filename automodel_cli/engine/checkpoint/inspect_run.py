@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.checkpoint import layout
-from automodel_cli.engine.checkpoint.inspect import CheckpointReport, inspect
+from automodel_cli.engine.checkpoint.inspect import inspect
+from automodel_cli.engine.checkpoint.report import CheckpointReport
 from automodel_cli.errors import CheckpointError
 
 

@@ -107,6 +107,17 @@ def optimizer_files(names: Collection[str]) -> list[str]:
     return [OPTIMIZER_FILE] if OPTIMIZER_FILE in names else sorted(filter(_OPTIMIZER_PART.fullmatch, names))
 
 
+def rank_of(name: str) -> int | None:
+    """The rank that a part of the weights or of the optimizer's state belongs to; None for any other file.
+
+    >>> rank_of("optim/optimizer_rank12.safetensors"), rank_of("model/model.safetensors")
+    (12, None)
+    """
+    found = re.search(r"_rank([0-9]+)", name)
+    is_part = _MODEL_PART.fullmatch(name) or _OPTIMIZER_PART.fullmatch(name)
+    return int(found[1]) if found and is_part else None
+
+
 def is_complete(directory: Path) -> bool:
     """Whether a save finished here: the manifest exists. Says nothing about damage since."""
     return (directory / MANIFEST_NAME).is_file()

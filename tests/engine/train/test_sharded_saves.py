@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
+from automodel_cli.engine.checkpoint.inspect import inspect
 from automodel_cli.engine.checkpoint.load import load as load_checkpoint
 
 RANKS = Path(__file__).with_name("shard_ranks.py")
@@ -96,6 +97,17 @@ def test_torch_reads_the_parts_as_whole_tensors(two_ranks: Path, case: str) -> N
     load(found, storage_reader=HuggingFaceStorageReader(str(two_ranks / case / "False" / "step_000001" / "model")))
 
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.dist
+def test_what_each_rank_wrote_is_told(two_ranks: Path) -> None:
+    """Their parts make up weights and optimizer; a checkpoint that rank 0 wrote has no parts."""
+    in_parts, whole = (inspect(two_ranks / "case0" / name / "step_000001") for name in ("False", "every"))
+
+    assert list(in_parts.rank_bytes) == [0, 1]
+    tensors = [size for name, size in in_parts.files.items() if name.startswith(("model/model", "optim/"))]
+    assert sum(in_parts.rank_bytes.values()) == sum(tensors)
+    assert whole.rank_bytes == {}
 
 
 @pytest.mark.dist
