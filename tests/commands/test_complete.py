@@ -102,7 +102,7 @@ def test_keys_are_offered_up_to_the_next_dot(offer, workplace):
     ("key", "values"),
     [
         ("checkpoint.enabled", ["true", "false"]),
-        ("precision", ["auto", "fp32", "tf32", "bf16", "bf16-params"]),
+        ("precision", ["auto", "fp32", "tf32", "bf16", "bf16-params", "fp8"]),
         ("distributed.strategy", ["null", "ddp", "fsdp2"]),
         ("model.tied", ["true", "false"]),
         ("model.reduction", ["sum", "mean"]),

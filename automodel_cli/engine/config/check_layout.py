@@ -29,6 +29,13 @@ def check_layout(config: Config, settings: Settings, world_size: int | None, ref
     if _divides_the_world(settings, world_size, refuse):
         _check_batch(settings, world_size, refuse)
     _check_model(config, settings, refuse)
+    if settings.general.precision == "fp8" and settings.distributed.tp_size > 1:
+        refuse(
+            "precision",
+            f"precision is fp8, but distributed.tp_size is {settings.distributed.tp_size}: layers that multiply in 8 "
+            "bits are not split over tensor-parallel ranks",
+            "set distributed.tp_size to 1, or precision to bf16",
+        )
     precision = {"float32": "fp32", "bfloat16": "bf16"}.get(settings.distributed.dtype or "")
     if precision is not None and settings.general.precision != precision:
         refuse(

@@ -44,9 +44,10 @@ class General:
     device: str = key("where to train", default="auto", choices=("auto", "cpu", "cuda"))
     precision: str = key(
         "auto is bf16 on a GPU that has it, and fp32 elsewhere; bf16 is autocast over fp32 weights, bf16-params "
-        "keeps weights and optimizer in bf16 too, tf32 is fp32 with faster products on a GPU",
+        "keeps weights and optimizer in bf16 too, tf32 is fp32 with faster products on a GPU, fp8 is bf16 with linear "
+        "layers that multiply in 8 bits (torchao; GPUs from Ada or Hopper on)",
         default="auto",
-        choices=("auto", "fp32", "tf32", "bf16", "bf16-params"),
+        choices=("auto", "fp32", "tf32", "bf16", "bf16-params", "fp8"),
     )
     deterministic: bool = key(
         "use only algorithms that give the same bits every time, on a GPU too; slower there", default=False, quiet=True

@@ -128,7 +128,7 @@ def run_sizes(config: Config, world_size: int | None = None) -> RunSizes:
         global_batch_size=samples,
         local_batch_size=_whole(config, "step_scheduler.local_batch_size"),
         max_steps=_whole(config, "step_scheduler.max_steps"),
-        is_bf16=precision in ("bf16", "bf16-params") or (precision in (None, "auto") and device != "cpu"),
+        is_bf16=precision in ("bf16", "bf16-params", "fp8") or (precision in (None, "auto") and device != "cpu"),
         weight_bytes=2 if precision == "bf16-params" else 4,
         degrees=degrees_of(spread, world),
         spread=spread,

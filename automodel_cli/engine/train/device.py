@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from automodel_cli.engine.models.float8 import check_float8
 from automodel_cli.errors import ConfigError
 
 _WORDS = {
@@ -17,6 +18,7 @@ _WORDS = {
     "tf32": "fp32 with tf32 products",
     "bf16": "bf16 autocast, fp32 weights",
     "bf16-params": "bf16 weights",
+    "fp8": "fp8 products of linear layers, bf16 autocast, fp32 weights",
 }
 
 
@@ -30,6 +32,7 @@ class Placement:
         name: The device as people know it.
         weight_dtype: Type of the weights, and so of the optimizer's state.
         precision: The precision in words.
+        uses_float8: Whether linear layers are to multiply in 8 bits.
     """
 
     device: torch.device
@@ -37,6 +40,7 @@ class Placement:
     name: str
     weight_dtype: torch.dtype = torch.float32
     precision: str = _WORDS["fp32"]
+    uses_float8: bool = False
 
     def memory_bytes(self) -> int:
         """Peak memory so far: allocated on a GPU, resident in RAM on a CPU."""
@@ -76,16 +80,19 @@ def place(device: str, precision: str, num_threads: int | None, *, deterministic
         raise ConfigError(f"precision is `{precision}`, but this GPU has no bf16", help=works)
     if precision == "tf32" and (chosen.type == "cpu" or torch.cuda.get_device_capability(chosen) < (8, 0)):
         raise ConfigError("precision is `tf32`, but only GPUs from Ampere on have it", help=works)
+    if precision == "fp8":
+        check_float8(chosen)
     if precision == "auto":
         precision = "bf16" if bf16_on_gpu else "fp32"
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return Placement(
         device=chosen,
-        autocast_dtype=torch.bfloat16 if precision == "bf16" else None,
+        autocast_dtype=torch.bfloat16 if precision in ("bf16", "fp8") else None,
         name=name,
         weight_dtype=torch.bfloat16 if precision == "bf16-params" else torch.float32,
         precision=_WORDS[precision],
+        uses_float8=precision == "fp8",
     )
 
 

@@ -1,4 +1,4 @@
-"""What is done to a model between its weights and its ranks: recomputing, compiling, and saying how it runs."""
+"""What is done to a model between its weights and its ranks: how it attends and multiplies, recomputes and compiles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import nn
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.models.attention import attention_in_words, keep_within_documents
 from automodel_cli.engine.models.compiling import compile_model
+from automodel_cli.engine.models.float8 import use_float8
 from automodel_cli.engine.models.recompute import recompute_activations
+from automodel_cli.engine.models.sizes import vocab_size_of
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.objective import Objective
 from automodel_cli.errors import ConfigError
@@ -49,6 +51,9 @@ def set_up(
             splits_sequence=settings.distributed.cp_size > 1,
         )
     facts["attention"] = attention_in_words(model, placement.device, dtype)
+    if placement.uses_float8:
+        vocab_size = objective.head.vocab_size if objective.head is not None else vocab_size_of(model)
+        facts["fp8"] = use_float8(model, lambda layer: getattr(layer, "out_features", None) == vocab_size)
     recompute, compiling = settings.activation_checkpointing, settings.compile
     if recompute.mode is not None:
         facts["recomputed"] = recompute_activations(model, recompute.mode, recompute.every)
