@@ -77,6 +77,10 @@ LAYOUTS = {
     "alone": Layout("alone", 1),
     "ddp": Layout("ddp", 2, ("--set", "distributed.strategy=ddp")),
     "fsdp2": Layout("fsdp2", 2, ("--set", "distributed.strategy=fsdp2")),
+    # Every checkpoint in the parts that the ranks hold, the last one, too.
+    "parts": Layout("parts", 2, ("--set", "checkpoint.save_consolidated=false")),
+    "torch_save": Layout("torch_save", 1, ("--set", "checkpoint.model_save_format=torch_save")),
+    "fsdp2+torch_save": Layout("fsdp2+torch_save", 2, ("--set", "checkpoint.model_save_format=torch_save")),
 }
 
 
@@ -104,23 +108,25 @@ class Chain:
 
 @dataclass(frozen=True)
 class Site:
-    """A place inside a save: a stage, or a system call by its number, before or after it happens."""
+    """A place inside a save of one rank: a stage, or a system call by its number, before or after it happens."""
 
     save: int
     what: str
     number: int = 0
     is_before: bool = False
+    rank: int = 0
 
     def __str__(self) -> str:
         call = f"{'before' if self.is_before else 'after'} {self.what}"
-        return f"{call} {self.number} of save {self.save}" if self.number else f"{call}, save {self.save}"
+        place = f"{call} {self.number} of save {self.save}" if self.number else f"{call}, save {self.save}"
+        return f"{place}, rank {self.rank}" if self.rank else place
 
 
 class Watch:
     """Counts what happens inside saves, notes every commit, and kills the process at one site."""
 
-    def __init__(self, root: Path, site: Site | None, killed: Callable[[], None]) -> None:
-        self._root, self._site, self._die = root, site, killed
+    def __init__(self, root: Path, rank: int, site: Site | None, killed: Callable[[], None]) -> None:
+        self._root, self._rank, self._site, self._die = root, rank, site, killed
         self._saves, self._inside = 0, False
         self._calls: Counter[str] = Counter()
 
@@ -130,19 +136,24 @@ class Watch:
         begin, finish = saving.begin, saving.finish
 
         def begun(*arguments: Any) -> Path:
-            self._saves, self._inside = self._saves + 1, True
-            self._calls.clear()
+            self._enter()
             return begin(*arguments)
 
         def finished(one: Any) -> Path:
+            if self._rank > 0:
+                self._enter()  # what rank 0 has begun
             path = finish(one, lambda stage: self._stage(stage.name, one.step))
             self._inside = False
-            note(self._root, "calls", json.dumps(self._calls))
+            note(self._root, f"calls{self._rank}", json.dumps(self._calls))
             return path
 
         saving.begin, saving.finish = begun, finished
         for name in OPERATIONS:
             setattr(os, name, self._around(name, getattr(os, name)))
+
+    def _enter(self) -> None:
+        self._saves, self._inside = self._saves + 1, True
+        self._calls.clear()
 
     def _stage(self, name: str, step: int) -> None:
         if name == "RENAMED":
@@ -150,7 +161,7 @@ class Watch:
             self._inside = False
             note(self._root, "commits", str(step))
             self._inside = True
-        self._at(Site(self._saves, f"stage {name}"))
+        self._at(Site(self._saves, f"stage {name}", rank=self._rank))
 
     def _around(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -158,9 +169,9 @@ class Watch:
                 return real(*arguments, **named)
             self._calls[name] += 1
             number = self._calls[name]
-            self._at(Site(self._saves, name, number, is_before=True))
+            self._at(Site(self._saves, name, number, is_before=True, rank=self._rank))
             result = real(*arguments, **named)
-            self._at(Site(self._saves, name, number))
+            self._at(Site(self._saves, name, number, rank=self._rank))
             return result
 
         return call
@@ -197,7 +208,7 @@ def attempt(root: Path, layout: Layout, *, site: Site | None = None, after: floa
     Args:
         root: Directory of the run's checkpoints.
         layout: See `Layout`.
-        site: Where rank 0 kills itself.
+        site: Where a rank kills itself.
         after: Seconds after which all are killed.
     """
     port = free_port()
@@ -258,8 +269,8 @@ def train(root: Path, layout: Layout, rank: int, port: int, site: Site | None, l
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": layout.ranks, "LOCAL_WORLD_SIZE": layout.ranks}
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             os.environ.update({name: str(value) for name, value in place.items()})
-        if rank == 0:
-            Watch(root, site, lambda: os.kill(os.getpid(), signal.SIGKILL)).install()
+        if site is None or site.rank == rank:
+            Watch(root, rank, site, lambda: os.kill(os.getpid(), signal.SIGKILL)).install()
         own = ("--set", f"checkpoint.checkpoint_dir={root}")
         code = int(app.run(["pretrain", "-c", "torture.yaml", "--resume", "auto", *own, *layout.options]))
         if rank == 0 and root.name.startswith("straight"):
@@ -291,7 +302,7 @@ def result_of(root: Path) -> dict[str, Any]:
     return {
         "step": last.name,
         "damage": [str(problem) for problem in verify(last)],
-        "hashes": {name: record.sha256 for name, record in files.items() if name.endswith(".safetensors")},
+        "hashes": {name: record.sha256 for name, record in files.items() if name.endswith((".safetensors", ".bin"))},
         "curve": [(r["step"], r["loss"], r["grad_norm"]) for r in records if r["event"] == "step"],
         "left": sorted(path.name for path in root.iterdir() if path.name.startswith(".")),
     }
@@ -299,11 +310,11 @@ def result_of(root: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Reference:
-    """The undisturbed run of a layout: its end, how long it took, and how many calls a save makes."""
+    """The undisturbed run of a layout: its end, how long it took, and how many calls a save makes, by rank."""
 
     result: dict[str, Any]
     seconds: float
-    calls: dict[str, int]
+    calls: dict[int, dict[str, int]]
 
 
 def reference(root: Path, layout: Layout) -> Reference:
@@ -313,18 +324,22 @@ def reference(root: Path, layout: Layout) -> Reference:
     end = attempt(root, layout)
     if end.code:
         raise SystemExit(f"the undisturbed run failed:\n{end.output}")
-    calls = Counter(json.loads(notes(root, "calls")[-1]))
-    return Reference(result_of(root), time.monotonic() - began, dict(calls))
+    seconds = time.monotonic() - began
+    said = {rank: notes(root, f"calls{rank}") for rank in range(layout.ranks)}
+    return Reference(result_of(root), seconds, {rank: json.loads(lines[-1]) for rank, lines in said.items() if lines})
 
 
-def random_site(generator: random.Random, calls: dict[str, int]) -> Site:
+def random_site(generator: random.Random, calls_by_rank: dict[int, dict[str, int]]) -> Site:
     from automodel_cli.engine.checkpoint.save import SaveStage
 
     save = generator.choice((1, 1, 2))
+    rank = generator.choice(list(calls_by_rank))  # of those that write
+    calls = calls_by_rank[rank]
     if generator.random() < 0.3:
-        return Site(save, f"stage {generator.choice(list(SaveStage)).name}")
+        stages = list(SaveStage) if rank == 0 else [SaveStage.TENSORS_WRITTEN, SaveStage.FILES_SYNCED]
+        return Site(save, f"stage {generator.choice(stages).name}", rank=rank)
     name = generator.choice(list(calls))  # not by their numbers: the one rename that commits is worth as much as any
-    return Site(save, name, generator.randint(1, calls[name]), generator.random() < 0.5)
+    return Site(save, name, generator.randint(1, calls[name]), generator.random() < 0.5, rank)
 
 
 def chain(number: int, layout: Layout, known: Reference, directory: Path, seed: int) -> Chain:
