@@ -25,14 +25,15 @@ def at_step(monkeypatch):
     """Does something right after a step of the run."""
 
     def hook(step: int, act) -> None:
-        real = loop._one_step
+        real = loop._queue
 
         def wrapped(run, state, *arguments, **named):
-            real(run, state, *arguments, **named)
+            queued = real(run, state, *arguments, **named)
             if state.step == step:
                 act()
+            return queued
 
-        monkeypatch.setattr(loop, "_one_step", wrapped)
+        monkeypatch.setattr(loop, "_queue", wrapped)
 
     return hook
 

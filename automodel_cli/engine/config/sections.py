@@ -205,6 +205,14 @@ class CheckpointSection:
         default="val_loss",
         quiet=True,
     )
+    save_best: bool = key(
+        "also save a step that is not due when its validation is the best so far", default=False, quiet=True
+    )
+    is_async: bool = key(
+        "go on training while a checkpoint is written, from a copy in the host's memory of all that a rank writes",
+        default=False,
+        quiet=True,
+    )
     on_save_error: str = key(
         "what a save that fails before the end of the run does: stop it, or warn and train on unsaved",
         default="stop",

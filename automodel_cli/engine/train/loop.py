@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from automodel_cli.engine.observe.speed import Speed
 from automodel_cli.engine.optim.lr_schedule import LRSchedule
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.objective import Objective
+from automodel_cli.engine.train.saves import Saves
 from automodel_cli.engine.train.signals import StoppedWaitingError, StopSignal
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import EvalResult, evaluate, label_tokens, queue_step
@@ -25,7 +26,7 @@ from automodel_cli.engine.train.step_numbers import DeviceGuard
 from automodel_cli.engine.train.step_reports import QueuedStep, StepReports
 from automodel_cli.engine.train.step_scheduler import StepScheduler
 from automodel_cli.engine.train.validation import Validation
-from automodel_cli.errors import CheckpointError, PeerFailedError, TrainingDivergedError
+from automodel_cli.errors import PeerFailedError, TrainingDivergedError
 
 if TYPE_CHECKING:
     from automodel_cli.engine.distributed.spread import Spread
@@ -37,10 +38,9 @@ class Run:
 
     Args:
         validation: The validation sets; None without any.
-        save: Writes a checkpoint of the state; the flag says whether it is the best so far.
+        saves: When the run is saved, and what a failing save means.
         samples_per_step: Over all ranks.
         spread: How the model lies on the ranks of the run; None for a process alone.
-        goes_on_unsaved: Whether a save that fails before the end only warns.
         guard: Of the optimizer; with it the numbers of a step are read when the next one has been queued.
     """
 
@@ -55,10 +55,9 @@ class Run:
     placement: Placement
     sink: Sink
     speed: Speed
-    save: Callable[[TrainState, bool], None]
+    saves: Saves
     samples_per_step: int
     spread: Spread | None = None
-    goes_on_unsaved: bool = False
     guard: DeviceGuard | None = None
 
 
@@ -68,12 +67,11 @@ def train(run: Run, state: TrainState, stop: StopSignal) -> None:
     `state` is advanced in place; every step that it counts is in a checkpoint when this returns.
 
     Raises:
-        CheckpointError: A save failed that must not: the last one, or any where `goes_on_unsaved` is off.
+        CheckpointError: A save failed that must not: the last one, or any unless `on_save_error` is `warn`.
         TrainingDivergedError: The loss or the gradient is not finite; the weights are as before that step.
     """
-    saved_step = state.step
     reports = StepReports(state, run.sink, run.speed, run.placement.memory_bytes, is_late=run.guard is not None)
-    with closing(run.loader.iter_steps(state.samples_consumed)) as steps:
+    with closing(run.loader.iter_steps(state.samples_consumed)) as steps, run.saves as saves:
         while not run.steps.is_last(state.step):
             read_from = time.perf_counter()
             agreed = _next_step(run, steps, stop)
@@ -82,36 +80,14 @@ def train(run: Run, state: TrainState, stop: StopSignal) -> None:
             waited = time.perf_counter() - read_from
             if stop.save_agreed:
                 reports.finish()
-                saved_step = state.step if _saved_on_request(run, state, saved_step) else saved_step
+                saves.on_request()
             reports.add(_queue(run, state, *agreed, waited=waited))
             if run.steps.validates(state.step) or run.steps.saves(state.step):
                 reports.finish()
-            is_best = run.steps.validates(state.step) and _validate(run, state, stop)
-            if run.steps.saves(state.step) and _saved(run, state, is_best):
-                saved_step = state.step
-    reports.finish()
-    if state.step != saved_step:
-        run.save(state, False)
-
-
-def _saved(run: Run, state: TrainState, is_best: bool) -> bool:
-    """Saves; False if that failed and the run goes on all the same. All ranks get the same answer or error."""
-    try:
-        run.save(state, is_best)
-    except (CheckpointError, PeerFailedError) as error:
-        # One rank writes, and has told the others whether it could (`Team.on_first`).
-        if not run.goes_on_unsaved or run.steps.is_last(state.step):
-            raise
-        run.sink.on_message(f"warning: step {state.step} is NOT saved, and training goes on: {error}")
-        return False
-    return True
-
-
-def _saved_on_request(run: Run, state: TrainState, saved_step: int) -> bool:
-    if state.step == saved_step:
-        run.sink.on_message(f"asked to save: nothing is new since step {saved_step}")
-        return False
-    return _saved(run, state, False)
+            saves.judge(_validate(run, state, stop) if run.steps.validates(state.step) else None)
+            saves.if_due()
+        reports.finish()
+        saves.at_the_end()
 
 
 def _next_step(
@@ -128,6 +104,7 @@ def _next_step(
         except StoppedWaitingError:
             return None
         stop.agree(False, stop.save_requested)
+        run.saves.hear(*run.saves.wishes)
         return micro_batches, label_tokens(micro_batches)
     team, failure, micro_batches = run.spread.team, None, []
     try:
@@ -138,12 +115,13 @@ def _next_step(
     except Exception as error:  # a dataset may raise anything; the others must hear of it first
         failure = error
     wishes = (int(stop.requested), int(stop.save_requested), int(failure is not None))
-    num_tokens, stops, saves, failures = team.agree(label_tokens(micro_batches), *wishes)
+    num_tokens, stops, saves, failures, *saving = team.agree(label_tokens(micro_batches), *wishes, *run.saves.wishes)
     if failure is not None:
         raise failure
     if failures:
         raise PeerFailedError("another rank could not read its data")
     stop.agree(stops > 0, saves > 0)
+    run.saves.hear(*saving)
     return None if stops else (micro_batches, num_tokens // team.degrees.tp)
 
 
@@ -176,10 +154,10 @@ def _queue(
     return QueuedStep(numbers, state.step, lr, began, waited, state.tokens_seen)
 
 
-def _validate(run: Run, state: TrainState, stop: StopSignal) -> bool:
-    """Validates and reports; True if it is the best loss so far. A stop signal cuts it short, unreported."""
+def _validate(run: Run, state: TrainState, stop: StopSignal) -> float | None:
+    """Validates and reports; the loss that decides about the best. A stop signal cuts it short, unreported."""
     if run.validation is None:
-        return False
+        return None
     results: dict[str, EvalResult] = {}
     for name, batches in run.validation.sets():
         results[name] = evaluate(
@@ -192,10 +170,10 @@ def _validate(run: Run, state: TrainState, stop: StopSignal) -> bool:
             spread=run.spread,
         )
         if _wants_to_stop(run, stop):
-            return False
-    stats, is_best = run.validation.record(results, state)
+            return None
+    stats, judged = run.validation.record(results, state)
     run.sink.on_validation(stats)
-    return is_best
+    return judged
 
 
 def _wants_to_stop(run: Run, stop: StopSignal) -> bool:

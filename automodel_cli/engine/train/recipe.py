@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from automodel_cli.engine.checkpoint.save import Saving
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.checkpoint.weights import read_weights
 from automodel_cli.engine.config.check import Settings
@@ -49,7 +50,8 @@ from automodel_cli.engine.train.restoring import (
     seed_everything,
 )
 from automodel_cli.engine.train.sample_identity import order_key_of
-from automodel_cli.engine.train.saving import save_run
+from automodel_cli.engine.train.saves import Saves
+from automodel_cli.engine.train.saving import begin_run_save
 from automodel_cli.engine.train.signals import StopSignal
 from automodel_cli.engine.train.start_facts import start_facts
 from automodel_cli.engine.train.state import TrainState
@@ -252,12 +254,10 @@ def _assemble(
     loader = loader_of(parts.dataset, settings, state, team, parts.vocab_size)
     config_yaml = to_yaml(config.masked(), absolute_targets=True)
 
-    def save(state: TrainState, is_best: bool) -> None:
-        if not settings.checkpoint.enabled:
-            return
+    def begin_save(is_best: bool) -> Saving | None:
         if isinstance(loader, StreamLoader):
             state.stream = loader.state_at(state.samples_consumed)
-        directory = save_run(
+        return begin_run_save(
             root,
             state,
             parts.model,
@@ -270,8 +270,8 @@ def _assemble(
             is_last=state.step >= section.max_steps,
             spread=parts.spread,
         )
-        sink.on_message(f"saved {directory}" + (", the best so far" if is_best else ""))
 
+    steps = StepScheduler(section.max_steps, section.val_every_steps, section.ckpt_every_steps)
     return Run(
         model=parts.model,
         loss_fn=parts.loss_fn,
@@ -279,14 +279,13 @@ def _assemble(
         schedule=schedule,
         loader=loader,
         validation=validation_of(parts.validation, settings, team, parts.vocab_size),
-        steps=StepScheduler(section.max_steps, section.val_every_steps, section.ckpt_every_steps),
+        steps=steps,
         max_norm=settings.clip_grad_norm.max_norm,
         placement=placement,
         sink=sink,
         speed=speed_of(parts.model, parts.dataset, settings, placement, team.place.world_size if team else 1),
-        save=save,
+        saves=Saves(root, state, begin_save, settings.checkpoint, steps, sink.on_message, team),
         samples_per_step=section.global_batch_size,
         spread=parts.spread,
-        goes_on_unsaved=settings.checkpoint.on_save_error == "warn",
         guard=parts.guard,
     )

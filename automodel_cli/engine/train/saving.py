@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from automodel_cli.engine.distributed.spread import Spread
 
 
-def save_run(
+def begin_run_save(
     root: Path,
     state: TrainState,
     model: nn.Module,
@@ -43,8 +43,8 @@ def save_run(
     is_best: bool,
     is_last: bool,
     spread: Spread | None = None,
-) -> Path:
-    """Saves everything that a resumed run needs, and returns the checkpoint's directory.
+) -> Saving | None:
+    """Begins to save everything that a resumed run needs; `finish_saving` does the rest.
 
     Of several ranks all must call it.
 
@@ -61,9 +61,12 @@ def save_run(
         is_last: Whether the run is complete with this step.
         spread: How the model lies on the ranks; None for a process alone.
 
+    Returns:
+        None on a rank that writes nothing.
+
     Raises:
-        CheckpointError: It cannot be written.
-        PeerFailedError: Another rank says so.
+        CheckpointError: There is no room for it.
+        PeerFailedError: Rank 0 says so.
     """
     publication = Publication(
         facts=_facts(state, lr, placement, spread),
@@ -72,13 +75,7 @@ def save_run(
         keep_every=section.keep_every_steps,
     )
     parts = LiveParts(state, model, optimizer, config_yaml, spread)
-    saving = begin_saving(root, parts, publication, section, is_last=is_last)
-    if spread is None:
-        finish_saving(saving)
-    else:
-        # Nobody takes the next step before all have written what the step would change.
-        spread.team.together(lambda: finish_saving(saving))
-    return root / layout.step_directory_name(state.step)
+    return begin_saving(root, parts, publication, section, is_last=is_last)
 
 
 @dataclass(frozen=True)

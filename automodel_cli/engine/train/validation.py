@@ -34,8 +34,8 @@ class Validation:
         for name, dataset in self.datasets.items():
             yield name, self.batches_of(dataset)
 
-    def record(self, results: Mapping[str, EvalResult], state: TrainState) -> tuple[ValStats, bool]:
-        """The report of a validation, and whether it is the best so far; `state` remembers both losses."""
+    def record(self, results: Mapping[str, EvalResult], state: TrainState) -> tuple[ValStats, float]:
+        """The report of a validation, and the loss by which checkpoints are compared; `state` remembers `val_loss`."""
         found = {name: _set_stats(result, self.datasets[name]) for name, result in results.items()}
         # Of several sets the mean of their losses, whatever their sizes: a larger set is no more important.
         loss = sum(stats.val_loss for stats in found.values()) / len(found)
@@ -49,11 +49,7 @@ class Validation:
             {name: stats for name, stats in found.items() if name},
         )
         state.val_loss = loss
-        judged = stats.flat()[self.best_metric_key]
-        is_best = state.best_val_loss is None or judged < state.best_val_loss
-        if is_best:
-            state.best_val_loss = judged
-        return stats, is_best
+        return stats, stats.flat()[self.best_metric_key]
 
 
 def up_to_tokens(batches: Batches, num_tokens: int) -> Batches:

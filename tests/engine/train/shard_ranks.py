@@ -32,7 +32,7 @@ from automodel_cli.engine.optim.build import build_optimizer
 from automodel_cli.engine.optim.state import optimizer_state_tensors
 from automodel_cli.engine.train.device import place as placed
 from automodel_cli.engine.train.objective import objective_of
-from automodel_cli.engine.train.saving import save_run
+from automodel_cli.engine.train.saving import begin_run_save, finish_saving
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import train_step
 
@@ -88,7 +88,7 @@ def saved(case: dict[str, Any], team: Team, root: Path) -> dict[str, Any]:
     )
     placement = placed("cpu", "fp32", 1)
     for kind_of_save in ("every", False):
-        save_run(
+        own = begin_run_save(
             root / str(kind_of_save),
             TrainState(step=1),
             model,
@@ -101,6 +101,7 @@ def saved(case: dict[str, Any], team: Team, root: Path) -> dict[str, Any]:
             is_last=True,
             spread=layout,
         )
+        team.together(lambda own=own: finish_saving(own))
     whole, sharded = (load(root / name / "step_000001") for name in ("every", "False"))
     own = optimizer_state_tensors(optimizer, model)
     read = layout.read_state(sharded.optim_tensors, sharded.optim_tensors)

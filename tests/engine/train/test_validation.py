@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 from automodel_cli import app
 from automodel_cli.engine.data.nanogpt_dataset import NanogptDataset
-from automodel_cli.engine.train.state import TrainState
-from automodel_cli.engine.train.step import EvalResult
-from automodel_cli.engine.train.validation import Validation, bytes_per_token, up_to_tokens
+from automodel_cli.engine.train.validation import bytes_per_token, up_to_tokens
 
 TWO_SETS = """
 validation_dataset:
@@ -134,14 +132,3 @@ def test_bits_per_byte_are_of_the_bytes_that_preparation_counted(tiny_data, tiny
 def test_data_that_nobody_counted_has_no_bits_per_byte():
     """A number that is made up would be compared with others."""
     assert bytes_per_token(Sample()) is None
-
-
-def test_the_first_validation_is_the_best_and_an_equal_one_is_not():
-    """A checkpoint becomes the best by being better."""
-    state = TrainState(step=1)
-    validation = Validation({"": Sample()}, lambda dataset: [])
-
-    verdicts = [validation.record({"": EvalResult(loss, 10)}, state)[1] for loss in (3.0, 3.0, 2.5, 2.75)]
-
-    assert verdicts == [True, False, True, False]
-    assert (state.val_loss, state.best_val_loss) == (2.75, 2.5)

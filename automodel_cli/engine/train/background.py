@@ -1,0 +1,54 @@
+"""One piece of work beside the training, on a thread of its own, whose failure is kept until it is asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class Background:
+    """Does one piece of work at a time; whoever asks for its result waits for it.
+
+    The thread ends with the process: one that waits for a rank that is dead must not keep the others alive.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no work is under way."""
+        return self._thread is None or not self._thread.is_alive()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the work is over and has failed."""
+        return self.is_over and self._failure is not None
+
+    def start(self, name: str, work: Callable[[], object]) -> None:
+        """Begins some work, after the one before it, whose failure nobody has asked for."""
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._failure = error
+
+        self.wait()
+        self._failure = None
+        self._thread = threading.Thread(target=run, name=name, daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits for the work, at most so long; whether it is over."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return self.is_over
+
+    def result(self) -> None:
+        """Waits for the work, and raises what it has raised, once."""
+        self.wait()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
