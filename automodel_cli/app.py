@@ -32,7 +32,7 @@ from automodel_cli.engine.distributed.environment import rank_place
 from automodel_cli.engine.distributed.pages import ask_for_huge_pages
 from automodel_cli.engine.distributed.report import is_symptom, write_report
 from automodel_cli.engine.distributed.threads import wait_without_spinning
-from automodel_cli.errors import AmcliError, ExitCode
+from automodel_cli.errors import AmcliError, ExitCode, InterruptedTrainingError
 
 TRACEBACK_OPTION = "--traceback"
 TRACEBACK_VARIABLE = "AMCLI_TRACEBACK"
@@ -124,6 +124,10 @@ def _report_failure(error: Exception, message: str, wants_traceback: bool, statu
     place = rank_place()
     if place.launcher:
         write_report(place, error, message)
+        if place.is_ours and isinstance(error, InterruptedTrainingError):
+            return (
+                ExitCode.OK
+            )  # no failure, which the launcher would answer with a restart: it ends with the code itself
     traceback_of = error if wants_traceback else None
     if not place.launcher or place.rank == 0:
         # The launcher shows what its ranks report; beside that, only a traceback that was asked for.

@@ -53,6 +53,7 @@ def run_ranks(plan: LaunchPlan, arguments: Sequence[str], *, grace_seconds: int)
             config.logs_specs = DefaultLogsSpecs(log_dir=str(Path(directory) / "logs"), redirects=quiet)
             with _save_requests_passed_on(Path(directory)):
                 elastic_launch(config, program)(*program_arguments)
+            _raise_if_stopped(Path(directory))
         except SignalException as error:
             raise _after_signal(Path(directory), error.sigval) from None
         except ChildFailedError as error:
@@ -97,6 +98,18 @@ def _torchrun_arguments(plan: LaunchPlan, arguments: Sequence[str]) -> Any:
     if plan.node_rank is not None:
         line.append(f"--node-rank={plan.node_rank}")
     return torchrun.get_args_parser().parse_args([*line, "--module", "automodel_cli", *arguments])
+
+
+def _raise_if_stopped(directory: Path) -> None:
+    """Ends as the ranks would have: they stopped early, all in order, so that nothing was started again.
+
+    Raises:
+        RankFailedError: With the exit code of a run that was interrupted.
+    """
+    stopped = [report for report in read_reports(directory) if report.exit_code == ExitCode.INTERRUPTED]
+    cause = root_cause(stopped)
+    if cause is not None:
+        raise _failed(cause)
 
 
 def _after_signal(directory: Path, received: signal.Signals) -> AmcliError:
