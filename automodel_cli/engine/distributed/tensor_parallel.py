@@ -70,6 +70,13 @@ def split_matrices(model: nn.Module, mesh: DeviceMesh, *, sequence_parallel: boo
     return frozenset(reordered)
 
 
+def splits(model: nn.Module, layer: nn.Module) -> bool:
+    """Whether the model's plan splits one of its layers; False without a plan."""
+    plan: Mapping[str, str] = getattr(model, "tp_plan", None) or {}
+    name = next((name for name, module in model.named_modules() if module is layer), "")
+    return any(_matches(pattern, name) for pattern in plan)
+
+
 def rows_by_rank(whole: torch.Tensor, num_ranks: int) -> torch.Tensor:
     """Rows [q; k; v] in the order [q0; k0; v0; q1; ...], so that equal chunks hold whole heads of one rank.
 

@@ -6,7 +6,8 @@ again for the next block; the backward pass has nothing left to do but to scale.
 that of one block, whatever the batch. Softmax and sums are in fp32 (fp64 for fp64 inputs);
 products are in the type of autocast, as in the head that is replaced.
 
-Refused: a head whose weight is split over ranks, since a softmax then needs all of them.
+Of a head that is split over tensor-parallel ranks, each works on its part, and a softmax is that of all parts
+(`split_vocabulary.py`): the logits of the whole vocabulary stand on no rank.
 
 Shapes: B batch, T sequence, N = B * T rows, C channels, V vocabulary.
 """
@@ -16,9 +17,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from automodel_cli.engine.loss.options import check_options
+from automodel_cli.engine.loss.row_losses import HeadLossSettings, row_losses
+from automodel_cli.engine.loss.split_vocabulary import VocabularyPart, part_of, split_block_loss
 from automodel_cli.engine.protocols import IGNORED_LABEL
 from automodel_cli.errors import ConfigError
 
@@ -70,44 +74,46 @@ class ChunkedLinearCrossEntropy:
 
         Args:
             hidden_BTC: What the head would be given.
-            weight_VC: The head's weight.
-            bias_V: The head's bias, if it has one.
+            weight_VC: The head's weight; it may be split by its rows over tensor-parallel ranks, and then
+                the loss is the same on each, and a distributed tensor if the hidden states are one.
+            bias_V: The head's bias, if it has one; split as the weight is.
             labels_BT: The right next token of each position, already shifted; -100 is not trained on.
             num_label_tokens: Label tokens of the whole optimisation step, over all micro-batches.
 
         Raises:
-            ConfigError: The weight is split over ranks.
+            ConfigError: The weight is split in another way, or leaves a rank with nothing.
         """
+        part, is_wrapped = None, isinstance(hidden_BTC, DTensor)
         if isinstance(weight_VC, DTensor):
-            raise ConfigError(
-                "the chunked cross-entropy needs the whole head, but its weight is split over tensor-parallel ranks",
-                help="loss_fn._target_: automodel_cli.engine.loss.masked_ce.MaskedCrossEntropy works with it",
-            )
+            mesh, part = weight_VC.device_mesh, part_of(weight_VC)
+            hidden_BTC = _for_every_part(hidden_BTC, mesh)
+            weight_VC = weight_VC.to_local()
+            bias_V = bias_V.to_local() if isinstance(bias_V, DTensor) else bias_V
         device = hidden_BTC.device
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         else:
             dtype = torch.promote_types(hidden_BTC.dtype, weight_VC.dtype)
-        settings = _Settings(
-            rows=self.rows_per_block(weight_VC.shape[0], device),
+        settings = HeadLossSettings(
+            # The same on all ranks of a split head: they meet once per block.
+            rows=self.rows_per_block(part.largest if part else weight_VC.shape[0], device),
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
             num_label_tokens=num_label_tokens,
             dtype=dtype,
             with_gradients=torch.is_grad_enabled(),
         )
-        return _LinearCrossEntropy.apply(hidden_BTC.flatten(0, -2), weight_VC, bias_V, labels_BT.flatten(), settings)
+        flat = hidden_BTC.flatten(0, -2)
+        loss: torch.Tensor = _LinearCrossEntropy.apply(flat, weight_VC, bias_V, labels_BT.flatten(), settings, part)
+        return DTensor.from_local(loss, mesh, [Replicate()], run_check=False) if is_wrapped else loss
 
 
-class _Settings(NamedTuple):
-    """What one call does not differentiate: rows of a block, options, divisor, type of the products, purpose."""
-
-    rows: int
-    z_loss: float
-    label_smoothing: float
-    num_label_tokens: int
-    dtype: torch.dtype
-    with_gradients: bool
+def _for_every_part(hidden_BTC: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
+    """Whole hidden states on each rank, whose gradients are summed up: a part of the vocabulary has one summand."""
+    if not isinstance(hidden_BTC, DTensor):
+        hidden_BTC = DTensor.from_local(hidden_BTC, mesh, [Replicate()], run_check=False)
+    whole: torch.Tensor = hidden_BTC.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+    return whole
 
 
 class _Gradients(NamedTuple):
@@ -128,7 +134,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_VC: torch.Tensor,
         bias_V: torch.Tensor | None,
         labels_N: torch.Tensor,
-        settings: _Settings,
+        settings: HeadLossSettings,
+        part: VocabularyPart | None,
     ) -> torch.Tensor:
         # Inside a function of autograd the mode is always off, so whether gradients are wanted is told.
         wanted = [settings.with_gradients and needed for needed in ctx.needs_input_grad]
@@ -139,7 +146,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.zeros_like(bias_V, dtype=sums_dtype) if bias_V is not None and wanted[2] else None,
         )
         with torch.autocast(hidden_NC.device.type, enabled=False):
-            total = _all_blocks(hidden_NC, weight_VC, bias_V, labels_N, settings, gradients)
+            total = _all_blocks(hidden_NC, weight_VC, bias_V, labels_N, settings, part, gradients)
         ctx.dtypes = (hidden_NC.dtype, weight_VC.dtype, None if bias_V is None else bias_V.dtype)
         ctx.save_for_backward(*gradients)
         return total
@@ -152,7 +159,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if each is None else (each * gradient.to(each.dtype)).to(dtype)
             for each, dtype in zip(sums, ctx.dtypes, strict=True)
         ]
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)
 
 
 def _all_blocks(
@@ -160,7 +167,8 @@ def _all_blocks(
     weight_VC: torch.Tensor,
     bias_V: torch.Tensor | None,
     labels_N: torch.Tensor,
-    settings: _Settings,
+    settings: HeadLossSettings,
+    part: VocabularyPart | None,
     gradients: _Gradients,
 ) -> torch.Tensor:
     """The loss over all rows; fills `gradients`."""
@@ -171,8 +179,9 @@ def _all_blocks(
     # Allocated once: a fresh block of 50 MB for every product costs page faults on a CPU.
     logits_buffer = torch.empty(rows, vocab_size, dtype=settings.dtype, device=hidden_NC.device)
     part_rows = rows if hidden_NC.device.type == "cuda" else min(rows, _rows_in_cache(vocab_size))
-    same = settings.dtype == sums_dtype
-    part_buffer = None if same else torch.empty(part_rows, vocab_size, dtype=sums_dtype, device=hidden_NC.device)
+    # A split softmax reads its logits twice, so they cannot give their memory to the first pass.
+    same = settings.dtype == sums_dtype and part is None
+    buffer = None if same else torch.empty(part_rows, vocab_size, dtype=sums_dtype, device=hidden_NC.device)
     losses = torch.zeros((), dtype=sums_dtype, device=hidden_NC.device)
     with_gradients = any(each is not None for each in gradients)
     for begin in range(0, num_rows, rows):
@@ -181,13 +190,16 @@ def _all_blocks(
         logits = torch.mm(hidden, weight.T, out=logits_buffer[: end - begin])
         if bias_V is not None:
             logits.add_(bias_V.to(settings.dtype))
-        factors = []
-        for part, part_labels in zip(logits.split(part_rows), labels.split(part_rows), strict=True):
-            loss, factor = _rows_loss(part, part_labels, part_buffer, settings, gradients.bias_V, with_gradients)
+        if part is not None and buffer is not None:
+            found = [split_block_loss(logits, labels, buffer, settings, gradients.bias_V, part, with_gradients)]
+        else:
+            pairs = zip(logits.split(part_rows), labels.split(part_rows), strict=True)
+            found = [_rows_loss(*pair, buffer, settings, gradients.bias_V, with_gradients) for pair in pairs]
+        for loss, _ in found:
             losses += loss
-            factors.append(factor)
         if with_gradients:
-            _add_block(gradients, hidden, weight, logits, torch.cat(factors)[:, None], slice(begin, end))
+            factor = torch.cat([each for _, each in found])[:, None]
+            _add_block(gradients, hidden, weight, logits, factor, slice(begin, end))
     return losses / settings.num_label_tokens
 
 
@@ -199,7 +211,7 @@ def _rows_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
     buffer: torch.Tensor | None,
-    settings: _Settings,
+    settings: HeadLossSettings,
     bias_sum_V: torch.Tensor | None,
     with_gradients: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,7 +235,7 @@ def _rows_loss(
     target = logits.gather(1, safe)[:, 0].to(p.dtype)
     mean = logits.mean(dim=1, dtype=p.dtype) if smoothing else None
     lse = _softmax(logits, p)
-    loss = torch.where(kept, _row_losses(target, lse, mean, settings), 0.0).sum()
+    loss = torch.where(kept, row_losses(target, lse, mean, settings), 0.0).sum()
     growth = 1 + 2 * settings.z_loss * lse
     factor = torch.where(kept, growth / settings.num_label_tokens, 0.0)
     if with_gradients:
@@ -235,15 +247,6 @@ def _rows_loss(
         if buffer is not None:
             logits.copy_(p)
     return loss, factor
-
-
-def _row_losses(
-    target: torch.Tensor, lse: torch.Tensor, mean: torch.Tensor | None, settings: _Settings
-) -> torch.Tensor:
-    """-log p of the label, smoothed, plus the z-loss; one number a row."""
-    smoothing = settings.label_smoothing
-    losses = lse - target if mean is None else lse - (1 - smoothing) * target - smoothing * mean
-    return losses + settings.z_loss * lse.square() if settings.z_loss else losses
 
 
 def _softmax(logits: torch.Tensor, p: torch.Tensor) -> torch.Tensor:

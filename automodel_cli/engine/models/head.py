@@ -28,12 +28,12 @@ class Head:
     """The output layer of a model that is about to be trained.
 
     Args:
-        layer: The linear layer.
+        layer: The linear layer, in the model.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
         self.vocab_size = layer.out_features
-        self._layer = layer
+        self.layer = layer
         self._of_hidden: OfHidden | None = None
         # One object for all calls: a compiled program would take a new one for a reason to compile again.
         self._replacement: Callable[..., torch.Tensor] = self._forward
@@ -47,17 +47,17 @@ class Head:
         """Inside, the model returns `of_hidden(hidden, weight, bias)` where it returned logits."""
         self._of_hidden = of_hidden
         # An attribute of the instance hides the method of its class, and hooks around it still run.
-        self._layer.__dict__["forward"] = self._replacement
+        self.layer.__dict__["forward"] = self._replacement
         try:
             yield
         finally:
-            del self._layer.__dict__["forward"]
+            del self.layer.__dict__["forward"]
             self._of_hidden = None
 
     def _forward(self, hidden_BTC: torch.Tensor) -> torch.Tensor:
         if self._of_hidden is None:
             raise RuntimeError("the head is called outside of `replaced`")
-        return self._of_hidden(hidden_BTC, self._layer.weight, self._layer.bias)
+        return self._of_hidden(hidden_BTC, self.layer.weight, self.layer.bias)
 
 
 class NoHeadError(Exception):

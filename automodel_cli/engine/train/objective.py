@@ -2,7 +2,8 @@
 
 A loss is given either the logits, or the input and the weight of the head (`HeadLoss`), which saves
 the logits. A loss that was asked for by name is used or refused; without one, the chunked loss is
-taken where the model allows it, and the words say so where it does not.
+taken where the model allows it, and the words say so where it does not. Of a head that tensor parallelism
+splits, the chunked loss works on parts; no other head loss does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from automodel_cli.engine.distributed.tensor_parallel import splits
 from automodel_cli.engine.loss.linear_ce import ChunkedLinearCrossEntropy
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.calling import call, unwrapped
@@ -64,7 +66,7 @@ class Objective:
 
 
 def objective_of(
-    loss: LossFunction | HeadLoss | None, model: nn.Module, where: str | None = None, *, splits_head: bool = False
+    loss: LossFunction | HeadLoss | None, model: nn.Module, where: str | None = None, *, tp_size: int = 1
 ) -> Objective:
     """The objective of a run.
 
@@ -72,7 +74,7 @@ def objective_of(
         loss: What the configuration names, or None.
         model: Not wrapped and not compiled yet.
         where: Where the loss was named, for errors.
-        splits_head: Whether the head is going to be split over tensor-parallel ranks.
+        tp_size: Tensor-parallel ranks that the model is going to be split over.
 
     Raises:
         ConfigError: The loss needs a head that the model does not offer.
@@ -80,9 +82,10 @@ def objective_of(
     if loss is not None and not isinstance(loss, HeadLoss):
         return Objective(loss, None, type(loss).__name__)
     try:
-        if splits_head:
-            raise NoHeadError("the head is split over tensor-parallel ranks")
         head = find_head(model)
+        parts = tp_size if splits(model, head.layer) else 1
+        if parts > 1 and not isinstance(loss, ChunkedLinearCrossEntropy | None):
+            raise NoHeadError("the head is split over tensor-parallel ranks")
     except NoHeadError as error:
         if loss is not None:
             raise ConfigError(
@@ -92,14 +95,15 @@ def objective_of(
             ) from error
         return Objective(MaskedCrossEntropy(), None, f"masked cross-entropy of whole logits, since {error}")
     loss = loss or ChunkedLinearCrossEntropy()
-    return Objective(loss, head, _words(loss, head, next(model.parameters()).device))
+    return Objective(loss, head, _words(loss, head, parts, next(model.parameters()).device))
 
 
-def _words(loss: HeadLoss, head: Head, device: torch.device) -> str:
+def _words(loss: HeadLoss, head: Head, parts: int, device: torch.device) -> str:
     if not isinstance(loss, ChunkedLinearCrossEntropy):
         return type(loss).__name__
-    rows = loss.rows_per_block(head.vocab_size, device)
-    return f"chunked linear cross-entropy, {rows:,} rows at a time"
+    rows = loss.rows_per_block(-(-head.vocab_size // parts), device)
+    how = "chunked, vocabulary-parallel" if parts > 1 else "chunked"
+    return f"{how} linear cross-entropy, {rows:,} rows at a time"
 
 
 def _balance_loss(model: nn.Module, output: Any) -> torch.Tensor | None:

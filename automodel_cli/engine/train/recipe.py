@@ -217,8 +217,8 @@ def _build(
     vocab_size = check_fit(config, model, dataset, validation)
     placement.put(model)
     # Before it is spread: whether the head can be replaced is seen on whole modules.
-    splits_head = team is not None and team.degrees.tp > 1
-    loss_fn = objective_of(loss, model, str(config.origin(("loss_fn",))) if loss else None, splits_head=splits_head)
+    tp_size = team.degrees.tp if team is not None else 1
+    loss_fn = objective_of(loss, model, str(config.origin(("loss_fn",))) if loss else None, tp_size=tp_size)
     if snapshot is not None:
         load_weights(model, snapshot, team)
     elif settings.checkpoint.init_from is not None:

@@ -68,7 +68,7 @@ def trained(
 ) -> tuple[list[Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Loss and norm of each step, the weights and the optimizer's state at the end, whole."""
     model = build(case["model"])
-    objective = objective_of(None, model, splits_head=team is not None and team.degrees.tp > 1)
+    objective = objective_of(None, model, tp_size=team.degrees.tp if team else 1)
     section = DistributedSection(**case["layout"])
     layout: Spread | None = spread(model, team, section) if team else None
     optimizer = optimizer_of(case["optimizer"], model)

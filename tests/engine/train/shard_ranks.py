@@ -66,7 +66,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def saved(case: dict[str, Any], team: Team, root: Path) -> dict[str, Any]:
     """Trains one step, saves twice, and says what differs; the comparison of files is rank 0's."""
     model = build(case["model"])
-    objective = objective_of(None, model, splits_head=team.degrees.tp > 1)
+    objective = objective_of(None, model, tp_size=team.degrees.tp)
     section = DistributedSection(**case["layout"])
     layout = spread(model, team, section)
     kind, settings = (

@@ -25,6 +25,13 @@ GPT2 = {"vocab_size": 61, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 
+class OtherHeadLoss:
+    """A user's loss that works on the whole head."""
+
+    def of_hidden(self, hidden, weight, bias, labels, /, *, num_label_tokens):
+        return hidden.sum() + weight.sum()
+
+
 class Plain(nn.Module):
     """A user's model: returns a tensor, and its head has a bias and a name of its own."""
 
@@ -133,13 +140,21 @@ def test_experts_are_balanced_where_the_model_asks_for_it():
     assert with_balance > without
 
 
-def test_a_head_that_is_split_over_ranks_is_left_alone():
-    """A softmax needs all of it: the default is the plain loss, the chunked one by name is refused."""
+def test_a_head_that_is_split_over_ranks_is_trained_by_parts():
+    """The chunked loss says so, and how many rows its part of the vocabulary allows; other head losses are refused."""
     model = build_gpt2_model(**GPT2)
 
-    chosen = objective_of(None, model, splits_head=True)
+    chosen = objective_of(None, model, tp_size=2)
 
-    assert isinstance(chosen.loss, MaskedCrossEntropy)
-    assert "split over tensor-parallel ranks" in chosen.words
+    assert isinstance(chosen.loss, ChunkedLinearCrossEntropy)
+    assert chosen.words.startswith("chunked, vocabulary-parallel linear cross-entropy")
     with pytest.raises(ConfigError, match="split over tensor-parallel ranks"):
-        objective_of(ChunkedLinearCrossEntropy(), model, splits_head=True)
+        objective_of(OtherHeadLoss(), model, tp_size=2)
+
+
+def test_a_head_that_the_plan_leaves_whole_is_not_called_split():
+    """What the log says is what the plan does."""
+    model = build_gpt2_model(**GPT2)
+    model.tp_plan = {"transformer.h.*.mlp.c_fc": "colwise"}
+
+    assert objective_of(None, model, tp_size=2).words.startswith("chunked linear")
