@@ -98,8 +98,8 @@ def own_parts(
     return found
 
 
-def read_like(source: TensorSource, name: str, model: torch.Tensor, reordered_over: int = 1) -> torch.Tensor:
-    """A stored tensor, sharded as `model` is: this rank reads its own part, and nothing else.
+def read_local(source: TensorSource, name: str, model: torch.Tensor, reordered_over: int = 1) -> torch.Tensor:
+    """What this rank holds of a stored tensor that is sharded as `model` is: it reads that, and nothing else.
 
     Args:
         source: Holds the whole tensor, of the shape of `model`, in the order of the model.
@@ -112,8 +112,7 @@ def read_like(source: TensorSource, name: str, model: torch.Tensor, reordered_ov
     if reordered_over > 1 and mine.num_elements:
         places = rows_in_model_order(mine, model.shape[0], reordered_over)
     read = [source.region(name, place) for place in places]
-    local = torch.cat(read) if len(read) > 1 else read[0]
-    return wrapped(local, model)
+    return torch.cat(read) if len(read) > 1 else read[0]
 
 
 def wrapped(local: torch.Tensor, model: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from automodel_cli.engine.config.layout import is_sharded
 from automodel_cli.engine.config.sections import DistributedSection
@@ -17,7 +18,7 @@ from automodel_cli.engine.distributed import fsdp2
 from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks
 from automodel_cli.engine.distributed.ddp import ReplicaSync
 from automodel_cli.engine.distributed.gather import Turn, like, rows_in_model_order, rows_in_rank_order, whole
-from automodel_cli.engine.distributed.parts import Part, TensorSource, own_parts, read_like
+from automodel_cli.engine.distributed.parts import Part, TensorSource, own_parts, read_local, wrapped
 from automodel_cli.engine.distributed.region import Region
 from automodel_cli.engine.distributed.team import Team
 from automodel_cli.engine.distributed.tensor_parallel import split_matrices
@@ -111,6 +112,18 @@ class Spread:
         """
         return own_parts(tensors, self.team.mesh, self.team.rank, self.reordered, owners=are_state)
 
+    @torch.no_grad()
+    def read_model(self, source: TensorSource) -> None:
+        """Fills the model with stored weights; this rank reads its own parts, and nothing else.
+
+        Args:
+            source: Holds every tensor of the model whole, in its layout and order.
+        """
+        for name, tensor in self.own_tensors().items():
+            ranks = self.team.degrees.tp if name in self.reordered else 1
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            local.copy_(read_local(source, name, tensor, ranks))
+
     def read_state(self, source: TensorSource, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """An optimizer's state as this rank holds it, read by itself from where all of it is.
 
@@ -125,7 +138,7 @@ class Spread:
             parameter = parameters.get(owner)
             if parameter is not None and shape == parameter.shape:
                 ranks = self.team.degrees.tp if owner in self.reordered else 1
-                found[name] = read_like(source, name, parameter, ranks)
+                found[name] = wrapped(read_local(source, name, parameter, ranks), parameter)
             else:
                 found[name] = source.region(name, Region.whole(shape))
         return found

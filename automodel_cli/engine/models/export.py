@@ -8,21 +8,34 @@ the model has no place for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from automodel_cli.engine.config.suggest import hint
-from automodel_cli.engine.distributed.parts import Part
+from automodel_cli.engine.distributed.parts import Part, TensorSource
 from automodel_cli.engine.distributed.region import Region
 from automodel_cli.engine.models.gpt2 import GPT2Config, GPT2LMHeadModel
 from automodel_cli.errors import CheckpointError
 
 # Hugging Face's GPT-2 keeps these as `Conv1D`, whose weight is the transpose of `nn.Linear`'s.
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
+class LazyTensorSource(TensorSource, Protocol):
+    """Tensors by name that are read in part, such as those of a checkpoint's files."""
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """A whole tensor."""
+
+    def without_content(self, name: str) -> torch.Tensor:
+        """One of its shape and type on the meta device."""
 
 
 @dataclass(frozen=True)
@@ -107,24 +120,73 @@ def import_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
     """
     own = _own_tensors(model)
     given = {name: _turned(model, name, tensor) for name, tensor in tensors.items()}
+    _check_fit(model, own, given, tensors)
+    for name, tensor in own.items():
+        tensor.copy_(given[name])
+
+
+class StoredModel:
+    """The weights of a checkpoint as a model has them: parts of them in its layout, for ranks that hold parts.
+
+    Args:
+        model: Spread over the ranks.
+        own: Its tensors, as this rank holds them.
+        stored: As `export_model` wrote them.
+
+    Raises:
+        CheckpointError: They are of another architecture; all differences are told.
+    """
+
+    def __init__(self, model: nn.Module, own: Mapping[str, torch.Tensor], stored: LazyTensorSource) -> None:
+        self._model, self._stored = model, stored
+        given = {name: _turned(model, name, stored.without_content(name)) for name in stored}
+        _check_fit(model, own, given, stored)
+
+    def shape(self, name: str) -> Sequence[int]:
+        """Of a whole tensor of the model."""
+        return _turned(self._model, name, self._stored.without_content(name)).shape
+
+    def region(self, name: str, region: Region) -> torch.Tensor:
+        """A part of a tensor of the model, on the CPU."""
+        if _is_turned(self._model, name):
+            return self._stored.region(name, region.transposed()).T
+        return self._stored.region(name, region)
+
+
+def _check_fit(
+    model: nn.Module,
+    own: Mapping[str, torch.Tensor],
+    given: Mapping[str, torch.Tensor],
+    stored: Mapping[str, torch.Tensor] | LazyTensorSource,
+) -> None:
+    """Refuses weights of another architecture.
+
+    Args:
+        model: What they are for.
+        own: Its tensors.
+        given: The weights in its layout; their content is not looked at.
+        stored: The same as they are stored.
+    """
     problems = [
         problem for name, tensor in own.items() if name in given for problem in _differences(name, given[name], tensor)
     ]
     problems += [f"{name} is missing" for name in own if name not in given]
-    problems += _surplus(model, own, given)
+    problems += _surplus(model, own, stored)
     if problems:
         shown = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise CheckpointError(
             f"the checkpoint is of another architecture:\n  {shown}",
             help="resume with the model section that the run was trained with",
         )
-    for name, tensor in own.items():
-        tensor.copy_(given[name])
 
 
 def _turned(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """From the checkpoint's layout to the model's or back: the transpose is its own inverse."""
-    return tensor.T if isinstance(model, GPT2LMHeadModel) and name.endswith(_TRANSPOSED) else tensor
+    return tensor.T if _is_turned(model, name) else tensor
+
+
+def _is_turned(model: nn.Module, name: str) -> bool:
+    return isinstance(model, GPT2LMHeadModel) and name.endswith(_TRANSPOSED)
 
 
 def _own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -165,7 +227,9 @@ def _differences(name: str, given: torch.Tensor, own: torch.Tensor) -> list[str]
     return []
 
 
-def _surplus(model: nn.Module, own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
+def _surplus(
+    model: nn.Module, own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor] | LazyTensorSource
+) -> list[str]:
     """Tensors that the model has no place for; zero biases are what export adds to a GPT-2 without."""
     may_be_zero: dict[str, int] = {}
     if isinstance(model, GPT2LMHeadModel) and not model.config.bias:

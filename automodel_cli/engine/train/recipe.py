@@ -44,6 +44,7 @@ from automodel_cli.engine.train.objective import Objective, objective_of
 from automodel_cli.engine.train.report import speed_of
 from automodel_cli.engine.train.restoring import (
     load_optimizer,
+    load_own_weights,
     load_weights,
     own_generators,
     restore_generators,
@@ -233,6 +234,8 @@ def _build(
         from automodel_cli.engine.distributed.spread import spread
 
         layout = spread(model, team, settings.distributed)
+        if snapshot is not None:
+            load_own_weights(layout, snapshot)
     optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model, group_rules(config))
     guard, words = guard_of(optimizer, placement.device)
     how |= {"numbers": words} if words else {}

@@ -26,6 +26,7 @@ from automodel_cli.engine.distributed import parts
 from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.spread import spread
 from automodel_cli.engine.distributed.team import DIMENSIONS, Team
+from automodel_cli.engine.models.export import StoredModel
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim import muon
 from automodel_cli.engine.optim.build import build_optimizer
@@ -106,6 +107,16 @@ def saved(case: dict[str, Any], team: Team, root: Path) -> dict[str, Any]:
     own = optimizer_state_tensors(optimizer, model)
     read = layout.read_state(sharded.optim_tensors, sharded.optim_tensors)
     own_state_is_equal = equal({n: local(t) for n, t in read.items()}, {n: local(t) for n, t in own.items()})
+    torch.manual_seed(5)
+    other = spread(build(case["model"]), team, section)
+    with torch.no_grad():
+        for tensor in other.own_tensors().values():
+            tensor.fill_(torch.nan)
+    other.read_model(StoredModel(other.model, other.own_tensors(), sharded.model_tensors))
+    own_weights_are_equal = equal(
+        {name: local(tensor) for name, tensor in other.own_tensors().items()},
+        {name: local(tensor) for name, tensor in layout.own_tensors().items()},
+    )
     sizes = [
         sum(path.stat().st_size for path in (root / "False").glob(f"step_000001/[mo]*/*_rank{rank}*.safetensors"))
         for rank in range(team.place.world_size)
@@ -114,6 +125,7 @@ def saved(case: dict[str, Any], team: Team, root: Path) -> dict[str, Any]:
         "weights": equal(sharded.model_tensors, whole.model_tensors),
         "state": equal(sharded.optim_tensors, whole.optim_tensors),
         "own state": not team.any(not own_state_is_equal),
+        "own weights": not team.any(not own_weights_are_equal),
         "config": sharded.model_config == whole.model_config,
         "generators": len(sharded.peer_rng_tensors) + 1 == team.place.world_size,
         "bytes by rank": sizes,
