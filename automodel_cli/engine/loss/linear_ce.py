@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from automodel_cli.engine.loss.options import check_options
+from automodel_cli.engine.loss.products import onednn_is_faster, times_transposed
 from automodel_cli.engine.loss.row_losses import HeadLossSettings, row_losses
 from automodel_cli.engine.loss.split_vocabulary import VocabularyPart, part_of, split_block_loss
 from automodel_cli.engine.protocols import IGNORED_LABEL
@@ -187,7 +188,7 @@ def _all_blocks(
     for begin in range(0, num_rows, rows):
         end = min(begin + rows, num_rows)
         hidden, labels = hidden_NC[begin:end].to(settings.dtype), labels_N[begin:end]
-        logits = torch.mm(hidden, weight.T, out=logits_buffer[: end - begin])
+        logits = times_transposed(hidden, weight, logits_buffer[: end - begin])
         if bias_V is not None:
             logits.add_(bias_V.to(settings.dtype))
         if part is not None and buffer is not None:
@@ -276,10 +277,10 @@ def _add_block(
 ) -> None:
     """Adds what a block of `p - target` gives to the gradients; `factor` (rows, 1) makes it that of the loss."""
     if gradients.hidden_NC is not None:
-        gradients.hidden_NC[rows] = (block @ weight) * factor.to(block.dtype)
+        gradients.hidden_NC[rows] = times_transposed(block, weight.T) * factor.to(block.dtype)
     if gradients.weight_VC is not None:
         scaled = hidden * factor.to(block.dtype)
-        if gradients.weight_VC.dtype == block.dtype:
+        if gradients.weight_VC.dtype == block.dtype and not onednn_is_faster():
             gradients.weight_VC.addmm_(block.T, scaled)
         else:
-            gradients.weight_VC.add_(block.T @ scaled)
+            gradients.weight_VC.add_(times_transposed(block.T, scaled.T))
