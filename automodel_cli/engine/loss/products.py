@@ -16,7 +16,7 @@ _CPU_FACTS = Path("/proc/cpuinfo")
 
 
 def times_transposed(a_NK: torch.Tensor, b_MK: torch.Tensor, out_NM: torch.Tensor | None = None) -> torch.Tensor:
-    """a @ b.T, (N, M).
+    """The product a @ b.T, (N, M).
 
     Args:
         a_NK: Of any strides.
