@@ -1,8 +1,9 @@
 """Muon for the hidden matrices of a model, and with it AdamW for everything else.
 
 Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest orthogonal matrix, which
-Newton-Schulz iterations approximate in bf16. That is a property of the whole matrix: of one that is
-sharded over ranks each rank gathers the momentum, computes the same update and keeps its own part.
+Newton-Schulz iterations approximate in bf16. That is a property of the whole matrix: of matrices that
+are sharded over ranks each rank computes its share and sends the parts back (`divided.py`); where two
+dimensions of a mesh shard one, each rank gathers the momentum and computes the same update.
 torch.optim.Muon works on the shards as if each were a matrix, so from the second step on it trains
 another model; on whole matrices the two agree bit for bit.
 """
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch.distributed.tensor import DTensor, Replicate
 
 from automodel_cli.engine.optim.combined import CombinedOptimizer
+from automodel_cli.engine.optim.divided import buckets, of_whole, shard_group
 from automodel_cli.errors import ConfigError
 
 AdjustLR = Literal["original", "match_rms_adamw"]
@@ -85,29 +88,57 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        shared: dict[str, list[tuple[torch.Tensor, dict[str, Any]]]] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+                if parameter.grad is None:
+                    continue
+                ranks = shard_group(parameter)
+                if ranks is not None:
+                    shared.setdefault(ranks.group_name, []).append((parameter, group))
+                    continue
+                update = _whole_then_sharded(self._momentum(parameter, group), partial(_orthogonalised_for, group))
+                _apply(parameter, update, group)
+        for members in shared.values():
+            self._update_together(members)
         return loss
 
-    def _update(self, parameter: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
+    def _update_together(self, members: Sequence[tuple[torch.Tensor, dict[str, Any]]]) -> None:
+        """Updates parameters that are sharded over the same ranks, each of which computes its share."""
+        ranks = shard_group(members[0][0])
+        if ranks is None:
+            raise ValueError("only parameters that one group shards are updated together")
+        for bucket in buckets(members, lambda member: member[0].numel(), ranks.size()):
+            # Gradients of sharded parameters are sharded as they are.
+            momenta = [cast(DTensor, self._momentum(*member)) for member in bucket]
+            functions = [partial(_orthogonalised_for, group) for _, group in bucket]
+            updates = of_whole(momenta, functions, ranks)
+            for (parameter, group), update in zip(bucket, updates, strict=True):
+                _apply(parameter, update, group)
+
+    def _momentum(self, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        """Takes in the gradient, and gives what is to be orthogonalised, sharded as the parameter is."""
+        grad = cast(torch.Tensor, parameter.grad)
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(grad, memory_format=torch.preserve_format)
         buffer = state["momentum_buffer"]
         buffer.lerp_(grad, 1 - group["momentum"])
-        update = grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
-        update = _whole_then_sharded(
-            update, lambda whole: orthogonalised(whole, group["ns_coefficients"], group["ns_steps"], group["eps"])
-        )
-        rows, columns = parameter.shape[-2:]
-        if group["adjust_lr_fn"] == "original":
-            scale = math.sqrt(max(1, rows / columns))
-        else:
-            scale = 0.2 * math.sqrt(max(rows, columns))
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-group["lr"] * scale)
+        return grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+
+
+def _orthogonalised_for(group: dict[str, Any], whole: torch.Tensor) -> torch.Tensor:
+    return orthogonalised(whole, group["ns_coefficients"], group["ns_steps"], group["eps"])
+
+
+def _apply(parameter: torch.Tensor, update: torch.Tensor, group: dict[str, Any]) -> None:
+    rows, columns = parameter.shape[-2:]
+    if group["adjust_lr_fn"] == "original":
+        scale = math.sqrt(max(1, rows / columns))
+    else:
+        scale = 0.2 * math.sqrt(max(rows, columns))
+    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+    parameter.add_(update, alpha=-group["lr"] * scale)
 
 
 class MuonWithAdamW(CombinedOptimizer):
