@@ -125,7 +125,7 @@ def queue_step(
         if guard is None:
             numbers.read()  # the one synchronisation of a step: both numbers travel together
         for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_mult", 1.0)
+            _set_lr(group, lr * group.get("lr_mult", 1.0))
         if guard is None:
             optimizer.step()
         else:
@@ -133,6 +133,13 @@ def queue_step(
     finally:
         optimizer.zero_grad(set_to_none=True)
     return numbers
+
+
+def _set_lr(group: dict[str, Any], lr: float) -> None:
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(lr)  # of an optimizer whose compiled step knows this tensor
+    else:
+        group["lr"] = lr
 
 
 def _clipped(

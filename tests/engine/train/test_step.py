@@ -204,3 +204,17 @@ def test_a_model_may_return_its_logits_bare():
     assert train_step(model, Fp64CrossEntropy(), optimizer, [batch()], **PLAIN).loss > 0
     with pytest.raises(TypeError, match="must return logits"):
         evaluate(ReturnsPair(), Fp64CrossEntropy(), [batch()], device=CPU, autocast_dtype=None)
+
+
+def test_a_rate_that_is_a_tensor_stays_the_same_tensor():
+    """Optimizers whose step is compiled hold on to it; the update is that of the number."""
+    weights = []
+    for lr in (torch.tensor(0.5), 0.5):
+        model = network()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, foreach=False)
+        train_step(model, Fp64CrossEntropy(), optimizer, [batch()], **PLAIN)
+        assert (optimizer.param_groups[0]["lr"] is lr) == isinstance(lr, torch.Tensor)
+        assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.1)
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+
+    torch.testing.assert_close(weights[0], weights[1])
