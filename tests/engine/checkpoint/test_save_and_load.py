@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint import manifest as manifest_module
+from automodel_cli.engine.checkpoint.inspect import inspect
 from automodel_cli.engine.checkpoint.load import load, load_newest_good
 from automodel_cli.engine.checkpoint.manifest import (
     FORMAT_VERSION,
@@ -166,6 +168,16 @@ def test_what_comes_after_latest_is_left_alone(tmp_path: Path, snapshots: MakeSn
     assert layout.later_steps(tmp_path, 2) == [tmp_path / "step_000003"]
 
 
+class Payload:
+    """A pickle that creates a directory when it is loaded carelessly."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
 def sealed_again(directory: Path) -> None:
     """Makes the manifest vouch for the files as they are now."""
     manifest = read_manifest(directory)
@@ -195,6 +207,20 @@ def test_tensors_that_are_no_safetensors_end_in_one_clear_error(tmp_path: Path, 
 
     with pytest.raises(CheckpointError, match="not a sound safetensors header"):
         load(directory)
+
+
+def test_code_in_pickled_weights_never_runs(tmp_path: Path, snapshots: MakeSnapshot) -> None:
+    """Even where the manifest vouches for it: neither loading nor looking at it executes anything."""
+    directory = save(tmp_path, snapshots(1), facts={})
+    (directory / layout.MODEL_FILE).unlink()
+    torch.save({"w": Payload(tmp_path / "executed")}, directory / layout.PICKLED_MODEL_FILE)
+    sealed_again(directory)
+
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load(directory)
+    inspect(directory)
+
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_checkpoint_of_a_newer_format_is_never_set_aside(tmp_path: Path, snapshots: MakeSnapshot) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from automodel_cli.engine.checkpoint.shard_file import write_tensors
 from automodel_cli.engine.checkpoint.weights import read_model_config, read_weights
 from automodel_cli.errors import CheckpointError
 
@@ -44,12 +45,21 @@ def write_bin(directory):
     return directory
 
 
+def write_parts(directory):
+    """As the ranks of a run write them: rows of a tensor in several files, and no index."""
+    for rank, rows in enumerate((slice(0, 1), slice(1, 2))):
+        blocks = {"a.weight": TENSORS["a.weight"][rows], "b.weight": TENSORS["b.weight"][2 * rank : 2 * rank + 2]}
+        offsets = {"a.weight": (rank, 0), "b.weight": (2 * rank,)}
+        write_tensors(directory / f"model_rank{rank}.safetensors", blocks, offsets)
+    return directory
+
+
 def write_training_script(directory):
     torch.save({"model": TENSORS, "step": 3}, directory / "ckpt.pt")
     return directory / "ckpt.pt"
 
 
-@pytest.mark.parametrize("write", [write_single, write_sharded, write_bin, write_training_script])
+@pytest.mark.parametrize("write", [write_single, write_sharded, write_bin, write_parts, write_training_script])
 def test_every_form_gives_the_same_tensors(write, tmp_path):
     """Names, types and bits are those that were written."""
     source = write(tmp_path)

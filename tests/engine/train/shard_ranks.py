@@ -19,6 +19,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.load import load
 from automodel_cli.engine.config.layout import degrees_of
 from automodel_cli.engine.config.sections import CheckpointSection, DistributedSection
@@ -26,13 +27,13 @@ from automodel_cli.engine.distributed import parts
 from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.spread import spread
 from automodel_cli.engine.distributed.team import DIMENSIONS, Team
-from automodel_cli.engine.models.export import StoredModel
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim import muon
 from automodel_cli.engine.optim.build import build_optimizer
 from automodel_cli.engine.optim.state import optimizer_state_tensors
 from automodel_cli.engine.train.device import place as placed
 from automodel_cli.engine.train.objective import objective_of
+from automodel_cli.engine.train.restoring import load_optimizer, load_own_weights, load_weights, told
 from automodel_cli.engine.train.saving import begin_run_save, finish_saving
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import train_step
@@ -64,16 +65,35 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def optimizer_of(case: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
+    if case["optimizer"] == "muon":
+        return build_optimizer(muon.MuonWithAdamW, {"lr": 0.02, "adamw_lr": 1e-3}, model)
+    return build_optimizer(torch.optim.AdamW, {}, model)
+
+
+def restored(case: dict[str, Any], team: Team, directory: Path, *, everybody_sees: bool) -> dict[str, torch.Tensor]:
+    """This rank's part of the weights and the optimizer's state, as a run that goes on has them."""
+    LazyTensors.can_be_read = lambda self: everybody_sees or team.rank == 0  # type: ignore[method-assign]
+    snapshot = told(team, load(directory) if team.rank == 0 else None)
+    model = build(case["model"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    load_weights(model, snapshot, team)
+    layout = spread(model, team, DistributedSection(**case["layout"]))
+    load_own_weights(layout, snapshot)
+    optimizer = optimizer_of(case, model)
+    load_optimizer(optimizer, model, snapshot, layout)
+    return {**layout.own_tensors(), **optimizer_state_tensors(optimizer, model)}
+
+
 def saved(case: dict[str, Any], team: Team, root: Path) -> dict[str, Any]:
     """Trains one step, saves twice, and says what differs; the comparison of files is rank 0's."""
     model = build(case["model"])
     objective = objective_of(None, model, tp_size=team.degrees.tp)
     section = DistributedSection(**case["layout"])
     layout = spread(model, team, section)
-    kind, settings = (
-        (muon.MuonWithAdamW, {"lr": 0.02, "adamw_lr": 1e-3}) if case["optimizer"] == "muon" else (torch.optim.AdamW, {})
-    )
-    optimizer = build_optimizer(kind, settings, model)
+    optimizer = optimizer_of(case, model)
     ids = np.random.default_rng(0).integers(0, V, (1, T + 1))
     train_step(
         model,
@@ -104,19 +124,12 @@ def saved(case: dict[str, Any], team: Team, root: Path) -> dict[str, Any]:
         )
         team.together(lambda own=own: finish_saving(own))
     whole, sharded = (load(root / name / "step_000001") for name in ("every", "False"))
-    own = optimizer_state_tensors(optimizer, model)
-    read = layout.read_state(sharded.optim_tensors, sharded.optim_tensors)
-    own_state_is_equal = equal({n: local(t) for n, t in read.items()}, {n: local(t) for n, t in own.items()})
-    torch.manual_seed(5)
-    other = spread(build(case["model"]), team, section)
-    with torch.no_grad():
-        for tensor in other.own_tensors().values():
-            tensor.fill_(torch.nan)
-    other.read_model(StoredModel(other.model, other.own_tensors(), sharded.model_tensors))
-    own_weights_are_equal = equal(
-        {name: local(tensor) for name, tensor in other.own_tensors().items()},
-        {name: local(tensor) for name, tensor in layout.own_tensors().items()},
-    )
+    own = {**layout.own_tensors(), **optimizer_state_tensors(optimizer, model)}
+    differs = {}
+    for sees in (True, False):
+        read = restored(case, team, root / "False" / "step_000001", everybody_sees=sees)
+        is_equal = equal({n: local(t) for n, t in read.items()}, {n: local(t) for n, t in own.items()})
+        differs[sees] = team.any(not is_equal)
     sizes = [
         sum(path.stat().st_size for path in (root / "False").glob(f"step_000001/[mo]*/*_rank{rank}*.safetensors"))
         for rank in range(team.place.world_size)
@@ -124,8 +137,8 @@ def saved(case: dict[str, Any], team: Team, root: Path) -> dict[str, Any]:
     return {
         "weights": equal(sharded.model_tensors, whole.model_tensors),
         "state": equal(sharded.optim_tensors, whole.optim_tensors),
-        "own state": not team.any(not own_state_is_equal),
-        "own weights": not team.any(not own_weights_are_equal),
+        "each rank reads its own": not differs[True],
+        "rank 0 reads for all": not differs[False],
         "config": sharded.model_config == whole.model_config,
         "generators": len(sharded.peer_rng_tensors) + 1 == team.place.world_size,
         "bytes by rank": sizes,
