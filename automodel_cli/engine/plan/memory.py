@@ -144,13 +144,16 @@ def _logit_bytes(shape: ModelShape, sizes: RunSizes, tokens: int) -> int:
     torch's `cross_entropy` computes it. Tensor-parallel ranks hold all columns: the head's output is gathered.
 
     Of the chunked loss: the fp32 sums of the head's gradient (V, C) and of its input's (tokens, C); and the buffers
-    of a chunk, or, later, the scaled sums.
+    of a chunk, or, later, the scaled sums. Tensor-parallel ranks hold their part v of V of all this.
     """
-    V, C = shape.vocab_size, shape.channels
+    V, C, tp = shape.vocab_size, shape.channels, sizes.degrees.tp
     if not sizes.has_chunked_loss:
         return 3 * _FP32 * tokens * V
-    rows = min(sizes.loss_rows(V), tokens)
-    sums = _FP32 * (V * C + tokens * C)
-    # In bf16 a chunk has its logits beside its probabilities; the head and its gradient pass through bf16, too.
-    chunk = rows * V * (_FP32 + _BF16) + 2 * _BF16 * V * C if sizes.is_bf16 else rows * V * _FP32
+    v = -(-V // tp)
+    rows = min(sizes.loss_rows(v), tokens)
+    sums = _FP32 * (v * C + tokens * C)
+    # In bf16 a chunk has its logits beside its probabilities, and so it has where a split softmax reads them twice.
+    beside = _BF16 if sizes.is_bf16 else _FP32 if tp > 1 else 0
+    # In bf16 the head and its gradient pass through bf16, too.
+    chunk = rows * v * (_FP32 + beside) + (2 * _BF16 * v * C if sizes.is_bf16 else 0)
     return sums + max(chunk, sums)

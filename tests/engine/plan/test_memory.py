@@ -278,6 +278,20 @@ def test_tensor_parallelism_divides_matrices_and_what_is_inside_of_them():
     assert sequence.activations < two.activations
 
 
+def test_tensor_parallelism_divides_the_head_of_the_chunked_loss():
+    """All but the sums for the head's input, which every rank holds whole; whole logits are not divided."""
+    one, two = (replace(layout(tp=tp), has_chunked_loss=True, is_bf16=True, chunk_size=64) for tp in (1, 2))
+    logits, part = (memory(GPT2_124M, sizes, 1, 64, accumulates=True).logits for sizes in (one, two))
+    whole = [
+        memory(GPT2_124M, replace(sizes, has_chunked_loss=False), 1, 64, accumulates=True).logits
+        for sizes in (one, two)
+    ]
+
+    # Of an odd vocabulary the larger part; the rest is 4 bytes, twice, for each of (64, 768).
+    assert logits / 2 <= part <= logits / 2 + 4 * 64 * 768 + 8 * 768 * 4
+    assert whole[0] == whole[1]
+
+
 def test_context_parallelism_divides_the_tokens():
     """Logits exactly; activations all but the keys and values of other ranks."""
     one, two = (
