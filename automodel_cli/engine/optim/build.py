@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from automodel_cli.errors import ConfigError
 _FUSED = (torch.optim.AdamW, torch.optim.Adam)
 # With one of these the user has chosen a kernel, or one that the fused kernel cannot stand in for.
 _CHOOSES_KERNEL = {"fused", "foreach", "differentiable"}
+# Of torchao: their state lies in tensors that only torchao can take apart, so that the first save would fail.
+_CANNOT_BE_SAVED = re.compile(r"Adam(W)?(4bit|8bit|Fp8)")
 
 
 def build_optimizer(
@@ -34,8 +37,16 @@ def build_optimizer(
         rules: What holds for some of them.
 
     Raises:
-        ConfigError: The model has no trainable parameter, or a rule fits none or not this optimizer.
+        ConfigError: The model has no trainable parameter, a rule fits none or not this optimizer, or checkpoints
+            cannot hold its state.
     """
+    name, module = getattr(factory, "__name__", ""), getattr(factory, "__module__", "")
+    if module.startswith("torchao.") and _CANNOT_BE_SAVED.fullmatch(name):
+        raise ConfigError(
+            f"the state of {name} lies in tensors of torchao, which checkpoints cannot hold",
+            help="optimizer._target_: torchao.optim._AdamW with bf16_stochastic_round, under precision: bf16-params, "
+            "saves memory too",
+        )
     arguments = dict(arguments)
     decay = arguments.get("weight_decay", _default_decay(factory))
     groups = _by_mesh(parameter_groups(model, float(decay or 0.0), rules))

@@ -219,3 +219,17 @@ def test_a_run_with_rules_is_resumed_bit_for_bit():
     steps(resumed, second, 2)
 
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+def test_an_optimizer_whose_state_cannot_be_saved_is_refused_before_the_run():
+    """Not at the first checkpoint, with the steps before it lost."""
+
+    class AdamW8bit(torch.optim.AdamW):
+        """By its name and module the one of torchao."""
+
+    AdamW8bit.__module__ = "torchao.optim.adam"
+
+    with pytest.raises(ConfigError, match="the state of AdamW8bit") as caught:
+        build_optimizer(AdamW8bit, {"lr": 1e-3}, model())
+
+    assert "bf16_stochastic_round" in caught.value.help
