@@ -6,6 +6,7 @@ Equal tensors give equal bytes.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +28,12 @@ def write_state_dict(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileRec
     alone = {name: _alone(tensor) for name, tensor in tensors.items()}
     with path.open("xb") as file:
         # As if the file had a name that says nothing: torch writes the name into it.
-        torch.save(alone, file)
+        try:
+            torch.save(alone, file)
+        except RuntimeError as error:
+            # A write that failed comes out of torch's archive as a position that it did not expect.
+            reason = error.__context__
+            raise reason if isinstance(reason, OSError) else OSError(errno.EIO, f"torch.save: {error}") from error
     return FileRecord(path.stat().st_size, sha256_of(path))
 
 

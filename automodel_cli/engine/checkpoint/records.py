@@ -28,10 +28,10 @@ def leave_record(directory: Path, rank: int, files: dict[str, FileRecord]) -> No
     _leave(directory, rank, {"files": {name: [record.num_bytes, record.sha256] for name, record in files.items()}})
 
 
-def leave_failure(directory: Path, rank: int, reason: str) -> None:
+def leave_failure(directory: Path, rank: int, error: CheckpointError) -> None:
     """Says that a rank cannot write its files; nothing happens where that cannot be said either."""
     try:
-        _leave(directory, rank, {"failure": f"rank {rank} on {platform.node()} could not write its part: {reason}"})
+        _leave(directory, rank, {"failure": f"rank {rank} on {platform.node()}: {error.message}", "help": error.help})
     except OSError:
         return  # rank 0 waits in vain, and says so
 
@@ -61,7 +61,7 @@ def collect_records(directory: Path, ranks: Iterable[int]) -> dict[str, FileReco
         elif now > deadline:
             raise CheckpointError(
                 f"{_ranks(missing)} did not finish writing: for {PATIENCE_SECONDS:.0f} s nothing was written",
-                where=str(directory),
+                where=str(directory.parent),
                 help="all machines must see this directory as rank 0 does",
             )
         time.sleep(pause)
@@ -89,7 +89,7 @@ def _present(directory: Path) -> set[int]:
 def _read(directory: Path, rank: int) -> dict[str, FileRecord]:
     values = json.loads((directory / RECORDS / f"rank{rank}.json").read_bytes())
     if "failure" in values:
-        raise CheckpointError(values["failure"], where=str(directory))
+        raise CheckpointError(values["failure"], where=str(directory.parent), help=values["help"])
     return {name: FileRecord(int(size), str(digest)) for name, (size, digest) in values["files"].items()}
 
 
@@ -100,7 +100,7 @@ def _checked(directory: Path, files: dict[str, FileRecord]) -> dict[str, FileRec
         if size != record.num_bytes:
             raise CheckpointError(
                 f"{name} has {size} bytes here, and {record.num_bytes:,} where it was written",
-                where=str(directory),
+                where=str(directory.parent),
                 help="all machines must see this directory as rank 0 does",
             )
     return files

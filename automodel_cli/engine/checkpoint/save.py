@@ -183,13 +183,13 @@ def finish(saving: Saving, on_stage: Callable[[SaveStage], None] = _silent) -> P
     if (saving.publication is None) != (saving.rank > 0):
         raise ValueError("rank 0, and no other, publishes")
     if saving.publication is None:
-        _write_for_others(saving, on_stage)
+        _write_for_others(saving, final, on_stage)
         return final
     try:
         on_stage(SaveStage.PREPARED)
         files = _write(saving, on_stage)
         files |= collect_records(saving.partial, range(1, saving.writers))
-        shutil.rmtree(saving.partial / RECORDS, ignore_errors=saving.writers == 1)
+        remove_tree(saving.partial / RECORDS)
         _publish(saving, saving.publication, files, final, on_stage)
     except OSError as error:
         remove_tree(saving.partial)
@@ -211,12 +211,15 @@ def _write(saving: Saving, on_stage: Callable[[SaveStage], None]) -> dict[str, F
     return files
 
 
-def _write_for_others(saving: Saving, on_stage: Callable[[SaveStage], None]) -> None:
+def _write_for_others(saving: Saving, final: Path, on_stage: Callable[[SaveStage], None]) -> None:
     try:
         leave_record(saving.partial, saving.rank, _write(saving, on_stage))
     except (OSError, CheckpointError) as error:
-        leave_failure(saving.partial, saving.rank, str(error))
-        raise PeerFailedError(f"this rank could not write its part of the checkpoint: {error}") from error
+        known = error
+        if not isinstance(known, CheckpointError):
+            known = _write_error(saving.root, final, known, saving.share.num_bytes)
+        leave_failure(saving.partial, saving.rank, known)
+        raise PeerFailedError("this rank could not write its part of the checkpoint") from error
 
 
 def _publish(

@@ -145,7 +145,7 @@ def test_a_rank_that_cannot_write_is_named_with_its_reason(tmp_path: Path, snaps
 
     with pytest.raises(PeerFailedError):
         finish(saving(tmp_path, snapshot, partial, 1, second))
-    with pytest.raises(CheckpointError, match=r"rank 1 on .* could not write its part: .*File exists"):
+    with pytest.raises(CheckpointError, match=r"rank 1 on .*: the checkpoint could not be written: .*File exists"):
         finish(saving(tmp_path, snapshot, partial, 0, first))
 
     assert names_in(tmp_path) == set()
