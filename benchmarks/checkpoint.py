@@ -53,7 +53,7 @@ from automodel_cli.engine.train.step import train_step
 from automodel_cli.engine.train.step_scheduler import StepScheduler
 
 RESULTS = Path(__file__).parent / "results"
-VOCAB, SEQ_LEN, BATCH = 50_304, 256, 2
+VOCAB, SEQ_LEN, BATCH = 50_304, 128, 1
 SIZES = {
     "30m": {"n_layer": 6, "n_embd": 384, "n_head": 6},
     "124m": {"n_layer": 12, "n_embd": 768, "n_head": 12},
@@ -71,7 +71,7 @@ class Training:
         self.objective = objective_of(None, self.model)
         self.step_seconds = 0.0
         self.step()
-        self.step_seconds = statistics.median(self.step() for _ in range(5))
+        self.step_seconds = statistics.median(self.step() for _ in range(3))
 
     def step(self) -> float:
         ids = torch.randint(VOCAB, (BATCH, SEQ_LEN + 1)).numpy()
@@ -220,7 +220,7 @@ def measure(name: str, device: str, num_rounds: int, interval: int, directory: P
     }
     rounds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for number in range(num_rounds + 1):
-        training.step_seconds = statistics.median(training.step() for _ in range(5))
+        training.step_seconds = statistics.median(training.step() for _ in range(3))
         for way, begin in ways.items():
             found = one_round(training, begin, verifies=way.startswith("amcli"))
             found["stall_share"] = (found["stands_still_s"] + found["steps_beside_s"]) / (

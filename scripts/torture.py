@@ -83,6 +83,12 @@ LAYOUTS = {
     "fsdp2+torch_save": Layout("fsdp2+torch_save", 2, ("--set", "checkpoint.model_save_format=torch_save")),
 }
 
+# The same, with saves beside the training: a kill by the clock hits both at work.
+LAYOUTS |= {
+    f"{one.name}+async": Layout(f"{one.name}+async", one.ranks, (*one.options, "--set", "checkpoint.is_async=true"))
+    for one in LAYOUTS.values()
+}
+
 
 @dataclass
 class Kill:
