@@ -21,6 +21,7 @@ class ExitCode(IntEnum):
     CHECKPOINT = 4
     DIVERGED = 5
     INTERRUPTED = 6
+    OUT_OF_MEMORY = 7
 
 
 class AmcliError(Exception):
@@ -96,6 +97,12 @@ class InterruptedTrainingError(AmcliError):
     """A signal stopped the run after its checkpoint was saved."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+class OutOfMemoryError(AmcliError):
+    """The device, or the host, has no memory left for the run."""
+
+    exit_code = ExitCode.OUT_OF_MEMORY
 
 
 class PeerFailedError(AmcliError):

@@ -30,7 +30,7 @@ from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.layout import Degrees, degrees_of
 from automodel_cli.engine.distributed.environment import RankPlace, complete_environment
 from automodel_cli.engine.protocols import IGNORED_LABEL
-from automodel_cli.errors import AmcliError, ConfigError, PeerFailedError
+from automodel_cli.errors import AmcliError, ConfigError, OutOfMemoryError, PeerFailedError
 
 DIMENSIONS = ("dp_replicate", "dp_shard", "cp", "tp")
 _PR_SET_PDEATHSIG = 1
@@ -203,6 +203,8 @@ def joined(place: RankPlace, settings: Settings) -> Iterator[Team]:
         degrees = degrees_of(settings.distributed, place.world_size)
         sizes = (degrees.dp_replicate, degrees.dp_shard, degrees.cp, degrees.tp)
         yield Team(place, degrees, init_device_mesh(device.type, sizes, mesh_dim_names=DIMENSIONS), device)
+    except OutOfMemoryError:
+        raise  # the others may be waiting in a collective, as after an exception that nobody expected
     except AmcliError:
         # All ranks know of it and none waits, so the group can be left in order.
         dist.destroy_process_group()

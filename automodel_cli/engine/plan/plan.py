@@ -124,7 +124,7 @@ def plan(
     sizes, memory_bytes = derived.sizes, gpu_memory or device.memory_bytes
     named = peak_tflops or sizes.peak_tflops
     peak = named * 1e12 if named else device.peak_flops if sizes.is_bf16 else None
-    needs = _memory_of_batch(derived)
+    needs = memory_of_batch(derived)
     batch = sizes.local_batch_size
     largest, divisor = _largest_batches(derived, needs, budget(memory_bytes)) if needs else (None, None)
     ranks = sizes.degrees.world
@@ -155,10 +155,10 @@ def _shape_or_reason(config: Config) -> tuple[ModelShape | None, str | None]:
         return None, str(error)
 
 
-_Needs = Callable[[int, bool], Memory]
+Needs = Callable[[int, bool], Memory]
 
 
-def _memory_of_batch(derived: Derived) -> _Needs | None:
+def memory_of_batch(derived: Derived) -> Needs | None:
     """The memory as a function of the samples of a forward pass and of whether a step has several."""
     shape, sizes, seq_len = derived.shape, derived.sizes, derived.sizes.seq_len
     if shape is None or seq_len is None:
@@ -171,7 +171,7 @@ def _accumulates(sizes: RunSizes, batch: int) -> bool:
     return sizes.global_batch_size is None or sizes.global_batch_size > batch * sizes.degrees.dp
 
 
-def _largest_batches(derived: Derived, needs: _Needs, limit: int) -> tuple[int | None, int | None]:
+def _largest_batches(derived: Derived, needs: Needs, limit: int) -> tuple[int | None, int | None]:
     """The most samples that fit in a forward pass, and the most that also divide a rank's samples of a step."""
     one, two = needs(1, True).total, needs(2, True).total
     if one is None or two is None:

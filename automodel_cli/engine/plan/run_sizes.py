@@ -133,7 +133,8 @@ def run_sizes(config: Config, world_size: int | None = None) -> RunSizes:
         degrees=degrees_of(spread, world),
         spread=spread,
         optimizer=_optimizer(config.get("optimizer")),
-        has_chunked_loss=_target(config.get("loss_fn")) == _CHUNKED_LOSS,
+        # Without a name it is the chunked one, for every model that is known here.
+        has_chunked_loss=_target(config.get("loss_fn")) in ("", _CHUNKED_LOSS),
         chunk_size=_whole(config, "loss_fn.chunk_size"),
         recompute=config.get("activation_checkpointing.mode"),
         recompute_every=_whole(config, "activation_checkpointing.every") or 1,

@@ -28,7 +28,6 @@ from automodel_cli.engine.config.origin import dotted
 from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.engine.data.packed_dataset import pack_documents
 from automodel_cli.engine.data.stream_loader import StreamLoader
-from automodel_cli.engine.distributed.launch_plan import num_cores
 from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.optim.build import build_optimizer
@@ -41,6 +40,7 @@ from automodel_cli.engine.train.fit import check_fit
 from automodel_cli.engine.train.loop import Run, train
 from automodel_cli.engine.train.model_setup import set_up
 from automodel_cli.engine.train.objective import Objective, objective_of
+from automodel_cli.engine.train.out_of_memory import Situation, explained
 from automodel_cli.engine.train.report import speed_of
 from automodel_cli.engine.train.restoring import (
     load_optimizer,
@@ -58,6 +58,7 @@ from automodel_cli.engine.train.start_facts import start_facts
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step_numbers import DeviceGuard, guard_of
 from automodel_cli.engine.train.step_scheduler import StepScheduler
+from automodel_cli.engine.train.thread_count import threads_of
 from automodel_cli.errors import InterruptedTrainingError
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def pretrain(
     Raises:
         AmcliError: See `errors.py`; `InterruptedTrainingError` after a signal or at `stop_at`, with the run saved.
     """
-    return _run(config, settings, root, open_sink, None, team, stop_at)
+    with explained(config, root, team) as situation:
+        return _run(config, settings, root, open_sink, None, team, stop_at, situation)
 
 
 def resume(
@@ -116,7 +118,8 @@ def resume(
     stop_at: float | None = None,
 ) -> RunSummary:
     """Continues the run of `snapshot`, bit for bit where the configuration is the same."""
-    return _run(config, settings, root, open_sink, snapshot, team, stop_at)
+    with explained(config, root, team) as situation:
+        return _run(config, settings, root, open_sink, snapshot, team, stop_at, situation)
 
 
 @dataclass(frozen=True)
@@ -142,12 +145,14 @@ def _run(
     snapshot: Snapshot | None,
     team: Team | None,
     stop_at: float | None,
+    situation: Situation,
 ) -> RunSummary:
     began = time.perf_counter()
     state = TrainState() if snapshot is None else TrainState.from_dict(snapshot.train_state)
     general = settings.general
-    num_threads = general.num_threads or _threads(state, team)
+    num_threads = general.num_threads or threads_of(state.num_threads, team)
     placement = place(general.device, general.precision, num_threads, deterministic=general.deterministic)
+    situation.state, situation.placement = state, placement
     parts = _build(config, settings, placement, root, snapshot, team)
     state.order_key = order_key_of(parts.dataset, general.seed, state.order_key)
     state.num_threads = torch.get_num_threads()
@@ -184,15 +189,6 @@ def _run(
         seconds=time.perf_counter() - began,
         checkpoint=root / "LATEST" if saved else None,
     )
-
-
-def _threads(state: TrainState, team: Team | None) -> int | None:
-    """CPU threads of torch where nobody has set them: those of the saved run, as other numbers give other bits."""
-    if team is None:
-        return state.num_threads or None
-    # Each rank gets its share of the machine: a run that was saved alone must not start all cores in every rank.
-    share = max(1, num_cores() // team.place.local_world_size)
-    return min(state.num_threads or share, share)
 
 
 def _build(

@@ -98,11 +98,21 @@ def test_the_keys_that_save_memory_are_read():
         "optimizer": {"optimizer": {"_target_": "torch.optim.SGD"}},
         "buffers": {"precision": "fp32"},
     }
-    base = plan(CONFIG, world_size=1, device=H100).memory
+    masked = {"loss_fn": {"_target_": "automodel_cli.engine.loss.masked_ce.MaskedCrossEntropy"}}
+    base = plan(with_values(**masked), world_size=1, device=H100).memory
 
     for category, values in saving.items():
-        saved = plan(with_values(**values), world_size=1, device=H100).memory
+        saved = plan(with_values(**{**masked, **values}), world_size=1, device=H100).memory
         assert getattr(saved, category) < getattr(base, category), category
+
+
+def test_without_a_name_the_loss_is_the_chunked_one():
+    """As the run itself chooses it for every model that is known here."""
+    chunked = {"_target_": "automodel_cli.engine.loss.linear_ce.ChunkedLinearCrossEntropy"}
+
+    named, unnamed = (plan(with_values(loss_fn=loss), world_size=1, device=H100) for loss in (chunked, None))
+
+    assert unnamed.memory.logits == named.memory.logits
 
 
 def test_an_unknown_model_leaves_the_rest():

@@ -1,0 +1,162 @@
+"""What a run that does not fit could change, and how many bytes each change saves on a device; torch-free.
+
+A change is a configuration that passes every check on the same ranks, or it is not named. What it saves is the
+difference of two estimates by `memory.py`, in which what is not known of both counts for nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from automodel_cli.engine.config.check import checked
+from automodel_cli.engine.config.config import Config, apply_overrides
+from automodel_cli.engine.config.layout import divisors
+from automodel_cli.engine.plan.memory import Memory
+from automodel_cli.engine.plan.plan import Derived, derive, memory_of_batch
+from automodel_cli.engine.plan.run_sizes import RunSizes
+from automodel_cli.errors import AmcliError
+
+_CHUNKED = "automodel_cli.engine.loss.linear_ce.ChunkedLinearCrossEntropy"
+_MUON = "automodel_cli.engine.optim.muon.MuonWithAdamW"
+
+
+@dataclass(frozen=True)
+class Saving:
+    """One change.
+
+    Args:
+        options: As they are typed behind `amcli pretrain` and `amcli resume`.
+        note: What it costs, or changes beside the memory.
+        saved_bytes: Of one device; None where the model is not known without building it.
+    """
+
+    options: str
+    note: str
+    saved_bytes: int | None
+
+
+class Candidate(NamedTuple):
+    """A change that may or may not help; of those of one topic only the best is named."""
+
+    topic: str
+    assignments: tuple[str, ...]
+    note: str
+    world_size: int | None = None
+
+
+def savings(config: Config, world_size: int, *, num_gpus: int = 0) -> list[Saving]:
+    """The changes that help, the best first.
+
+    Args:
+        config: Of the run, with the precision that it computes in instead of `auto`.
+        world_size: Ranks of the run.
+        num_gpus: Of this machine, where the run is on it alone; 0 for a run on CPUs, whose ranks share the memory.
+    """
+    now = derive(config, world_size)
+    before = _known_bytes(now)
+    found: dict[str, Saving] = {}
+    for candidate in _candidates(now.sizes, config, num_gpus):
+        after = _bytes_after(candidate, config, world_size)
+        if after is None:
+            continue
+        saved = None if before is None or after == 0 else before - after
+        if saved is not None and saved <= 0:
+            continue
+        kept = found.get(candidate.topic)
+        if kept is None or (saved or 0) > (kept.saved_bytes or 0):
+            found[candidate.topic] = Saving(_as_typed(candidate), candidate.note, saved)
+    return sorted(found.values(), key=lambda saving: -(saving.saved_bytes or 0))
+
+
+def needed(config: Config, world_size: int) -> Memory | None:
+    """The estimate for the configuration as it is; None for a model that is not known."""
+    derived = derive(config, world_size)
+    needs, batch = memory_of_batch(derived), derived.sizes.local_batch_size
+    return needs(batch, (derived.sizes.accumulation or 2) > 1) if needs and batch else None
+
+
+def _known_bytes(derived: Derived) -> int | None:
+    needs, batch = memory_of_batch(derived), derived.sizes.local_batch_size
+    if needs is None or batch is None:
+        return None
+    parts = dataclasses.asdict(needs(batch, (derived.sizes.accumulation or 2) > 1)).values()
+    return sum(part for part in parts if part is not None)
+
+
+def _bytes_after(candidate: Candidate, config: Config, world_size: int) -> int | None:
+    """What is left to hold, 0 where that is not known; None for a change that the checks refuse."""
+    try:
+        changed = apply_overrides(config, candidate.assignments)
+        ranks = candidate.world_size or world_size
+        checked(changed, ranks)
+    except AmcliError:
+        return None
+    return _known_bytes(derive(changed, ranks)) or 0
+
+
+def _as_typed(candidate: Candidate) -> str:
+    ranks = [f"--nproc-per-node {candidate.world_size}"] if candidate.world_size else []
+    return " ".join([*ranks, *(f"--set {assignment}" for assignment in candidate.assignments)])
+
+
+def _candidates(sizes: RunSizes, config: Config, num_gpus: int) -> Iterator[Candidate]:
+    """In the order in which they are named where nothing can be computed: what changes least comes first."""
+    yield from _of_batch(sizes)
+    if sizes.recompute != "full":
+        time = "blocks are computed again in the backward pass, about a third more time"
+        yield Candidate("recompute", ("activation_checkpointing.mode=full",), time)
+    if sizes.recompute is None:
+        cheap = "all but matrix products is computed again in the backward pass"
+        yield Candidate("recompute", ("activation_checkpointing.mode=selective",), cheap)
+    if sizes.recompute and sizes.recompute_every > 1:
+        yield Candidate("recompute", ("activation_checkpointing.every=1",), "every block is computed again")
+    if not sizes.has_chunked_loss:
+        yield Candidate("loss", (f"loss_fn._target_={_CHUNKED}",), "never holds all logits")
+    yield from _of_precision(sizes)
+    yield from _of_layout(sizes, num_gpus)
+    target = str(config.get("optimizer._target_"))
+    if target.startswith("torch.optim.") and target.endswith(("Adam", "AdamW")):
+        yield Candidate("optimizer", (f"optimizer._target_={_MUON}",), "half the state; another optimizer")
+
+
+def _of_batch(sizes: RunSizes) -> Iterator[Candidate]:
+    batch, samples = sizes.local_batch_size, sizes.global_batch_size
+    if not batch or not samples or batch == 1 or samples % sizes.degrees.dp:
+        return
+    smaller = [size for size in divisors(samples // sizes.degrees.dp) if 2 * size <= batch]
+    if smaller:
+        half = max(smaller)
+        passes = samples // sizes.degrees.dp // half
+        note = f"{batch} now; {passes} passes a step, the same {samples} samples"
+        yield Candidate("batch", (f"step_scheduler.local_batch_size={half}",), note)
+
+
+def _of_precision(sizes: RunSizes) -> Iterator[Candidate]:
+    if not sizes.is_bf16:
+        yield Candidate("precision", ("precision=bf16",), "matrix products in bf16, weights stay fp32")
+    elif sizes.weight_bytes > 2:
+        yield Candidate("precision", ("precision=bf16-params",), "weights and optimizer in bf16, too; less exact")
+    if sizes.uses_fsdp and sizes.spread.mp_policy is None:
+        yield Candidate("policy", ("distributed.mp_policy=bf16",), "gathers and computes with bf16 weights")
+
+
+def _of_layout(sizes: RunSizes, num_gpus: int) -> Iterator[Candidate]:
+    spread, world = sizes.spread, sizes.degrees.world
+    if spread.chosen_strategy() == "ddp":
+        yield Candidate("layout", ("distributed.strategy=fsdp2",), "each rank holds a part of the model")
+        return
+    if spread.dp_replicate_size and spread.dp_replicate_size > 1:
+        yield Candidate("layout", ("distributed.dp_replicate_size=1",), "one group of ranks holds the model")
+    if sizes.uses_fsdp and not spread.reshard_after_forward:
+        yield Candidate("reshard", ("distributed.reshard_after_forward=true",), "gathers each block once more")
+    if sizes.uses_fsdp and spread.defer_fsdp_grad_sync:
+        yield Candidate("sync", ("distributed.defer_fsdp_grad_sync=false",), "sums gradients after every pass")
+    if num_gpus and spread.offload_policy is None:
+        yield Candidate(
+            "offload", ("distributed.offload_policy=cpu",), "weights and optimizer on the host; much slower"
+        )
+    if num_gpus > world:
+        yield Candidate("ranks", (), "shards the model over all GPUs here", num_gpus)

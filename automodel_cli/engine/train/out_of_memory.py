@@ -1,0 +1,188 @@
+"""A run that has no memory left: one message with what was in use, and the settings that would help most.
+
+The estimate is that of `amcli plan`, for the very configuration that ran out. Everything that this needs is imported
+before: there may be no memory left for another module.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from automodel_cli.engine.checkpoint.layout import is_complete, list_steps
+from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.origin import DEFAULT
+from automodel_cli.engine.plan.savings import Saving, needed, savings
+from automodel_cli.engine.train.device import Placement
+from automodel_cli.engine.train.device_memory import DeviceMemory, device_memory
+from automodel_cli.engine.train.state import TrainState
+from automodel_cli.errors import AmcliError, OutOfMemoryError
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.distributed.team import Team
+
+_NAMED = 3
+# What torch says of a failed allocation in errors that have no type of their own.
+_WORDS = ("DefaultCPUAllocator: ", "CUDA out of memory", "CUDA error: out of memory", "std::bad_alloc", "ALLOC_FAILED")
+# Of torch on a GPU, of torch on a CPU, and of numpy.
+_WANTED = re.compile(r"(?:[Tt]ried|Unable) to allocate (\d+(?:\.\d+)?) (bytes|[KMGT]iB)")
+_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+# Functions of a traceback, outermost first, that tell what was being done.
+_DOING = {
+    "_build": "while the model was built",
+    "evaluate": "in validation",
+    "_loss": "in a forward pass",
+    "backward": "in a backward pass",
+    "_clipped": "while the gradient was clipped",
+    "step": "in the optimizer's step",
+}
+
+
+@dataclass
+class Situation:
+    """What a run is when something fails; the recipe keeps it up to date.
+
+    Args:
+        config: Final.
+        root: Directory of the checkpoints.
+        team: The ranks; None for a process alone.
+        placement: Where it computes; None before that is known.
+        state: How far it is; None before that is known.
+    """
+
+    config: Config
+    root: Path
+    team: Team | None
+    placement: Placement | None = None
+    state: TrainState | None = None
+
+
+@contextmanager
+def explained(config: Config, root: Path, team: Team | None) -> Iterator[Situation]:
+    """Turns running out of memory in the body into one message; every other exception passes.
+
+    Raises:
+        OutOfMemoryError: There was no memory left, on the device or the host.
+    """
+    situation = Situation(config, root, team)
+    try:
+        yield situation
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _explanation(error, situation) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that an allocation failed."""
+    if isinstance(error, AmcliError):
+        return False
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+def _explanation(error: Exception, situation: Situation) -> OutOfMemoryError:
+    device = situation.placement.device if situation.placement else torch.device("cpu")
+    found = device_memory(device)
+    doing = doing_in_words(error)
+    # The frames hold the tensors of the step, and what follows needs some memory, too.
+    traceback.clear_frames(error.__traceback__)
+    named, why_not, total = _savings(situation, device)
+    step = situation.state.step + 1 if situation.state and not doing.startswith("while the model") else None
+    return OutOfMemoryError(
+        message(_on(situation, device), doing, _wanted(str(error)), found, total),
+        where=f"step {step}" if step else None,
+        help="\n".join([*_help(named, why_not), *_where_it_goes_on(situation, named)]),
+    )
+
+
+def message(on: str, doing: str, wanted: int | None, found: DeviceMemory, total: int | None) -> str:
+    """What happened, in numbers.
+
+    >>> message("cuda:0", "in a forward pass", 2**30, DeviceMemory(79 * 10**9, 0, 80 * 10**9), None)
+    'out of memory on cuda:0 in a forward pass: 1.07 GB more were asked for, with 79.00 GB in use of 80.00 GB'
+    """
+    more = f"{in_units(wanted)} more were asked for, with " if wanted is not None else ""
+    needs = f";\nthe estimate of `amcli plan` for this configuration is {in_units(total)}" if total else ""
+    place = f"out of memory on {on}{f' {doing}' if doing else ''}"
+    return f"{place}: {more}{in_units(found.used)} in use of {in_units(found.total)}{needs}"
+
+
+def in_units(num_bytes: int) -> str:
+    """A size as people read it.
+
+    >>> in_units(1_530_000_000), in_units(2_000_000), in_units(512)
+    ('1.53 GB', '2.0 MB', '512 bytes')
+    """
+    if num_bytes >= 10**9:
+        return f"{num_bytes / 10**9:,.2f} GB"
+    return f"{num_bytes / 10**6:.1f} MB" if num_bytes >= 10**5 else f"{num_bytes} bytes"
+
+
+def doing_in_words(error: BaseException) -> str:
+    """What the run was doing when it failed, by the functions that it was in; empty if none is known."""
+    names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    return next((words for name, words in _DOING.items() if name in names), "")
+
+
+def _on(situation: Situation, device: torch.device) -> str:
+    if situation.placement is None or device.type == "cpu":
+        return "this machine"
+    return f"{device} ({situation.placement.name})"
+
+
+def _wanted(text: str) -> int | None:
+    found = _WANTED.search(text)
+    return int(float(found[1]) * _UNITS[found[2]]) if found else None
+
+
+def _savings(situation: Situation, device: torch.device) -> tuple[list[Saving], str, int | None]:
+    """The changes to name, why there are none, and the bytes that the estimate has for the run as it is."""
+    config, team = situation.config, situation.team
+    if situation.placement is not None and config.get("precision", "auto") == "auto":
+        precision = "bf16" if situation.placement.autocast_dtype is not None else "fp32"
+        config = config.with_value(("precision",), precision, DEFAULT)
+    config = config.with_value(("device",), device.type, DEFAULT)
+    world_size = team.place.world_size if team else 1
+    is_alone = team is None or team.place.local_world_size == world_size
+    num_gpus = torch.cuda.device_count() if device.type == "cuda" and is_alone else 0
+    try:
+        found = needed(config, world_size)
+        return savings(config, world_size, num_gpus=num_gpus)[:_NAMED], "", found.total if found else None
+    except MemoryError:
+        return [], "there is not even memory to compute what would help", None
+
+
+def _help(named: Sequence[Saving], why_not: str) -> list[str]:
+    if not named:
+        return [why_not or "nothing that amcli knows would save memory here: a smaller model, or a larger device"]
+    known = any(saving.saved_bytes is not None for saving in named)
+    first = (
+        "what would save most, by the same estimate:" if known else "what would save memory (how much is not known):"
+    )
+    width = max(len(saving.options) for saving in named)
+    lines = []
+    for saving in named:
+        size = f"saves {in_units(saving.saved_bytes)}: " if saving.saved_bytes is not None else ""
+        lines.append(f"    {saving.options:<{width}}  {size}{saving.note}")
+    return [first, *lines]
+
+
+def _where_it_goes_on(situation: Situation, named: Sequence[Saving]) -> list[str]:
+    """What is saved, and how to go on from there."""
+    options = f" {named[0].options}" if named else ""
+    saved = [path for _, path in list_steps(situation.root) if is_complete(path)]
+    if not saved:
+        return [f"  nothing was saved before: start again with one of them{', such as' + options if options else ''}"]
+    return [f"  {saved[-1].name} is whole: `amcli resume {situation.root}{options}` goes on there"]
