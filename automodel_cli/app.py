@@ -82,7 +82,7 @@ def root(
     Exit codes:
       0 done   1 defect or error in your own code   2 usage or configuration   3 data
       4 checkpoint   5 training diverged   6 stopped by a signal, checkpoint saved
-      7 out of memory
+      7 out of memory   8 a rank hung
     """
 
 

@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     DIVERGED = 5
     INTERRUPTED = 6
     OUT_OF_MEMORY = 7
+    HUNG = 8
 
 
 class AmcliError(Exception):
@@ -115,8 +116,9 @@ class RankFailedError(AmcliError):
     Args:
         message: Which rank, where, and what it said.
         exit_code: What that rank would have ended with alone.
+        help: What would work.
     """
 
-    def __init__(self, message: str, *, exit_code: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, exit_code: int, help: str | None = None) -> None:
+        super().__init__(message, help=help)
         self.exit_code = exit_code

@@ -109,13 +109,14 @@ class Ranks:
         """What this rank reports to: nothing, unless it is the first."""
         return open_sink if self.place.speaks else lambda: nullcontext(Fanout([]))
 
-    def start(self, context: typer.Context, plan: LaunchPlan, until: float | None) -> None:
+    def start(self, context: typer.Context, plan: LaunchPlan, until: float | None, *, timeout_minutes: float) -> None:
         """Runs this command line on every rank, until all have ended.
 
         Args:
             context: Of the command.
             plan: How many ranks, and where.
             until: When they must stop, see `stop_at`.
+            timeout_minutes: How long a rank may let the others wait.
 
         Raises:
             RankFailedError: One of them failed.
@@ -127,7 +128,13 @@ class Ranks:
         if until is not None:
             os.environ[_STOP_AT] = str(until)
         try:
-            run_ranks(plan, [str(context.info_name), *own_arguments(context)], grace_seconds=GRACE_SECONDS)
+            run_ranks(
+                plan,
+                [str(context.info_name), *own_arguments(context)],
+                grace_seconds=GRACE_SECONDS,
+                timeout_seconds=60 * timeout_minutes,
+                say=render.speaker(as_json=True),
+            )
         finally:
             os.environ.pop(_STOP_AT, None)
 

@@ -136,7 +136,7 @@ def pretrain(
         if plan is None:
             check_new_run(settings, overwrite=overwrite)
             ensure_embedded_corpus(final, say)
-        ranks.start(context, ranks.plan, until)
+        ranks.start(context, ranks.plan, until, timeout_minutes=settings.dist_env.timeout_minutes)
         return
     if plan is not None:
         continue_run(plan, ranks, until, as_json=json_, quiet=quiet)

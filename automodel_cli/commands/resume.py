@@ -79,7 +79,7 @@ def resume(
     render.changes(plan.changes, say)
     render.notes(plan.settings.notes, say)
     if ranks.plan is not None:
-        ranks.start(context, ranks.plan, until)
+        ranks.start(context, ranks.plan, until, timeout_minutes=plan.settings.dist_env.timeout_minutes)
         return
     continue_run(plan, ranks, until, as_json=json_, quiet=quiet)
 

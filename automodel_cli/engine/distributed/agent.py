@@ -2,7 +2,8 @@
 
 The agent of `torch.distributed.run` meets the other machines, starts the processes, watches them and
 passes signals on. What is added here: one message about a failure instead of one per rank, the exit
-code of its kind, and a grace period after a signal that is long enough to save.
+code of its kind, a grace period after a signal that is long enough to save, and a watch for ranks that
+hang (`watch.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,31 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import elastic_launch
 
-from automodel_cli.engine.distributed.environment import REPORT_DIRECTORY
+from automodel_cli.engine.distributed.environment import LAUNCHER_PID, REPORT_DIRECTORY
 from automodel_cli.engine.distributed.launch_plan import LaunchPlan, num_cores
 from automodel_cli.engine.distributed.report import RankReport, announced, read_reports, root_cause
+from automodel_cli.engine.distributed.watch import Watch
 from automodel_cli.errors import AmcliError, ExitCode, RankFailedError
 
 _TAIL_LINES = 8
 
 
-def run_ranks(plan: LaunchPlan, arguments: Sequence[str], *, grace_seconds: int) -> None:
+def run_ranks(
+    plan: LaunchPlan,
+    arguments: Sequence[str],
+    *,
+    grace_seconds: int,
+    timeout_seconds: float,
+    say: Callable[[str], None],
+) -> None:
     """Runs `amcli *arguments` on every rank of this machine, until all have ended.
 
     Args:
         plan: How many, and how they meet.
         arguments: The command line of each rank.
         grace_seconds: How long a rank may take to save after a signal, before it is killed.
+        timeout_seconds: How long a rank may let the others wait, before it counts as hung.
+        say: Is told why the ranks are started again.
 
     Raises:
         RankFailedError: A rank failed; the message says which and why, the exit code is that rank's.
@@ -45,21 +56,22 @@ def run_ranks(plan: LaunchPlan, arguments: Sequence[str], *, grace_seconds: int)
     # torchrun would set 1 for several processes and nothing for one; who has chosen a number keeps it.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // plan.ranks_per_node)))
     with tempfile.TemporaryDirectory(prefix="amcli-ranks-") as directory:
-        os.environ[REPORT_DIRECTORY] = directory
+        os.environ[REPORT_DIRECTORY], os.environ[LAUNCHER_PID] = directory, str(os.getpid())
+        watch = Watch(Path(directory), timeout_seconds, plan.max_restarts, say)
         try:
             config, program, program_arguments = torchrun.config_from_args(_torchrun_arguments(plan, arguments))
             config.shutdown_timeout = grace_seconds
             quiet = {local_rank: Std.ALL for local_rank in range(1, plan.ranks_per_node)}
             config.logs_specs = DefaultLogsSpecs(log_dir=str(Path(directory) / "logs"), redirects=quiet)
-            with _save_requests_passed_on(Path(directory)):
+            with _save_requests_passed_on(Path(directory)), watch.running():
                 elastic_launch(config, program)(*program_arguments)
             _raise_if_stopped(Path(directory))
         except SignalException as error:
-            raise _after_signal(Path(directory), error.sigval) from None
+            raise watch.verdict() or _after_signal(Path(directory), error.sigval) from None
         except ChildFailedError as error:
-            raise _after_failure(Path(directory), error.failures) from None
+            raise watch.verdict() or _after_failure(Path(directory), error.failures) from None
         finally:
-            del os.environ[REPORT_DIRECTORY]
+            del os.environ[REPORT_DIRECTORY], os.environ[LAUNCHER_PID]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from automodel_cli.errors import UsageError
 # Set by `amcli ... --nproc-per-node` for the ranks that it starts: it has said the notes already, and it reports
 # their failures.
 REPORT_DIRECTORY = "AMCLI_REPORT_DIR"
+LAUNCHER_PID = "AMCLI_LAUNCHER_PID"
 _PORTS = (20_000, 20_000)  # the first, and how many: clear of the range that systems hand out by themselves
 
 

@@ -95,11 +95,18 @@ def is_symptom(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(symptom in text for symptom in _SYMPTOMS)
 
 
-def read_reports(directory: Path) -> list[RankReport]:
-    """The reports of the last attempt, earliest first; what cannot be read is left out."""
+def read_reports(directory: Path, attempt: int | None = None) -> list[RankReport]:
+    """The reports of an attempt, earliest first; what cannot be read is left out.
+
+    Args:
+        directory: Where the ranks leave them.
+        attempt: Which one; None is the last that has any.
+    """
     reports = []
-    attempts = {path.name.partition("-")[0] for path in directory.glob("attempt*-rank*.json")}
-    for path in directory.glob(f"{max(attempts, key=_number, default='none')}-rank*.json"):
+    if attempt is None:
+        numbers = [_number(path.name.partition("-")[0]) for path in directory.glob("attempt*-rank*.json")]
+        attempt = max(numbers, default=0)
+    for path in directory.glob(f"attempt{attempt}-rank*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             values = json.loads(path.read_bytes()[:_MAX_FILE_BYTES])
             reports.append(RankReport(**{**values, "frames": tuple(values["frames"])}))

@@ -28,12 +28,14 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.layout import Degrees, degrees_of
-from automodel_cli.engine.distributed.environment import RankPlace, complete_environment
+from automodel_cli.engine.distributed.environment import LAUNCHER_PID, RankPlace, complete_environment
 from automodel_cli.engine.protocols import IGNORED_LABEL
 from automodel_cli.errors import AmcliError, ConfigError, OutOfMemoryError, PeerFailedError
 
 DIMENSIONS = ("dp_replicate", "dp_shard", "cp", "tp")
 _PR_SET_PDEATHSIG = 1
+# Our launcher, which sees all ranks of its machine, is the first to tell which of them hangs.
+_AFTER_THE_LAUNCHER = timedelta(seconds=5)
 
 T = TypeVar("T")
 
@@ -190,6 +192,8 @@ def joined(place: RankPlace, settings: Settings) -> Iterator[Team]:
     if place.is_ours:
         _end_with_the_launcher()
     timeout = timedelta(minutes=settings.dist_env.timeout_minutes)
+    if place.is_ours:
+        timeout += _AFTER_THE_LAUNCHER
     _quiet()
     device = _device(settings.general.device, place)
     dist.init_process_group(
@@ -258,6 +262,12 @@ def _backend(wanted: str | None, device: torch.device) -> str:
 
 
 def _end_with_the_launcher() -> None:
-    """Asks the kernel for a SIGTERM when the launcher dies, however it dies: no rank is left behind."""
+    """Asks the kernel for a SIGTERM when the launcher dies, however it dies: no rank is left behind.
+
+    Raises:
+        PeerFailedError: It has died before.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.environ.get(LAUNCHER_PID, str(os.getppid())) != str(os.getppid()):
+        raise PeerFailedError("the process that started this rank has ended")

@@ -13,6 +13,7 @@ from torch import nn
 
 from automodel_cli.engine.data.loader import BatchLoader
 from automodel_cli.engine.data.stream_loader import StreamLoader
+from automodel_cli.engine.distributed.heartbeat import Phase, enter
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.observe.speed import Speed
 from automodel_cli.engine.optim.lr_schedule import LRSchedule
@@ -70,10 +71,18 @@ def train(run: Run, state: TrainState, stop: StopSignal) -> None:
         CheckpointError: A save failed that must not: the last one, or any unless `on_save_error` is `warn`.
         TrainingDivergedError: The loss or the gradient is not finite; the weights are as before that step.
     """
+    try:
+        _train(run, state, stop)
+    finally:
+        enter(Phase.ENDING)
+
+
+def _train(run: Run, state: TrainState, stop: StopSignal) -> None:
     reports = StepReports(state, run.sink, run.speed, run.placement.memory_bytes, is_late=run.guard is not None)
     with closing(run.loader.iter_steps(state.samples_consumed)) as steps, run.saves as saves:
         while not run.steps.is_last(state.step):
             read_from = time.perf_counter()
+            enter(Phase.READING, state.step + 1)
             agreed = _next_step(run, steps, stop)
             if agreed is None:
                 break
@@ -81,6 +90,7 @@ def train(run: Run, state: TrainState, stop: StopSignal) -> None:
             if stop.save_agreed:
                 reports.finish()
                 saves.on_request()
+            enter(Phase.TRAINING)
             reports.add(_queue(run, state, *agreed, waited=waited))
             if run.steps.validates(state.step) or run.steps.saves(state.step):
                 reports.finish()
@@ -114,6 +124,7 @@ def _next_step(
         micro_batches = []  # the others hear of it below
     except Exception as error:  # a dataset may raise anything; the others must hear of it first
         failure = error
+    enter(Phase.AGREEING)
     wishes = (int(stop.requested), int(stop.save_requested), int(failure is not None))
     num_tokens, stops, saves, failures, *saving = team.agree(label_tokens(micro_batches), *wishes, *run.saves.wishes)
     if failure is not None:
@@ -158,6 +169,7 @@ def _validate(run: Run, state: TrainState, stop: StopSignal) -> float | None:
     """Validates and reports; the loss that decides about the best. A stop signal cuts it short, unreported."""
     if run.validation is None:
         return None
+    enter(Phase.VALIDATING, state.step)
     results: dict[str, EvalResult] = {}
     for name, batches in run.validation.sets():
         results[name] = evaluate(

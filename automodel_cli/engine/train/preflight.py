@@ -19,6 +19,7 @@ from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.layout import Degrees, is_sharded
 from automodel_cli.engine.distributed.environment import RankPlace
+from automodel_cli.engine.distributed.heartbeat import beating
 from automodel_cli.engine.distributed.report import announce
 from automodel_cli.engine.observe.build import METRICS_FILE, TENSORBOARD_DIRECTORY
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
@@ -84,7 +85,7 @@ def on_ranks(
         AmcliError: The ranks cannot meet, the context cannot be entered, or the ranks would each write a part of
             a checkpoint and do not see the same directory; then no rank goes on.
     """
-    with save_requests_ignored():
+    with save_requests_ignored(), beating(place):
         announce(place)
         with _team(place, settings, prepared) as team:
             if team is not None and writes_parts(settings, team.degrees):

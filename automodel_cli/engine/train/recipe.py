@@ -28,6 +28,7 @@ from automodel_cli.engine.config.origin import dotted
 from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.engine.data.packed_dataset import pack_documents
 from automodel_cli.engine.data.stream_loader import StreamLoader
+from automodel_cli.engine.distributed.heartbeat import Phase, enter
 from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.optim.build import build_optimizer
@@ -148,6 +149,7 @@ def _run(
     situation: Situation,
 ) -> RunSummary:
     began = time.perf_counter()
+    enter(Phase.BUILDING)
     state = TrainState() if snapshot is None else TrainState.from_dict(snapshot.train_state)
     general = settings.general
     num_threads = general.num_threads or threads_of(state.num_threads, team)

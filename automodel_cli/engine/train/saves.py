@@ -18,6 +18,7 @@ from automodel_cli.engine.checkpoint.host_copy import HostCopy
 from automodel_cli.engine.checkpoint.layout import step_directory_name
 from automodel_cli.engine.checkpoint.save import Saving
 from automodel_cli.engine.config.sections import CheckpointSection
+from automodel_cli.engine.distributed.heartbeat import Phase, enter
 from automodel_cli.engine.train import saving
 from automodel_cli.engine.train.background import Background
 from automodel_cli.engine.train.state import TrainState
@@ -171,6 +172,7 @@ class Saves:
         if not self._section.enabled:
             self._saved_step = self._state.step
             return
+        enter(Phase.SAVING, self._state.step)
         if self._in_flight is not None:
             if not self._has_waited and not self._writer.is_over:
                 self._has_waited = True
@@ -206,6 +208,7 @@ class Saves:
         begun, self._in_flight = self._in_flight, None
         if begun is None:
             return
+        enter(Phase.SAVING, begun.step)
         try:
             self._together(self._writer.result)
         except (CheckpointError, PeerFailedError) as error:
