@@ -201,6 +201,7 @@ def _all_blocks(
         if with_gradients:
             factor = torch.cat([each for _, each in found])[:, None]
             _add_block(gradients, hidden, weight, logits, factor, slice(begin, end))
+        del logits  # where a library gives fresh memory, two blocks would stand beside each other
     return losses / settings.num_label_tokens
 
 
