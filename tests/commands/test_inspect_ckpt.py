@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from automodel_cli.commands.inspect_ckpt import inspect_ckpt
 from automodel_cli.engine.checkpoint import layout
-from automodel_cli.engine.checkpoint.manifest import read_manifest, record_files, write_manifest
+from automodel_cli.engine.checkpoint.manifest import read_manifest, write_manifest
 from automodel_cli.engine.checkpoint.save import save
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.errors import CheckpointError, UsageError
+from tests.engine.checkpoint.conftest import record_files
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(inspect_ckpt)

@@ -178,15 +178,6 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"the manifest is damaged: {reason}", where=str(path), help="use another checkpoint")
 
 
-def record_files(directory: Path) -> dict[str, FileRecord]:
-    """Sizes and SHA-256 of all files below `directory`, the manifest left out."""
-    return {
-        name: FileRecord(path.stat().st_size, sha256_of(path))
-        for name, path in sorted(_files_below(directory))
-        if name != MANIFEST_NAME
-    }
-
-
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in constant memory."""
     with path.open("rb") as file:

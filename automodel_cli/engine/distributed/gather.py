@@ -22,15 +22,6 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-@torch.no_grad()
-def fill(target: torch.Tensor, source: torch.Tensor) -> None:
-    """Copies a whole tensor into one that may be sharded: every rank keeps its own part."""
-    if not isinstance(target, DTensor):
-        target.copy_(source)
-        return
-    target.to_local().copy_(_own_part(source, target))
-
-
 def like(source: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
     """A whole tensor, sharded as `model` is if it has its shape; of any type."""
     if not isinstance(model, DTensor) or source.shape != model.shape:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from automodel_cli.engine.checkpoint.manifest import MANIFEST_NAME, FileRecord, sha256_of
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 
 
@@ -25,6 +27,12 @@ def snapshot_at(step: int) -> Snapshot:
         train_state={"step": step, "tokens_seen": step * 4096, "loss": 0.1 + 0.2, "val_loss": None},
         rng_tensors={"torch_cpu": torch.arange(64, dtype=torch.uint8)},
     )
+
+
+def record_files(directory: Path) -> dict[str, FileRecord]:
+    """What a manifest would say of the files as they are now."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+    return {path.relative_to(directory).as_posix(): FileRecord(path.stat().st_size, sha256_of(path)) for path in files}
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ import pytest
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.inspect import inspect
 from automodel_cli.engine.checkpoint.inspect_run import look
-from automodel_cli.engine.checkpoint.manifest import read_manifest, record_files, write_manifest
+from automodel_cli.engine.checkpoint.manifest import read_manifest, write_manifest
 from automodel_cli.engine.checkpoint.save import save
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.errors import CheckpointError
+from tests.engine.checkpoint.conftest import record_files
 
 MakeSnapshot = Callable[[int], Snapshot]
 

@@ -18,13 +18,13 @@ from automodel_cli.engine.checkpoint.manifest import (
     Manifest,
     compare,
     read_manifest,
-    record_files,
     verify,
     write_manifest,
 )
 from automodel_cli.engine.checkpoint.save import save
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.errors import CheckpointError
+from tests.engine.checkpoint.conftest import record_files
 
 
 @pytest.fixture

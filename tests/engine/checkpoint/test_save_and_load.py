@@ -19,7 +19,6 @@ from automodel_cli.engine.checkpoint.manifest import (
     FORMAT_VERSION,
     NewerFormatError,
     read_manifest,
-    record_files,
     sha256_of,
     verify,
     write_manifest,
@@ -27,6 +26,7 @@ from automodel_cli.engine.checkpoint.manifest import (
 from automodel_cli.engine.checkpoint.save import save
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.errors import CheckpointError
+from tests.engine.checkpoint.conftest import record_files
 
 MakeSnapshot = Callable[[int], Snapshot]
 
