@@ -13,6 +13,7 @@ from dataclasses import Field, dataclass, replace
 from typing import Any
 
 from automodel_cli.engine.config.check_checkpoint import check_checkpoint
+from automodel_cli.engine.config.check_elastic import check_elastic
 from automodel_cli.engine.config.check_layout import check_layout
 from automodel_cli.engine.config.check_model import check_model
 from automodel_cli.engine.config.check_schedule import check_schedule
@@ -232,5 +233,6 @@ def _check_across(config: Config, settings: Settings, world_size: int | None, pr
     check_validation(config, settings, refuse)
     check_model(config, refuse)
     check_layout(config, settings, world_size, refuse)
+    check_elastic(config, settings, refuse)
     check_checkpoint(settings, refuse)
     check_sinks(config, settings, refuse)

@@ -49,8 +49,12 @@ class General:
         default="auto",
         choices=("auto", "fp32", "tf32", "bf16", "bf16-params", "fp8"),
     )
-    deterministic: bool = key(
-        "use only algorithms that give the same bits every time, on a GPU too; slower there", default=False, quiet=True
+    deterministic: bool | str = key(
+        "use only algorithms that give the same bits every time, on a GPU too; slower there; elastic: the same bits on "
+        "any number of data-parallel ranks, too; slower everywhere",
+        default=False,
+        choices=(False, True, "elastic"),
+        quiet=True,
     )
     num_threads: int | None = key("CPU threads of torch; null takes what torch finds", default=None, minimum=1)
     recipe: str | None = key(

@@ -2,7 +2,8 @@
 
 Step n is made of the samples at positions n * global_batch_size + j. Rank r and micro-batch m
 read a contiguous block of j, so neither the number of ranks, nor the size of a micro-batch,
-nor the number of loader workers changes which samples make up a step, nor their order.
+nor the number of loader workers changes which samples make up a step, nor their order. The blocks
+of a rank stand beside each other, or are interleaved with those of the others.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class BatchLoader:
             copying: numpy releases the interpreter lock and nothing has to be pickled.
         prefetch_factor: Steps that each worker may be ahead.
         vocab_size: Refuse token ids from here on, naming the shard and the offset.
+        interleaved: Deal the micro-batches of a step to the ranks one by one, instead of a block to each.
 
     Raises:
         ConfigError: The sizes do not divide, or a number is out of range.
@@ -60,6 +62,7 @@ class BatchLoader:
         num_workers: int = 0,
         prefetch_factor: int = 2,
         vocab_size: int | None = None,
+        interleaved: bool = False,
     ) -> None:
         _check_sizes(global_batch_size, local_batch_size, dp_rank, dp_size)
         _check_workers(num_workers, prefetch_factor)
@@ -68,7 +71,7 @@ class BatchLoader:
         self._global_batch_size = global_batch_size
         self._local_batch_size = local_batch_size
         self._rank_samples = global_batch_size // dp_size
-        self._rank_begin = dp_rank * self._rank_samples
+        self._own_places = own_places(global_batch_size, local_batch_size, dp_rank, dp_size, interleaved=interleaved)
         self._num_workers = num_workers
         self._prefetch_factor = prefetch_factor
 
@@ -101,12 +104,25 @@ class BatchLoader:
         # Not beyond an epoch: each further one of a small data set would cost as much again.
         num_steps = max(1, min(_SAMPLES_AHEAD, self._order.num_samples) // self._rank_samples)
         steps = np.arange(num_steps, dtype=np.int64)[:, None] * self._global_batch_size
-        places = steps + np.arange(self._rank_begin, self._rank_begin + self._rank_samples, dtype=np.int64)
+        places = steps + self._own_places
         for begin in itertools.count(start_sample, num_steps * self._global_batch_size):
             yield from self._order.order((places + begin).ravel()).reshape(places.shape)
 
     def _read_step(self, sample_ids: Int64Array) -> MicroBatches:
         return [self._reader.read(block) for block in sample_ids.reshape(-1, self._local_batch_size)]
+
+
+def own_places(
+    global_batch_size: int, local_batch_size: int, dp_rank: int, dp_size: int, *, interleaved: bool
+) -> Int64Array:
+    """Which samples of a step a rank reads, one micro-batch after another.
+
+    >>> own_places(8, 2, 1, 2, interleaved=False).tolist(), own_places(8, 2, 1, 2, interleaved=True).tolist()
+    ([4, 5, 6, 7], [2, 3, 6, 7])
+    """
+    places: Int64Array = np.arange(global_batch_size, dtype=np.int64)
+    blocks = places.reshape(-1, dp_size, local_batch_size) if interleaved else places.reshape(dp_size, -1).T
+    return blocks[:, dp_rank].ravel()
 
 
 def read_ahead(

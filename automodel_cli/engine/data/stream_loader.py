@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from automodel_cli.engine.data.collate import BatchReader
-from automodel_cli.engine.data.loader import Batch, MicroBatches, read_ahead
+from automodel_cli.engine.data.loader import Batch, MicroBatches, own_places, read_ahead
 from automodel_cli.engine.protocols import MapDataset, StatefulStream
 from automodel_cli.errors import DataError
 
@@ -101,6 +101,7 @@ class StreamLoader:
         num_workers: 0 reads when asked; otherwise one thread reads ahead, since a stream has one end.
         prefetch_factor: Steps that it may be ahead.
         vocab_size: Refuse token ids from here on.
+        interleaved: Deal the micro-batches of a step to the ranks one by one, instead of a block to each.
     """
 
     def __init__(
@@ -114,13 +115,14 @@ class StreamLoader:
         num_workers: int = 0,
         prefetch_factor: int = 2,
         vocab_size: int | None = None,
+        interleaved: bool = False,
     ) -> None:
         self._dataset = StreamPosition(dataset)
         self._name = type(dataset).__name__
         self._global_batch_size = global_batch_size
         self._local_batch_size = local_batch_size
-        rank_samples = global_batch_size // dp_size
-        self._own = slice(dp_rank * rank_samples, (dp_rank + 1) * rank_samples)
+        places = own_places(global_batch_size, local_batch_size, dp_rank, dp_size, interleaved=interleaved)
+        self._own_places = places.tolist()
         self._num_workers = num_workers
         self._look_ahead = max(1, num_workers * prefetch_factor)
         self._vocab_size = vocab_size
@@ -155,7 +157,8 @@ class StreamLoader:
         return read_ahead(lambda end: self._read_step(stream, end), ends, 1, self._look_ahead)
 
     def _read_step(self, stream: Iterator[Sample], end: int) -> MicroBatches:
-        samples = list(itertools.islice(stream, self._global_batch_size))[self._own]
+        of_step = list(itertools.islice(stream, self._global_batch_size))
+        samples = [of_step[place] for place in self._own_places]
         state = {"epoch": self._epoch, "dataset": self._dataset.state_dict()}
         # Written out now: the dataset may change the object while the step waits to be trained on.
         self._states[end] = json.loads(json.dumps(state, default=_refuse))

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 # Large enough to use the network well, small enough that the first messages leave early in the backward pass.
-_BUCKET_BYTES = 25 * 2**20
+BUCKET_BYTES = 25 * 2**20
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class ReplicaSync:
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], group: dist.ProcessGroup, bucket_bytes: int = _BUCKET_BYTES
+        self, parameters: Iterable[nn.Parameter], group: dist.ProcessGroup, bucket_bytes: int = BUCKET_BYTES
     ) -> None:
         self._group = group
         # The backward pass comes to the last parameters first.
-        self._buckets = _buckets([p for p in parameters if p.requires_grad][::-1], bucket_bytes)
+        self._buckets = buckets_of([p for p in parameters if p.requires_grad][::-1], bucket_bytes)
         self._bucket_of = {parameter: index for index, bucket in enumerate(self._buckets) for parameter in bucket}
         self._missing: list[int] = []
         self._sent: list[tuple[torch.Tensor, dist.Work]] = []
@@ -70,7 +70,7 @@ class ReplicaSync:
             self._send_next()
         for bucket, (flat, work) in zip(self._buckets, self._sent, strict=True):
             work.wait()
-            _unflatten(bucket, flat)
+            unflatten(bucket, flat)
         self._missing, self._sent = [], []
 
     def _on_gradient(self, parameter: torch.Tensor) -> None:
@@ -82,7 +82,7 @@ class ReplicaSync:
             self._send_next()
 
     def _send_next(self) -> None:
-        flat = _flatten(self._buckets[len(self._sent)])
+        flat = flatten(self._buckets[len(self._sent)])
         work = dist.all_reduce(flat, group=self._group, async_op=True)
         self._sent.append((flat, work))
 
@@ -99,7 +99,7 @@ def settle(parameter: torch.Tensor) -> None:
         parameter.grad = grad.redistribute(placements=parameter.placements)
 
 
-def _buckets(parameters: list[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
+def buckets_of(parameters: list[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
     """Neighbours of one type, together about `bucket_bytes` large."""
     buckets: list[list[nn.Parameter]] = []
     filled, dtype = 0, None
@@ -113,7 +113,7 @@ def _buckets(parameters: list[nn.Parameter], bucket_bytes: int) -> list[list[nn.
     return buckets
 
 
-def _flatten(bucket: list[nn.Parameter]) -> torch.Tensor:
+def flatten(bucket: list[nn.Parameter]) -> torch.Tensor:
     """All gradients in one tensor; behind them, for each parameter, whether this rank has one."""
     parts = []
     for parameter in bucket:
@@ -124,7 +124,8 @@ def _flatten(bucket: list[nn.Parameter]) -> torch.Tensor:
     return torch.cat([*parts, torch.tensor(flags, dtype=parts[0].dtype, device=parts[0].device)])
 
 
-def _unflatten(bucket: list[nn.Parameter], flat: torch.Tensor) -> None:
+def unflatten(bucket: list[nn.Parameter], flat: torch.Tensor) -> None:
+    """The inverse of `flatten`: a parameter that no rank has a gradient of keeps none."""
     sizes = [local(parameter).numel() for parameter in bucket]
     *parts, flags = flat.split([*sizes, len(bucket)])
     has_grad = [parameter.grad is not None for parameter in bucket]

@@ -18,6 +18,7 @@ from automodel_cli.engine.distributed import fsdp2
 from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks
 from automodel_cli.engine.distributed.ddp import ReplicaSync
 from automodel_cli.engine.distributed.gather import Turn, like, rows_in_model_order, rows_in_rank_order, whole
+from automodel_cli.engine.distributed.ordered import OrderedReplicas, OrderedShards
 from automodel_cli.engine.distributed.parts import Part, TensorSource, own_parts, read_local, wrapped
 from automodel_cli.engine.distributed.region import Region
 from automodel_cli.engine.distributed.team import Team
@@ -39,6 +40,8 @@ class Spread:
         to_rank_order: Its inverse.
         reordered: Names of the parameters whose rows stand in the order of the tensor-parallel ranks.
         is_sharded: Whether a rank holds a part of the model only.
+        ordered: Sums gradients after every micro-batch, in place of everybody else, in an order that does not depend
+            on the ranks; None where nobody asks for it.
     """
 
     team: Team
@@ -50,6 +53,7 @@ class Spread:
     to_rank_order: Turn
     reordered: frozenset[str] = frozenset()
     is_sharded: bool = False
+    ordered: OrderedReplicas | OrderedShards | None = None
 
     def in_words(self, section: DistributedSection) -> str:
         """The layout, for people."""
@@ -64,11 +68,13 @@ class Spread:
         if self.sync is not None and is_last:
             self.sync.arm()
         if isinstance(self.model, FSDPModule):
-            self.model.set_requires_gradient_sync(is_last or not self.defers_sync)
+            self.model.set_requires_gradient_sync(is_last or not self.defers_sync or self.ordered is not None)
         with self.forward():
             yield
         if self.sync is not None and is_last:
             self.sync.finish()
+        if self.ordered is not None:
+            self.ordered.take(is_last=is_last)
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -180,13 +186,14 @@ class Spread:
                 module.reshard()
 
 
-def spread(model: nn.Module, team: Team, section: DistributedSection) -> Spread:
+def spread(model: nn.Module, team: Team, section: DistributedSection, *, is_elastic: bool = False) -> Spread:
     """Spreads a model over the ranks, in place.
 
     Args:
         model: On its device, with the same weights on every rank.
         team: The ranks.
         section: The layout and its policies.
+        is_elastic: Sum gradients in an order that does not depend on the number of data-parallel ranks.
 
     Raises:
         ConfigError: The model has no plan for what is asked.
@@ -197,10 +204,17 @@ def spread(model: nn.Module, team: Team, section: DistributedSection) -> Spread:
         reordered = split_matrices(model, mesh["tp"], sequence_parallel=section.sequence_parallel)
     # Ranks that share a sequence hold gradients of different tokens: for the weights they are data-parallel.
     sync: ReplicaSync | None = None
+    ordered: OrderedReplicas | OrderedShards | None = None
     if section.chosen_strategy() == "ddp":
-        sync = ReplicaSync(model.parameters(), _flat(mesh, ("dp_replicate", "dp_shard", "cp")).get_group())
+        group = _flat(mesh, ("dp_replicate", "dp_shard", "cp")).get_group()
+        if is_elastic:
+            ordered = OrderedReplicas(model.parameters(), group)
+        else:
+            sync = ReplicaSync(model.parameters(), group)
     elif degrees.dp * degrees.cp > 1 or section.mp_policy or section.offload_policy:
         fsdp2.shard(model, _shard_mesh(team), section)
+        if is_elastic and degrees.dp > 1:
+            ordered = OrderedShards(model)
     attention = AttentionOverRanks(mesh["cp"].get_group(), team.cp_rank) if degrees.cp > 1 else None
     return Spread(
         team=team,
@@ -212,6 +226,7 @@ def spread(model: nn.Module, team: Team, section: DistributedSection) -> Spread:
         to_rank_order=rows_in_rank_order(reordered, degrees.tp),
         reordered=reordered,
         is_sharded=is_sharded(section, degrees),
+        ordered=ordered,
     )
 
 

@@ -62,6 +62,17 @@ def build_optimizer(
     return factory(groups, **arguments)
 
 
+def avoid_fused_kernels(optimizer: torch.optim.Optimizer) -> None:
+    """Lets an optimizer that is built compute step by step, whatever it was built with.
+
+    On a CPU the fused kernel rounds the last elements of a tensor, those that fill no vector, otherwise than the rest:
+    where a tensor is cut then shows in its bits.
+    """
+    for group in optimizer.param_groups:
+        if "fused" in group:
+            group["fused"] = False
+
+
 def _by_mesh(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Groups in which all parameters are whole, or sharded over the same ranks: fused kernels take no mixture."""
     parts: dict[tuple[int, Any], dict[str, Any]] = {}

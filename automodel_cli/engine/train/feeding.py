@@ -34,6 +34,8 @@ def loader_of(
         "num_workers": settings.dataloader.num_workers,
         "prefetch_factor": settings.dataloader.prefetch_factor,
         "vocab_size": vocab_size,
+        # In the order in which their gradients are added.
+        "interleaved": settings.general.deterministic == "elastic",
     }
     if not is_stream(dataset):
         return BatchLoader(dataset, order_of(dataset, settings.general.seed), **sizes)

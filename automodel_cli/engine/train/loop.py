@@ -18,6 +18,7 @@ from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.observe.speed import Speed
 from automodel_cli.engine.optim.lr_schedule import LRSchedule
 from automodel_cli.engine.train.device import Placement
+from automodel_cli.engine.train.elastic import Elastic
 from automodel_cli.engine.train.objective import Objective
 from automodel_cli.engine.train.saves import Saves
 from automodel_cli.engine.train.signals import StoppedWaitingError, StopSignal
@@ -43,6 +44,7 @@ class Run:
         samples_per_step: Over all ranks.
         spread: How the model lies on the ranks of the run; None for a process alone.
         guard: Of the optimizer; with it the numbers of a step are read when the next one has been queued.
+        elastic: Where the bits of the run must not depend on the ranks.
     """
 
     model: nn.Module
@@ -60,6 +62,7 @@ class Run:
     samples_per_step: int
     spread: Spread | None = None
     guard: DeviceGuard | None = None
+    elastic: Elastic | None = None
 
 
 def train(run: Run, state: TrainState, stop: StopSignal) -> None:
@@ -155,6 +158,7 @@ def _queue(
             spread=run.spread,
             num_label_tokens=num_tokens,
             guard=run.guard,
+            elastic=None if run.elastic is None else run.elastic.at(state.step),
         )
     except TrainingDivergedError as error:
         error.where = f"step {state.step + 1}"

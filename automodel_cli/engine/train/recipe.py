@@ -31,11 +31,12 @@ from automodel_cli.engine.data.stream_loader import StreamLoader
 from automodel_cli.engine.distributed.heartbeat import Phase, enter
 from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.observe.metrics import Sink
-from automodel_cli.engine.optim.build import build_optimizer
+from automodel_cli.engine.optim.build import avoid_fused_kernels, build_optimizer
 from automodel_cli.engine.optim.lr_schedule import schedule_of
 from automodel_cli.engine.optim.param_groups import group_rules
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.device import Placement, place
+from automodel_cli.engine.train.elastic import elastic_of
 from automodel_cli.engine.train.feeding import loader_of, validation_of
 from automodel_cli.engine.train.fit import check_fit
 from automodel_cli.engine.train.loop import Run, train
@@ -152,8 +153,9 @@ def _run(
     enter(Phase.BUILDING)
     state = TrainState() if snapshot is None else TrainState.from_dict(snapshot.train_state)
     general = settings.general
-    num_threads = general.num_threads or threads_of(state.num_threads, team)
-    placement = place(general.device, general.precision, num_threads, deterministic=general.deterministic)
+    is_elastic = general.deterministic == "elastic"
+    num_threads = general.num_threads or threads_of(state.num_threads, team, is_elastic=is_elastic)
+    placement = place(general.device, general.precision, num_threads, deterministic=bool(general.deterministic))
     situation.state, situation.placement = state, placement
     parts = _build(config, settings, placement, root, snapshot, team)
     state.order_key = order_key_of(parts.dataset, general.seed, state.order_key)
@@ -231,10 +233,12 @@ def _build(
     if team is not None:
         from automodel_cli.engine.distributed.spread import spread
 
-        layout = spread(model, team, settings.distributed)
+        layout = spread(model, team, settings.distributed, is_elastic=settings.general.deterministic == "elastic")
         if snapshot is not None:
             load_own_weights(layout, snapshot)
     optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model, group_rules(config))
+    if settings.general.deterministic == "elastic":
+        avoid_fused_kernels(optimizer)
     guard, words = guard_of(optimizer, placement.device)
     how |= {"numbers": words} if words else {}
     return _Parts(dataset, validation, model, vocab_size, loss_fn, optimizer, layout, how, guard)
@@ -289,4 +293,5 @@ def _assemble(
         samples_per_step=section.global_batch_size,
         spread=parts.spread,
         guard=parts.guard,
+        elastic=elastic_of(settings, placement, parts.spread),
     )

@@ -24,6 +24,7 @@ from automodel_cli.errors import DataError
 if TYPE_CHECKING:
     # Sharded tensors take 0.9 s of CPU time to import, which a process alone does not spend.
     from automodel_cli.engine.distributed.spread import Spread
+    from automodel_cli.engine.train.elastic import Elastic
 
 
 class StepResult(NamedTuple):
@@ -88,6 +89,7 @@ def queue_step(
     spread: Spread | None = None,
     num_label_tokens: int | None = None,
     guard: DeviceGuard | None = None,
+    elastic: Elastic | None = None,
 ) -> StepNumbers:
     """As `train_step`, but its numbers are read by the caller.
 
@@ -103,6 +105,7 @@ def queue_step(
         spread: How the model lies on the ranks of the run; None for a process alone.
         num_label_tokens: Label tokens of the step over all ranks; None where the micro-batches are all there is.
         guard: Of `optimizer`: decides on the device whether it steps, so that nobody waits for it here.
+        elastic: Of this step, where its bits must not depend on the ranks.
 
     Raises:
         TrainingDivergedError: Without a guard: the loss or the norm is not finite; nothing has changed.
@@ -112,14 +115,19 @@ def queue_step(
     if num_tokens == 0:
         raise DataError("every label of this step is masked, so there is nothing to learn from")
     model.train()
-    total = torch.zeros((), device=device)
-    for number, batch in enumerate(micro_batches, start=1):
-        with spread.micro_batch(is_last=number == len(micro_batches)) if spread else nullcontext():
+    losses = []
+    for index, batch in enumerate(micro_batches):
+        if elastic is not None:
+            elastic.begin(index)
+        with spread.micro_batch(is_last=index == len(micro_batches) - 1) if spread else nullcontext():
             loss = _loss(model, loss_fn, batch, num_tokens, device, autocast_dtype)
             loss.backward()
-        total += loss.detach()
+        losses.append(loss.detach())
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    on_device = _clipped(parameters, total, max_norm, spread)
+    if elastic is None:
+        on_device = _clipped(parameters, sum(losses, torch.zeros((), device=device)), max_norm, spread)
+    else:
+        on_device = elastic.clip(parameters, losses, max_norm)
     numbers = StepNumbers(on_device, num_tokens)
     try:
         if guard is None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_cli.engine.data.loader import BatchLoader, eval_batches
+from automodel_cli.engine.data.loader import BatchLoader, eval_batches, own_places
 from automodel_cli.engine.data.nanogpt_dataset import NanogptDataset
 from automodel_cli.engine.data.order import SampleOrder
 from automodel_cli.errors import ConfigError, DataError
@@ -263,3 +263,13 @@ def test_validation_is_a_fixed_set_that_ends(num_batches, expected):
 
     assert [len(batch["input_ids"]) for batch in first] == expected
     assert [row[0] for batch in first for row in batch["input_ids"]] == list(range(sum(expected)))
+
+
+@pytest.mark.parametrize("dp_size", [1, 2, 4])
+def test_interleaved_ranks_read_the_micro_batches_of_a_step_in_turn(dp_size):
+    """Micro-batch m of rank r is number m x ranks + r of the step, whatever the number of ranks."""
+    numbered = [own_places(24, 3, rank, dp_size, interleaved=True).reshape(-1, 3).tolist() for rank in range(dp_size)]
+
+    in_turn = [place for turn in zip(*numbered, strict=True) for block in turn for place in block]
+
+    assert in_turn == list(range(24))
