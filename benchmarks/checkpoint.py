@@ -284,7 +284,8 @@ def main() -> None:
     path = given.output / f"checkpoint-{given.device}"
     found = {"machine": how, "interval": given.interval, "rows": rows}
     path.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-    pace = f"A step takes {steps}; {given.interval} steps between two saves. Cores that do other work, too, slow all of it."
+    pace = f"A step takes {steps}; {given.interval} steps between two saves."
+    pace += " Cores that do other work, too, slow all of it."
     page = f"# Cost of a checkpoint\n\n{how}.\n{pace}\n\n{table(rows)}\n"
     path.with_suffix(".md").write_text(page)
     print(page)

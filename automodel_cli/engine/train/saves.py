@@ -79,13 +79,19 @@ class Saves:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         """Waits for a save in flight where the run ends by an error; all others have been settled."""
-        if self._in_flight is None:
+        begun = self._in_flight
+        if begun is None:
             return
         # Errors of amcli are known to all ranks; after any other, a rank that a save waits for may be gone.
         is_known = self._team is None or isinstance(error, AmcliError)
-        is_over = self._writer.wait(None if is_known else _PATIENCE_SECONDS)
-        is_saved = is_over and not self._writer.has_failed
-        self._say(self._saved_message(self._in_flight) if is_saved else f"step {self._in_flight.step} is NOT saved")
+        message = f"step {begun.step} is NOT saved: it was still being written"
+        if self._writer.wait(None if is_known else _PATIENCE_SECONDS):
+            try:
+                self._writer.result()
+                message = self._saved_message(begun)
+            except Exception as failure:  # the error that ends the run is the one to be raised
+                message = f"step {begun.step} is NOT saved: {failure}"
+        self._say(message)
 
     @property
     def wishes(self) -> tuple[int, int]:
