@@ -17,6 +17,20 @@ LIMIT_BYTES = 3_500_000_000
 WIDE = ["model.vocab_size=100000", "model.n_embd=8", "step_scheduler.global_batch_size=512"]
 WIDE += ["step_scheduler.val_every_steps=null", "step_scheduler.max_steps=2", "step_scheduler.ckpt_every_steps=1"]
 MASKED = "loss_fn._target_=automodel_cli.engine.loss.masked_ce.MaskedCrossEntropy"
+# Asks for more than any machine has, on rank 1 in the third step.
+GREEDY = """
+import os, torch
+from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
+
+class Greedy(MaskedCrossEntropy):
+    calls = 0
+
+    def __call__(self, *args, **kwargs):
+        Greedy.calls += torch.is_grad_enabled()
+        if Greedy.calls == 3 and os.environ.get("RANK") == "1":
+            torch.empty(2**60, dtype=torch.uint8)
+        return super().__call__(*args, **kwargs)
+"""
 ALL_AT_ONCE = "step_scheduler.local_batch_size=512"
 SMALL = "step_scheduler.local_batch_size=64"
 
@@ -65,3 +79,19 @@ def test_a_run_without_memory_names_three_settings_and_keeps_what_was_saved(tiny
     assert "step_scheduler.local_batch_size=256" in [option for option, _ in named]
     assert "step_000001 is whole: `amcli resume checkpoints --set " in failed.stderr
     assert hashes(Path("checkpoints")) == before
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_one_rank_without_memory_ends_the_run_with_its_message(tiny_run, strategy):
+    """Two ranks: the message of rank 1 is the one shown, once, with its exit code; the checkpoint before is whole."""
+    (tiny_run.parent / "greedy.py").write_text(GREEDY)
+    settings = ["loss_fn={_target_: 'greedy.py:Greedy'}", f"distributed.strategy={strategy}"]
+
+    failed = amcli("pretrain", "-c", str(tiny_run), *with_settings(*settings), "--nproc-per-node=2")
+
+    assert failed.returncode == 7, failed.stderr
+    assert re.search(r"^error: rank 1 on \S+: step 3: out of memory on this machine in a forward", failed.stderr, re.M)
+    assert failed.stderr.count("error:") == 1
+    assert "Traceback" not in failed.stderr
+    assert "step_000002 is whole: `amcli resume checkpoints --set " in failed.stderr

@@ -83,8 +83,10 @@ def _derived_rows(derived: Derived) -> Iterator[Row]:
     samples = f"{_count(sizes.global_batch_size)} samples x {_count(amounts.seq_len)}"
     yield Row("tokens per step", _count(amounts.tokens_per_step), samples)
     ranks = f"{amounts.dp_ranks} data-parallel rank{'' if amounts.dp_ranks == 1 else 's'}"
-    shared = f"{_count(sizes.global_batch_size)} samples / ({_count(sizes.local_batch_size)} x {ranks})"
-    yield Row("gradient accumulation", _count(amounts.accumulation), shared)
+    to_find = sizes.finds_local_batch and sizes.local_batch_size is None
+    batch = "auto" if to_find else _count(sizes.local_batch_size)
+    shared = f"{_count(sizes.global_batch_size)} samples / ({batch} x {ranks})"
+    yield Row("gradient accumulation", "auto" if to_find else _count(amounts.accumulation), shared)
     yield Row("steps", _count(amounts.steps))
     yield Row("tokens in the run", _count(amounts.tokens))
     if amounts.tokens_per_parameter is not None:
@@ -113,10 +115,13 @@ def _parameter_row(derived: Derived) -> Row:
 def _memory_rows(found: Plan) -> Iterator[Row]:
     sizes, batch = found.derived.sizes, found.derived.sizes.local_batch_size
     degrees = sizes.degrees
+    found_here = " for auto" if sizes.finds_local_batch else ""
     split = ", ".join(f"{name} {size}" for name, size in dataclasses.asdict(degrees).items() if size > 1)
     yield Row("devices", str(found.world_size), f"{_strategy(found)}{': ' if split else ''}{split}")
     yield Row(
-        "memory of a device", "", f"local batch {_count(batch)}, {'bf16' if sizes.is_bf16 else 'fp32'}, upper bound"
+        "memory of a device",
+        "",
+        f"local batch {_count(batch)}{found_here}, {'bf16' if sizes.is_bf16 else 'fp32'}, upper bound",
     )
     if found.memory is None:
         why = found.derived.unknown or "the configuration has no batch size or no length of samples"

@@ -206,7 +206,14 @@ def _checked_value(config: Config, path: KeyPath, raw: Any, item: Field[Any], an
             raise ConfigError(f"{shown}, but it must be one of {names}", where=str(origin), help=help_)
         return value
     if type(value) not in allowed:
-        raise ConfigError(f"{shown}, but it must be {type_words(allowed)}", where=str(origin), help=rule["meaning"])
+        named = type_words(tuple(kind for kind in allowed if kind is not str or not rule["words"]))
+        wanted = " or ".join((named, *rule["words"]))
+        raise ConfigError(f"{shown}, but it must be {wanted}", where=str(origin), help=rule["meaning"])
+    if isinstance(value, str) and rule["words"]:
+        if value not in rule["words"]:
+            names = " or ".join(rule["words"])
+            raise ConfigError(f"{shown}, but it must be a whole number or {names}", where=str(origin))
+        return value
     if isinstance(value, str) and rule["duration"]:
         return value  # converted and held to its range by `check_schedule`, which knows the tokens of a step
     if value is not None and rule["minimum"] is not None and not value >= rule["minimum"]:

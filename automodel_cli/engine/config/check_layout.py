@@ -121,14 +121,16 @@ def _check_batch(settings: Settings, world_size: int | None, refuse: Refuse) -> 
     """The batch of a step is dealt out in whole micro-batches."""
     steps, spread = settings.step_scheduler, settings.distributed
     dp_size = (spread.dp_size or 1) if world_size is None else degrees_of(spread, world_size).dp
-    unit = steps.local_batch_size * dp_size
+    is_found = isinstance(steps.local_batch_size, str)
+    unit = dp_size if is_found else steps.micro_batch_size * dp_size
     if steps.global_batch_size % unit:
         below = steps.global_batch_size // unit * unit
         works = " or ".join(str(size) for size in (below, below + unit) if size)
+        product = f"local_batch_size x data-parallel ranks = {steps.local_batch_size} x {dp_size} = {unit}."
         refuse(
             "step_scheduler.global_batch_size",
             f"step_scheduler.global_batch_size is {steps.global_batch_size}, but it must be a multiple of\n"
-            f"local_batch_size x data-parallel ranks = {steps.local_batch_size} x {dp_size} = {unit}.",
+            + (f"the {dp_size} data-parallel ranks." if is_found else product),
             f"{works} would work",
         )
 

@@ -103,15 +103,15 @@ def _key(section: type[Any], name: str, item: Field[Any]) -> dict[str, Any]:
     if rule["choices"] is not None:
         value: dict[str, Any] = {"enum": list(rule["choices"])}
     else:
-        names = [_JSON_TYPES[kind] for kind in allowed]
+        names = [_JSON_TYPES[kind] for kind in allowed if kind is not str or not rule["words"]]
         value = {"type": names[0] if len(names) == 1 else names}
         if rule["minimum"] is not None:
             value["minimum"] = rule["minimum"]
         if rule["above"] is not None:
             value["exclusiveMinimum"] = rule["above"]
-    if str in allowed and rule["choices"] is None:  # a reference is text already
+    if str in allowed and rule["choices"] is None and not rule["words"]:  # a reference is text already
         return described | value
-    alternatives = [value, {"$ref": "#/$defs/reference"}]
+    alternatives = [value, *({"const": word} for word in rule["words"]), {"$ref": "#/$defs/reference"}]
     if type(None) in allowed:
         # amcli reads `none` as null; the YAML of editors has it as text.
         alternatives.append({"const": "none"})

@@ -14,6 +14,9 @@ from typing import Any, ClassVar
 
 from automodel_cli.engine.config import aliases
 
+# A number that amcli finds by itself.
+AUTO = "auto"
+
 
 def key(
     meaning: str,
@@ -24,14 +27,16 @@ def key(
     choices: tuple[Any, ...] | None = None,
     quiet: bool = False,
     duration: bool = False,
+    words: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field with what users are told about it.
 
     A `quiet` key is left out of the configuration while nobody sets it: `config show` prints no
-    default for what most people never meet. The text of a `duration` is one of `durations.py`.
+    default for what most people never meet. The text of a `duration` is one of `durations.py`, and that of a
+    key with `words` one of these.
     """
     metadata = {"meaning": meaning, "minimum": minimum, "above": above, "choices": choices, "quiet": quiet}
-    metadata["duration"] = duration
+    metadata |= {"duration": duration, "words": words}
     return field(default=default, metadata=metadata) if default is not MISSING else field(metadata=metadata)
 
 
@@ -72,7 +77,9 @@ class StepSchedulerSection:
     name: ClassVar[str] = "step_scheduler"
     max_steps: int = key("optimisation steps of the whole run", minimum=1)
     global_batch_size: int = key("samples per optimisation step, over all ranks", minimum=1)
-    local_batch_size: int = key("samples per forward pass of one rank (the micro-batch)", minimum=1)
+    local_batch_size: int | str = key(
+        "samples per forward pass of one rank (the micro-batch); auto finds the most that fit", minimum=1, words=(AUTO,)
+    )
     val_every_steps: int | None = key("validate every so many steps; null never", default=None, minimum=1)
     val_batches: int | None = key("validation batches, the first of the set; null takes all", default=50, minimum=1)
     val_tokens: int | str | None = key(
@@ -83,6 +90,17 @@ class StepSchedulerSection:
         duration=True,
     )
     ckpt_every_steps: int | None = key("save every so many steps; null only at the end", default=None, minimum=1)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """`local_batch_size` as a number, which it is once a run has begun.
+
+        Raises:
+            ValueError: It is still to be found.
+        """
+        if isinstance(self.local_batch_size, str):
+            raise ValueError("local_batch_size is auto, and nobody has looked for it yet")
+        return self.local_batch_size
 
 
 DECAY_STYLES = ("cosine", "linear", "constant", "inverse-square-root", "WSD")

@@ -7,7 +7,7 @@ None, and `unknown` says why; the parts that do not depend on it are there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from automodel_cli.engine.config.check_data import training_tokens
 from automodel_cli.engine.config.config import Config
@@ -125,8 +125,11 @@ def plan(
     named = peak_tflops or sizes.peak_tflops
     peak = named * 1e12 if named else device.peak_flops if sizes.is_bf16 else None
     needs = memory_of_batch(derived)
-    batch = sizes.local_batch_size
     largest, divisor = _largest_batches(derived, needs, budget(memory_bytes)) if needs else (None, None)
+    if sizes.finds_local_batch and divisor:
+        sizes = replace(sizes, local_batch_size=divisor)
+        derived = replace(derived, sizes=sizes, schedule=replace(derived.schedule, accumulation=sizes.accumulation))
+    batch = sizes.local_batch_size
     ranks = sizes.degrees.world
     hours = derived.flops / (ranks * peak * mfu) / 3600 if derived.flops and peak else None
     return Plan(
@@ -173,15 +176,18 @@ def _accumulates(sizes: RunSizes, batch: int) -> bool:
 
 def _largest_batches(derived: Derived, needs: Needs, limit: int) -> tuple[int | None, int | None]:
     """The most samples that fit in a forward pass, and the most that also divide a rank's samples of a step."""
-    one, two = needs(1, True).total, needs(2, True).total
-    if one is None or two is None:
+    if needs(1, True).total is None:
         return None, None
-    # All but activations and logits is the same for every batch, so a first guess is a division.
-    largest = max(0, (limit - one) // max(two - one, 1) + 1)
-    while largest and (needs(largest, True).total or 0) > limit:
-        largest -= 1
-    while (needs(largest + 1, True).total or 0) <= limit:
-        largest += 1
+    # Memory grows with the batch, though not along a line: the chunked loss holds no more than a chunk of logits.
+    largest, beyond = 0, 1
+    while (needs(beyond, True).total or 0) <= limit:
+        largest, beyond = beyond, 2 * beyond
+    while beyond - largest > 1:
+        middle = (largest + beyond) // 2
+        if (needs(middle, True).total or 0) <= limit:
+            largest = middle
+        else:
+            beyond = middle
     samples = derived.sizes.global_batch_size
     if samples is None or samples % derived.sizes.degrees.dp:
         return largest, None

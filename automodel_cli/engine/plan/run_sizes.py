@@ -11,7 +11,7 @@ from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.durations import tokens_per_step
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.layout import Degrees, degrees_of
-from automodel_cli.engine.config.sections import DistributedSection, section_fields
+from automodel_cli.engine.config.sections import AUTO, DistributedSection, section_fields
 from automodel_cli.errors import ConfigError
 
 _CHUNKED_LOSS = "automodel_cli.engine.loss.linear_ce.ChunkedLinearCrossEntropy"
@@ -42,7 +42,8 @@ class RunSizes:
     Args:
         seq_len: Tokens of a sample.
         global_batch_size: Samples of a step, over all ranks.
-        local_batch_size: Samples of a forward pass of one rank.
+        local_batch_size: Samples of a forward pass of one rank; None also for one that is still to be found.
+        finds_local_batch: Whether it is.
         max_steps: Steps of the run.
         is_bf16: Whether matrix products are computed in bf16; `auto` is, since a plan is for a GPU.
         weight_bytes: Of one number of a weight, of its gradient and of what the optimizer keeps for it.
@@ -73,6 +74,7 @@ class RunSizes:
     recompute_every: int = 1
     has_mask: bool = False
     peak_tflops: float | None = None
+    finds_local_batch: bool = False
 
     @property
     def uses_fsdp(self) -> bool:
@@ -140,6 +142,7 @@ def run_sizes(config: Config, world_size: int | None = None) -> RunSizes:
         recompute_every=_whole(config, "activation_checkpointing.every") or 1,
         has_mask=bool(config.get("dataset.document_mask") or config.get("packed_sequence.packed_sequence_size")),
         peak_tflops=config.get("mfu.peak_tflops"),
+        finds_local_batch=config.get("step_scheduler.local_batch_size") == AUTO,
     )
 
 

@@ -83,7 +83,7 @@ def _known_bytes(derived: Derived) -> int | None:
     if needs is None or batch is None:
         return None
     parts = dataclasses.asdict(needs(batch, (derived.sizes.accumulation or 2) > 1)).values()
-    return sum(part for part in parts if part is not None)
+    return sum(int(part) for part in parts if part is not None)
 
 
 def _bytes_after(candidate: Candidate, config: Config, world_size: int) -> int | None:

@@ -19,6 +19,7 @@ from automodel_cli.engine.checkpoint.manifest import NewerFormatError, read_mani
 from automodel_cli.engine.config.check import Settings, checked, with_defaults
 from automodel_cli.engine.config.config import Config, apply_overrides, read_configs
 from automodel_cli.engine.config.diff import Change, differences
+from automodel_cli.engine.config.sections import AUTO
 from automodel_cli.engine.config.unset import apply_unsets
 from automodel_cli.engine.optim.lr_schedule import change_after, schedule_of
 from automodel_cli.engine.train.resume_rules import check_changes
@@ -26,6 +27,8 @@ from automodel_cli.errors import AmcliError, CheckpointError
 
 # What a run is restored from says nothing about how it trains.
 _REQUEST = "checkpoint.restore_from"
+# With `auto` the saved number stays, or the run says why it does not.
+_LOCAL_BATCH = "step_scheduler.local_batch_size"
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,11 @@ def _is_named(path: Path | None) -> bool:
 
 
 def _changes(saved: Config, config: Config, consented: Sequence[str]) -> list[Change]:
-    changes = [change for change in differences(saved, config.masked()) if change.key != _REQUEST]
+    changes = [
+        change
+        for change in differences(saved, config.masked())
+        if change.key != _REQUEST and (change.key, change.new) != (_LOCAL_BATCH, AUTO)
+    ]
     check_changes(changes, consented)
     return changes
 

@@ -28,7 +28,7 @@ def loader_of(
     """
     sizes: dict[str, Any] = {
         "global_batch_size": settings.step_scheduler.global_batch_size,
-        "local_batch_size": settings.step_scheduler.local_batch_size,
+        "local_batch_size": settings.step_scheduler.micro_batch_size,
         "dp_rank": team.dp_rank if team else 0,
         "dp_size": team.degrees.dp if team else 1,
         "num_workers": settings.dataloader.num_workers,
@@ -64,7 +64,7 @@ def validation_of(
 
     def batches_of(dataset: Any) -> Iterable[dict[str, Any]]:
         read = stream_batches if is_stream(dataset) else eval_batches
-        batches: Iterable[dict[str, Any]] = read(dataset, section.local_batch_size, most, vocab_size=vocab_size)
+        batches: Iterable[dict[str, Any]] = read(dataset, section.micro_batch_size, most, vocab_size=vocab_size)
         batches = batches if budget is None else up_to_tokens(batches, budget)
         return batches if team is None else team.dealt(batches)
 

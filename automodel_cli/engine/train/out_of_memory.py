@@ -39,7 +39,7 @@ _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _DOING = {
     "_build": "while the model was built",
     "evaluate": "in validation",
-    "_loss": "in a forward pass",
+    "micro_batch_loss": "in a forward pass",
     "backward": "in a backward pass",
     "_clipped": "while the gradient was clipped",
     "step": "in the optimizer's step",

@@ -39,9 +39,10 @@ from automodel_cli.engine.train.device import Placement, place
 from automodel_cli.engine.train.elastic import elastic_of
 from automodel_cli.engine.train.feeding import loader_of, validation_of
 from automodel_cli.engine.train.fit import check_fit
+from automodel_cli.engine.train.local_batch import with_local_batch
 from automodel_cli.engine.train.loop import Run, train
 from automodel_cli.engine.train.model_setup import set_up
-from automodel_cli.engine.train.objective import Objective, objective_of
+from automodel_cli.engine.train.objective import objective_of
 from automodel_cli.engine.train.out_of_memory import Situation, explained
 from automodel_cli.engine.train.report import speed_of
 from automodel_cli.engine.train.restoring import (
@@ -52,19 +53,19 @@ from automodel_cli.engine.train.restoring import (
     restore_generators,
     seed_everything,
 )
+from automodel_cli.engine.train.run_parts import RunParts
 from automodel_cli.engine.train.sample_identity import order_key_of
 from automodel_cli.engine.train.saves import Saves
 from automodel_cli.engine.train.saving import begin_run_save
 from automodel_cli.engine.train.signals import StopSignal
 from automodel_cli.engine.train.start_facts import start_facts
 from automodel_cli.engine.train.state import TrainState
-from automodel_cli.engine.train.step_numbers import DeviceGuard, guard_of
+from automodel_cli.engine.train.step_numbers import guard_of
 from automodel_cli.engine.train.step_scheduler import StepScheduler
 from automodel_cli.engine.train.thread_count import threads_of
 from automodel_cli.errors import InterruptedTrainingError
 
 if TYPE_CHECKING:
-    from automodel_cli.engine.distributed.spread import Spread
     from automodel_cli.engine.distributed.team import Team
 
 OpenSink = Callable[[], AbstractContextManager[Sink]]
@@ -124,21 +125,6 @@ def resume(
         return _run(config, settings, root, open_sink, snapshot, team, stop_at, situation)
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """What is built from the configuration."""
-
-    dataset: MapDataset
-    validation: dict[str, MapDataset]
-    model: nn.Module
-    vocab_size: int | None
-    loss_fn: Objective
-    optimizer: torch.optim.Optimizer
-    spread: Spread | None
-    how: dict[str, str]
-    guard: DeviceGuard | None
-
-
 def _run(
     config: Config,
     settings: Settings,
@@ -168,6 +154,8 @@ def _run(
         restore_generators(snapshot, team, general.seed)
     else:
         own_generators(team, general.seed)
+    config, settings = with_local_batch(config, settings, placement, parts, snapshot)
+    situation.config = config
     if snapshot is None and manifest is not None:
         state.tokenizer = {"name": manifest.tokenizer.name, "bos_id": manifest.tokenizer.bos_id}
 
@@ -202,7 +190,7 @@ def _build(
     root: Path,
     snapshot: Snapshot | None,
     team: Team | None,
-) -> _Parts:
+) -> RunParts:
     """Every part with a `_target_`, checked against the others; cheap parts come first."""
     seed = settings.general.seed
     seed_everything(seed)
@@ -241,11 +229,11 @@ def _build(
         avoid_fused_kernels(optimizer)
     guard, words = guard_of(optimizer, placement.device)
     how |= {"numbers": words} if words else {}
-    return _Parts(dataset, validation, model, vocab_size, loss_fn, optimizer, layout, how, guard)
+    return RunParts(dataset, validation, model, vocab_size, loss_fn, optimizer, layout, how, guard)
 
 
 def _assemble(
-    parts: _Parts,
+    parts: RunParts,
     config: Config,
     settings: Settings,
     state: TrainState,

@@ -46,7 +46,7 @@ def start_facts(
     # FSDP2 gives a sharded model a class of its own, named after the model's.
     kind = type(model).__name__.removeprefix("FSDP")
     ranks = {} if spread is None else {"ranks": spread.in_words(settings.distributed)}
-    micro_batches = steps.global_batch_size // steps.local_batch_size
+    micro_batches = steps.global_batch_size // steps.micro_batch_size
     git = code_version(Path.cwd())
     code = {} if git is None else {"code": f"{git['commit']:.10}" + (", with changes" if git["changed"] else "")}
     return {
@@ -54,7 +54,7 @@ def start_facts(
         **ranks,
         **how,
         "data": f"{amount_in_words(dataset)}, {steps.global_batch_size} per step "
-        f"({micro_batches} x {steps.local_batch_size})",
+        f"({micro_batches} x {steps.micro_batch_size})",
         "device": f"{placement.name}, {placement.precision}",
         "steps": f"{state.step} -> {steps.max_steps}",
         "checkpoints": str(root) if settings.checkpoint.enabled else "off",

@@ -120,7 +120,7 @@ def queue_step(
         if elastic is not None:
             elastic.begin(index)
         with spread.micro_batch(is_last=index == len(micro_batches) - 1) if spread else nullcontext():
-            loss = _loss(model, loss_fn, batch, num_tokens, device, autocast_dtype)
+            loss = micro_batch_loss(model, loss_fn, batch, num_tokens, device, autocast_dtype)
             loss.backward()
         losses.append(loss.detach())
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -199,7 +199,7 @@ def evaluate(
                 stopped = should_stop()
                 if stopped:
                     break
-                total += _loss(model, loss_fn, batch, 1, device, autocast_dtype)
+                total += micro_batch_loss(model, loss_fn, batch, 1, device, autocast_dtype)
                 num_tokens += label_tokens([batch])
     finally:
         model.train(was_training)
@@ -214,7 +214,7 @@ def evaluate(
     return EvalResult(total.item() / num_tokens if num_tokens else math.nan, num_tokens)
 
 
-def _loss(
+def micro_batch_loss(
     model: nn.Module,
     loss_fn: LossFunction | Objective,
     batch: dict[str, Any],

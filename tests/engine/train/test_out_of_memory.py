@@ -53,7 +53,7 @@ def test_other_exceptions_pass_as_they_are(tiny_run):
 def test_the_place_is_told_by_the_functions(place):
     """The outermost that is known: a forward pass of validation is validation."""
     scope: dict[str, object] = {}
-    exec(f"def _loss():\n    raise MemoryError\ndef {place}():\n    _loss()\n", scope)
+    exec(f"def micro_batch_loss():\n    raise MemoryError\ndef {place}():\n    micro_batch_loss()\n", scope)
 
     with pytest.raises(MemoryError) as caught:
         scope[place]()  # type: ignore[operator]

@@ -1,0 +1,238 @@
+"""`step_scheduler.local_batch_size: auto`: the most samples of a forward pass that fit, found once before a run reads.
+
+Only numbers that divide a rank's samples of a step are tried, so the global batch stays what it is. On a GPU steps are
+tried and undone (`dry_run.py`); on a CPU, where running out means being killed, the estimate of `amcli plan` decides,
+and a cap beyond which larger is no faster. All ranks take the same number, the least that any of them could take.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.engine.config.check import Settings
+from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.layout import divisors
+from automodel_cli.engine.config.origin import DEFAULT, Origin
+from automodel_cli.engine.config.sections import AUTO
+from automodel_cli.engine.config.yaml_reader import parse_value
+from automodel_cli.engine.data.loader import eval_batches
+from automodel_cli.engine.data.stream_loader import is_stream
+from automodel_cli.engine.plan.plan import RESERVED_SHARE, derive, memory_of_batch
+from automodel_cli.engine.train.device import Placement
+from automodel_cli.engine.train.device_memory import device_memory
+from automodel_cli.engine.train.dry_run import DryRun, undone
+from automodel_cli.engine.train.run_parts import RunParts
+from automodel_cli.errors import ConfigError, OutOfMemoryError
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.distributed.team import Team
+
+KEY = ("step_scheduler", "local_batch_size")
+# Beyond so many tokens the matrices of a forward pass are large enough to keep the cores of a CPU busy.
+CPU_TOKENS = 4096
+# Of what is free: the estimate leaves out the allocator and everything that is not a tensor, and others live here, too.
+_CPU_SHARE = 0.5
+
+Fits = Callable[[int], bool]
+
+
+def with_local_batch(
+    config: Config, settings: Settings, placement: Placement, parts: RunParts, snapshot: Snapshot | None
+) -> tuple[Config, Settings]:
+    """The configuration and the settings with a number instead of `auto`; both as they are where it is one.
+
+    Args:
+        config: Final; what is saved with every checkpoint.
+        settings: The same, checked.
+        placement: Where the run computes.
+        parts: Of the run; the number is added to what is said at the start.
+        snapshot: What the run goes on from, with its number, which stays unless the ranks are others.
+
+    Raises:
+        OutOfMemoryError: Not even one sample fits.
+        ConfigError: The length of a stream's samples is not known.
+    """
+    section = settings.step_scheduler
+    if section.local_batch_size != AUTO:
+        return config, settings
+    team = parts.spread.team if parts.spread else None
+    per_rank = section.global_batch_size // (team.degrees.dp if team else 1)
+    saved, why = _saved(snapshot, team)
+    if saved is not None and per_rank % saved == 0:
+        found, reason = saved, "as in the checkpoint"
+    elif placement.device.type == "cuda":
+        trial = _trial(config, placement, parts, team)
+        limit = int(_limit(placement) * (1 - RESERVED_SHARE))
+        found = _by_trial(trial, per_rank, limit, team, compiles=settings.compile.enabled)
+        reason = f"the largest that fits, with {RESERVED_SHARE:.0%} of the memory kept free{why}"
+    else:
+        found, reason = _by_estimate(config, placement, per_rank, team)
+        reason += why
+    parts.how["local batch"] = f"{found} of {per_rank} samples, {reason}"
+    origin = Origin("option", f"found for {config.origin(KEY)}")
+    section = replace(section, local_batch_size=found)
+    return config.with_value(KEY, found, origin), replace(settings, step_scheduler=section)
+
+
+def _saved(snapshot: Snapshot | None, team: Team | None) -> tuple[int | None, str]:
+    """The number of the saved run, or None with what is said of that."""
+    if snapshot is None:
+        return None, ""
+    then, now = 1 + len(snapshot.peer_rng_tensors), team.place.world_size if team else 1
+    if then != now:
+        return None, f"; found anew, since the run was saved by {then} rank{'s'[: then > 1]} and goes on with {now}"
+    section = parse_value(snapshot.config_yaml, source="config.yaml").get(KEY[0])
+    value = section.get(KEY[1]) if isinstance(section, Mapping) else None
+    return (value, "") if type(value) is int else (None, "")
+
+
+def largest_that_fits(sizes: Sequence[int], fits: Fits) -> int | None:
+    """The largest of some sizes that fits, or None; doubling first, then halving what is left between.
+
+    Args:
+        sizes: Ascending.
+        fits: Asked for a few of them; what fits does so for all smaller ones.
+
+    >>> largest_that_fits([1, 2, 3, 4, 6, 12], lambda size: size <= 5)
+    4
+    """
+    good, bad = -1, len(sizes)
+    while good < bad - 1:
+        doubled = [index for index in range(good + 1, bad) if good < 0 or sizes[index] >= 2 * sizes[good]]
+        is_bounded = bad < len(sizes)
+        tried = (good + bad) // 2 if is_bounded else doubled[0] if doubled else bad - 1
+        if fits(sizes[max(tried, good + 1)]):
+            good = max(tried, good + 1)
+        else:
+            bad = max(tried, good + 1)
+    return sizes[good] if good >= 0 else None
+
+
+def fits_by_line(peak: Callable[[int], int | None], limit: int, agreed: Callable[[bool], bool]) -> Fits:
+    """Whether a size fits by a trial, unless the trials before say that it will not: memory grows along a line.
+
+    A trial that fails on one rank only would leave the others waiting for it, so what would fail is not tried.
+
+    Args:
+        peak: Bytes of a step with so many samples; None where there was no memory for it.
+        limit: Bytes that may be reached.
+        agreed: Whether it is so on all ranks.
+    """
+    seen: dict[int, int] = {}
+
+    def predicted(size: int) -> int:
+        if len(seen) < 2:
+            return 0
+        (size_0, bytes_0), (size_1, bytes_1) = sorted(seen.items())[-2:]
+        return bytes_1 + max(0, bytes_1 - bytes_0) * (size - size_1) // (size_1 - size_0)
+
+    def fits(size: int) -> bool:
+        if not agreed(predicted(size) <= limit):
+            return False
+        used = peak(size)
+        if not agreed(used is not None and used <= limit) or used is None:
+            return False
+        seen[size] = used
+        return True
+
+    return fits
+
+
+def _by_trial(trial: DryRun, per_rank: int, limit: int, team: Team | None, *, compiles: bool) -> int:
+    """The largest by trial steps, after which nothing of them is left but compiled programs on the disk."""
+    with undone(trial.model, trial.optimizer):
+        fits = fits_by_line(lambda size: trial.peak(size, passes=min(2, per_rank // size)), limit, _agreed(team))
+        found = largest_that_fits(divisors(per_rank), fits)
+    if compiles:
+        torch.compiler.reset()  # or the sizes that were tried would make it compile for sizes of all kinds
+    gc.collect()
+    if trial.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(trial.device)
+    if found is None:
+        raise OutOfMemoryError(
+            "not even a local batch of one sample fits", help="`amcli plan` says what needs how much"
+        )
+    return found
+
+
+def _by_estimate(config: Config, placement: Placement, per_rank: int, team: Team | None) -> tuple[int, str]:
+    """The largest whose tokens stay below the cap and whose estimate fits into a share of what is free, and why."""
+    world = team.place.world_size if team else 1
+    precision = "bf16" if placement.autocast_dtype is not None else "fp32"
+    if config.get("precision", AUTO) != AUTO:
+        precision = config.get("precision")
+    exact = config.with_value(("precision",), precision, DEFAULT).with_value(("device",), "cpu", DEFAULT)
+    derived = derive(exact, world)
+    needs, seq_len = memory_of_batch(derived), derived.sizes.seq_len
+    free = int(device_memory(placement.device).free * _CPU_SHARE) // (team.place.local_world_size if team else 1)
+
+    def fits(size: int) -> bool:
+        if seq_len is not None and size * seq_len > CPU_TOKENS and size > 1:
+            return False
+        total = needs(size, size < per_rank).total if needs else None
+        return total is None or total <= free
+
+    agreed = _agreed(team)
+    found = largest_that_fits(divisors(per_rank), lambda size: agreed(fits(size))) or 1
+    known = needs is not None and needs(1, True).total is not None
+    why = f"the most up to {CPU_TOKENS:,} tokens" + ("" if seq_len else ", as the length of a sample is not known")
+    return found, why + (
+        " whose estimate fits half of the free memory" if known else "; its memory cannot be estimated"
+    )
+
+
+def _agreed(team: Team | None) -> Callable[[bool], bool]:
+    return (lambda is_so: not team.any(not is_so)) if team else (lambda is_so: is_so)
+
+
+def _limit(placement: Placement) -> int:
+    """What this process could have in all, beside what others hold of the GPU."""
+    found = device_memory(placement.device)
+    return found.used + found.free
+
+
+def _peak_of_gpu(device: torch.device) -> Callable[[], int]:
+    def peak() -> int:
+        most = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return most
+
+    return peak
+
+
+def _trial(config: Config, placement: Placement, parts: RunParts, team: Team | None) -> DryRun:
+    return DryRun(
+        model=parts.model,
+        objective=parts.loss_fn,
+        optimizer=parts.optimizer,
+        sample=_sample(config, parts.dataset, team),
+        device=placement.device,
+        autocast_dtype=placement.autocast_dtype,
+        spread=parts.spread,
+        peak_bytes=_peak_of_gpu(placement.device),
+    )
+
+
+def _sample(config: Config, dataset: Any, team: Team | None) -> dict[str, Any]:
+    """One sample as the model gets it: a dataset's first; of a stream, which must not be read, one of its length."""
+    if not is_stream(dataset):
+        batch = next(eval_batches(dataset, 1, 1))
+    else:
+        length = derive(config, 1).sizes.seq_len
+        if length is None:
+            raise ConfigError(
+                "step_scheduler.local_batch_size is auto, but the length of the stream's samples is not known",
+                where=str(config.origin(KEY)),
+                help="give the dataset a seq_len, or local_batch_size a number",
+            )
+        ids = np.zeros((1, length), dtype=np.int64)
+        batch = {"input_ids": ids, "labels": ids}
+    return team.part_of_sequence(batch) if team else batch
