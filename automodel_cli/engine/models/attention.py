@@ -16,6 +16,7 @@ from torch.backends.cuda import (
 from automodel_cli.engine.models.calling import is_hugging_face
 from automodel_cli.engine.models.document_blocks import LEAST_HEAD_SIZE
 from automodel_cli.engine.models.gpt2 import GPT2LMHeadModel
+from automodel_cli.engine.models.windows import refuse_states
 
 _SDPA = "scaled_dot_product_attention"
 _BLOCKS = "flex_attention, in the blocks of pairs that a document has"
@@ -53,10 +54,14 @@ def keep_within_documents(
         device: Where it is.
         may_change: Whether nobody has named the attention of a Hugging Face model.
         splits_sequence: Whether context-parallel ranks have parts of a sample, which blocks do not allow.
+
+    Raises:
+        ConfigError: A Hugging Face model has layers that see across every border.
     """
     if isinstance(model, GPT2LMHeadModel):
         obstacle = _obstacle(model, splits_sequence, model.config.dropout)
     elif is_hugging_face(model):
+        refuse_states(model)
         config: Any = model.config
         if config._attn_implementation not in ("sdpa", "eager"):
             return str(config._attn_implementation)

@@ -1,7 +1,8 @@
 """How the engine calls a model: with the token ids, and with what else a batch holds and the model takes.
 
 Our GPT-2 takes `position_ids` and `document_ids`. A Hugging Face model takes `position_ids`, and gets
-the borders of documents as an attention mask; its key-value cache, which only generation uses, is off.
+the borders of documents as an attention mask, within its windows where it has some (windows.py); its
+key-value cache, which only generation uses, is off.
 Any other module is given the token ids, and what its `forward` names.
 
 Shapes: B batch, T sequence.
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.models.document_blocks import document_blocks
+from automodel_cli.engine.models.windows import masks_within_windows, window_of
 from automodel_cli.errors import ConfigError
 
 # Batch keys that change what a model computes, beside `input_ids`.
@@ -68,19 +70,26 @@ def _hugging_face_arguments(model: nn.Module, given: dict[str, torch.Tensor]) ->
     if "position_ids" in given:
         arguments["position_ids"] = given["position_ids"]
     if "document_ids" in given:
-        implementation = model.config._attn_implementation  # type: ignore[union-attr]  # of every PreTrainedModel
-        if implementation == "flex_attention":
-            return {**arguments, "attention_mask": document_blocks(given["document_ids"])}
-        if implementation not in ("sdpa", "eager"):
+        implementation: Any = model.config._attn_implementation  # type: ignore[union-attr]  # of every PreTrainedModel
+        if implementation not in ("sdpa", "eager", "flex_attention"):
             raise ConfigError(
                 f"the borders of documents need a mask, which the attention `{implementation}` of "
                 f"{type(model).__name__} does not take",
                 help="attn_implementation: sdpa in the model section does, and so does flex_attention on a GPU",
             )
-        mask = document_mask(given["document_ids"])
-        # Eager attention adds its mask; scaled-dot-product attention takes true and false.
-        arguments["attention_mask"] = mask if implementation == "sdpa" else _additive(mask, model)
+        arguments["attention_mask"] = _mask(model, implementation, given["document_ids"])
     return arguments
+
+
+def _mask(model: nn.Module, implementation: str, document_ids: torch.Tensor) -> Any:
+    """What keeps documents apart, in the form that an attention of transformers takes."""
+    if window_of(model) is not None:
+        return masks_within_windows(model, document_ids)
+    if implementation == "flex_attention":
+        return document_blocks(document_ids)
+    mask = document_mask(document_ids)
+    # Eager attention adds its mask; scaled-dot-product attention takes true and false.
+    return mask if implementation == "sdpa" else _additive(mask, model)
 
 
 def _additive(mask: torch.Tensor, model: nn.Module) -> torch.Tensor:

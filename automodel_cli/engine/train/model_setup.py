@@ -8,10 +8,12 @@ from torch import nn
 
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.models.attention import attention_in_words, keep_within_documents
+from automodel_cli.engine.models.calling import is_hugging_face
 from automodel_cli.engine.models.compiling import compile_model
 from automodel_cli.engine.models.float8 import use_float8
 from automodel_cli.engine.models.recompute import recompute_activations
 from automodel_cli.engine.models.sizes import vocab_size_of
+from automodel_cli.engine.models.windows import refuse_split_windows
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.objective import Objective
 from automodel_cli.errors import ConfigError
@@ -39,10 +41,13 @@ def set_up(
         names_attention: Whether the configuration names the attention of the model.
 
     Raises:
-        ConfigError: The model has no blocks where some are needed, or cannot be compiled as asked.
+        ConfigError: The model has no blocks where some are needed, cannot be compiled as asked, or has layers that
+            documents or ranks cannot divide a sequence for.
     """
     dtype = placement.autocast_dtype or placement.weight_dtype
     facts: dict[str, str | None] = {"loss": objective.words}
+    if settings.distributed.cp_size > 1 and is_hugging_face(model):
+        refuse_split_windows(model)
     if has_documents:
         facts["documents"] = keep_within_documents(
             model,

@@ -35,7 +35,9 @@ MODELS = {
     "gpt2": hugging_face("GPT2Config", **GPT2),
     "llama": hugging_face("LlamaConfig", **SIZES),
     "llama, eager": hugging_face("LlamaConfig", "eager", **SIZES),
+    "qwen2": hugging_face("Qwen2Config", **SIZES),
     "qwen3": hugging_face("Qwen3Config", **SIZES, head_dim=8),
+    "mixtral": hugging_face("MixtralConfig", **SIZES, num_local_experts=2),
 }
 # Two rows of three documents each, so that a border is nowhere at the same place.
 LENGTHS = ((5, 1, 10), (7, 8, 1))
