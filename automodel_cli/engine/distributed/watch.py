@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import signal
 import threading
 import time
@@ -28,6 +29,10 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _FROZEN_SECONDS = 5.0
 # How long the peers of a failed rank may take to notice by themselves.
 _NOTICE_SECONDS = 5.0
+# A launcher that was not looked after this long was stopped itself, and its ranks with it, as Ctrl-Z does.
+_STOPPED_SECONDS = 10.0
+# Numbers and addresses differ from one failure to the next of its kind.
+_ANY_NUMBER = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")
 # Where a peer was killed from outside, a pause of this length is no accident of a busy machine.
 _SURELY_FROZEN_SECONDS = 30.0
 _STATES = {
@@ -64,6 +69,8 @@ class Watch:
     circle: RankFailedError | None = None
     _failed_at: dict[int, float] = field(default_factory=dict)
     _failures: dict[int, _Failure] = field(default_factory=dict)
+    _last_look: float = field(default_factory=time.monotonic)
+    _patient_until: float = 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -91,6 +98,10 @@ class Watch:
 
     def look(self) -> None:
         """Looks at all ranks once, and acts."""
+        now = time.monotonic()
+        if now - self._last_look > _STOPPED_SECONDS:
+            self._patient_until = now + self.timeout_seconds
+        self._last_look = now
         beats = read_beats(self.directory)
         if not beats:
             return
@@ -110,8 +121,10 @@ class Watch:
         ended_in_order = {one.rank for one in self._reports(attempt)}
         if reports or any(beat.rank not in ended_in_order for beat in vanished):
             silent = [beat for beat in alive if all(one.rank != beat.rank for one in reports)]
-            if not vanished and all(one.is_symptom for one in reports):
-                self._blame(attempt, silent, beats)  # its peers have waited in vain, and do not know for whom
+            # NCCL ends a process that has waited in vain, without a report.
+            waited = all(beat.phase_age > 0.9 * self.timeout_seconds for beat in vanished)
+            if waited and all(one.is_symptom for one in reports):
+                self._blame(attempt, silent, beats)  # its peers do not know for whom they have waited
             else:
                 self._blame(attempt, [beat for beat in silent if beat.beat_age > _SURELY_FROZEN_SECONDS], beats)
             self._failed_at[attempt] = time.monotonic()
@@ -124,6 +137,8 @@ class Watch:
 
     def _is_over_time(self, alive: Sequence[Beat]) -> bool:
         limit = self.timeout_seconds
+        if time.monotonic() < self._patient_until:
+            return False
         return any(beat.beat_age > limit or (beat.phase is Phase.AGREEING and beat.phase_age > limit) for beat in alive)
 
     def _blame(self, attempt: int, suspects: Sequence[Beat], beats: Sequence[Beat]) -> None:
@@ -170,15 +185,15 @@ class Watch:
         """Keeps how an attempt failed, and ends the job if that is how the one before did."""
         cause: AmcliError | RankReport | None = self.verdicts.get(attempt) or root_cause(self._reports(attempt))
         first_line = cause.message.splitlines()[0] if cause else "a rank was killed"
-        kind = "hang" if attempt in self.verdicts else first_line
+        kind = "hang" if attempt in self.verdicts else _ANY_NUMBER.sub("#", first_line)
         now = _Failure(max(beat.step for beat in beats), kind)
         before = self._failures.get(attempt - 1)
         self._failures[attempt] = now
         if attempt >= self.restarts:
             return
-        if now == before:
+        if before is not None and now.kind == before.kind and now.step <= before.step:
             self.circle = RankFailedError(
-                f"the run failed twice in the same way at step {now.step}, so it is not started again: {first_line}",
+                f"the run failed twice in the same way, now at step {now.step}, and is not started again: {first_line}",
                 exit_code=cause.exit_code if isinstance(cause, RankReport | RankFailedError) else ExitCode.INTERNAL,
                 help="more of the same would not get further; `amcli resume` goes on once the reason is gone",
             )

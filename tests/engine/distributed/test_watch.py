@@ -108,6 +108,29 @@ def test_peers_that_notice_first_do_not_hide_the_culprit(ranks, watcher, tmp_pat
     assert "rank 1 on" in watcher.verdict().message
 
 
+def test_a_peer_that_is_ended_for_waiting_in_vain_is_no_culprit(ranks, watcher):
+    """NCCL's own watchdog kills the process, without a report."""
+    ranks(0, Phase.TRAINING, 4, phase_age=TIMEOUT + 5)
+    ranks(1, Phase.TRAINING, 4, phase_age=TIMEOUT + 6)
+    ranks.processes[0].kill()
+    ranks.processes[0].wait()
+
+    watcher.look()
+
+    assert "rank 1 on" in watcher.verdict().message
+
+
+def test_a_job_that_was_suspended_as_a_whole_goes_on(ranks, watcher):
+    """Ctrl-Z stops the launcher, too; nobody has waited for anybody."""
+    ranks(0, Phase.AGREEING, 8, phase_age=TIMEOUT + 100)
+    ranks(1, Phase.TRAINING, 7, beat_age=TIMEOUT + 99, phase_age=TIMEOUT + 100)
+    watcher._last_look -= TIMEOUT + 98
+
+    watcher.look()
+
+    assert watcher.verdict() is None
+
+
 def test_a_failure_of_its_own_is_no_hang_and_its_peers_are_ended(ranks, watcher, tmp_path, monkeypatch):
     """They get a few seconds to notice; who is on its way out gets as long as it takes."""
     monkeypatch.setattr(watch, "_NOTICE_SECONDS", 0.0)
@@ -137,7 +160,7 @@ def test_ranks_that_were_stopped_in_order_may_take_their_time(ranks, watcher, tm
     assert process_state(ranks.processes[0].pid) != "X"
 
 
-@pytest.mark.parametrize(("second_step", "goes_on"), [(4, False), (5, True)])
+@pytest.mark.parametrize(("second_step", "goes_on"), [(4, False), (3, False), (5, True)])
 def test_the_same_failure_twice_is_one_too_many(ranks, watcher, tmp_path, monkeypatch, second_step, goes_on):
     """But a job that got further between them may have been unlucky."""
     ended = []
@@ -146,7 +169,7 @@ def test_the_same_failure_twice_is_one_too_many(ranks, watcher, tmp_path, monkey
         for attempt, step in enumerate((4, second_step)):
             for rank in (0, 1):
                 ranks(rank, Phase.TRAINING, step, attempt=attempt)
-            reported(tmp_path, 0, "ValueError: a defect", attempt=attempt)
+            reported(tmp_path, 0, f"ValueError: a defect at 0x{attempt}f", attempt=attempt)
             watcher.look()
             watcher.look()
         ranks(0, Phase.STARTING, 0, attempt=2)
@@ -155,7 +178,7 @@ def test_the_same_failure_twice_is_one_too_many(ranks, watcher, tmp_path, monkey
     assert ((os.getpid(), signal.SIGTERM) in ended) is not goes_on
     assert (watcher.verdict() is None) is goes_on
     if not goes_on:
-        assert "failed twice in the same way at step 4" in watcher.verdict().message
+        assert f"failed twice in the same way, now at step {second_step}" in watcher.verdict().message
     assert len(watcher.said) == 1 + goes_on
 
 
