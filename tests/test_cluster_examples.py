@@ -89,7 +89,7 @@ def test_pods_come_back_after_a_stop_and_not_after_an_error_of_the_configuration
 
 def test_skypilot_runs_a_command_line_of_amcli_and_brings_it_back(tmp_path):
     """The script is run by a shell in which amcli only shows its arguments; the bucket holds the run."""
-    task = yaml.safe_load((EXAMPLES / "skypilot.yaml").read_text(encoding="utf-8"))
+    task = yaml.safe_load((EXAMPLES / "skypilot/pretrain.yaml").read_text(encoding="utf-8"))
     stand_in = tmp_path / "amcli"
     stand_in.write_text('#!/bin/bash\nprintf "%q " amcli "$@"\n')
     stand_in.chmod(0o755)
