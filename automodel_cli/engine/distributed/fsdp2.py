@@ -56,7 +56,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, section: DistributedSection) -> No
     """
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     mp_policy = mixed if section.mp_policy == "bf16" else MixedPrecisionPolicy()
-    offload = CPUOffloadPolicy() if section.offload_policy == "cpu" else OffloadPolicy()
+    # Pinned pages make copies to a GPU asynchronous; without one torch has nothing to pin them for, and raises.
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if section.offload_policy else OffloadPolicy()
     for block in transformer_blocks(model):
         fully_shard(
             block,

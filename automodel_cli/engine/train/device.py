@@ -20,6 +20,7 @@ _WORDS = {
     "bf16-params": "bf16 weights",
     "fp8": "fp8 products of linear layers, bf16 autocast, fp32 weights",
 }
+_GATHERED = ", but gathered and multiplied in bf16 (mp_policy)"
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,17 @@ class Placement:
                 parameter.data = parameter.data.to(self.weight_dtype)
 
 
-def place(device: str, precision: str, num_threads: int | None, *, deterministic: bool = False) -> Placement:
+def place(
+    device: str,
+    precision: str,
+    num_threads: int | None,
+    *,
+    deterministic: bool = False,
+    gathers_bf16: bool = False,
+) -> Placement:
     """Resolves `device`, `precision`, `num_threads` and `deterministic` of the configuration on this machine.
+
+    With `gathers_bf16`, FSDP2 gives every layer its weights in bf16, and the words of the precision say so.
 
     Raises:
         ConfigError: A GPU is asked for and there is none, or the device lacks the precision.
@@ -91,7 +101,7 @@ def place(device: str, precision: str, num_threads: int | None, *, deterministic
         autocast_dtype=torch.bfloat16 if precision in ("bf16", "fp8") else None,
         name=name,
         weight_dtype=torch.bfloat16 if precision == "bf16-params" else torch.float32,
-        precision=_WORDS[precision],
+        precision=_WORDS[precision] + (_GATHERED if gathers_bf16 else ""),
         uses_float8=precision == "fp8",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from automodel_cli.engine.config.check import Settings
@@ -44,7 +45,8 @@ def set_up(
         ConfigError: The model has no blocks where some are needed, cannot be compiled as asked, or has layers that
             documents or ranks cannot divide a sequence for.
     """
-    dtype = placement.autocast_dtype or placement.weight_dtype
+    gathers_bf16 = settings.distributed.mp_policy == "bf16"
+    dtype = torch.bfloat16 if gathers_bf16 else placement.autocast_dtype or placement.weight_dtype
     facts: dict[str, str | None] = {"loss": objective.words}
     if settings.distributed.cp_size > 1 and is_hugging_face(model):
         refuse_split_windows(model)

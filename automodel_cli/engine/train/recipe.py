@@ -141,7 +141,13 @@ def _run(
     general = settings.general
     is_elastic = general.deterministic == "elastic"
     num_threads = general.num_threads or threads_of(state.num_threads, team, is_elastic=is_elastic)
-    placement = place(general.device, general.precision, num_threads, deterministic=bool(general.deterministic))
+    placement = place(
+        general.device,
+        general.precision,
+        num_threads,
+        deterministic=bool(general.deterministic),
+        gathers_bf16=settings.distributed.mp_policy == "bf16",
+    )
     situation.state, situation.placement = state, placement
     parts = _build(config, settings, placement, root, snapshot, team)
     state.order_key = order_key_of(parts.dataset, general.seed, state.order_key)
