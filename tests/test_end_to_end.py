@@ -88,7 +88,7 @@ def test_killed_and_resumed_ends_in_the_same_weights(tiny_run, disturbed):
     assert [step for step, *_ in curves[1]] == list(range(1, 21))
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_a_stop_signal_saves_the_step_and_exits_with_6(tiny_run, disturbed, name):
     """No step is lost, the message names the way on, and the rest equals an undisturbed run."""
     assert app.run(["pretrain", "-c", str(tiny_run), "--set", "checkpoint.checkpoint_dir=straight"]) == 0

@@ -58,6 +58,7 @@ def test_a_resume_with_auto_keeps_a_number_that_is_not_the_largest(tiny_run, cap
 
 
 @pytest.mark.dist
+@pytest.mark.slow
 def test_on_other_ranks_the_number_is_found_anew(tiny_run):
     """What one rank took is no measure for two: both say the same new number, and why."""
     assert run(["pretrain", "-c", str(tiny_run), AUTO, "--set=step_scheduler.max_steps=2"]) == 0

@@ -82,7 +82,8 @@ def test_a_run_without_memory_names_three_settings_and_keeps_what_was_saved(tiny
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_one_rank_without_memory_ends_the_run_with_its_message(tiny_run, strategy):
     """Two ranks: the message of rank 1 is the one shown, once, with its exit code; the checkpoint before is whole."""
     (tiny_run.parent / "greedy.py").write_text(GREEDY)

@@ -84,6 +84,7 @@ def test_a_stop_by_time_is_no_failure_that_is_restarted(run):
     assert steps_of() == [2, 3]
 
 
+@pytest.mark.slow
 def test_the_launcher_passes_a_request_to_save_on(run):
     """SIGUSR1 to the launcher, whose process id is what a user has: step 3 is saved, and the run ends as ever."""
     done = run(loss_fn__at_call=3, loss_fn__what="ask_the_launcher")
@@ -92,6 +93,7 @@ def test_the_launcher_passes_a_request_to_save_on(run):
     assert steps_of() == [2, 3, 4, 6]
 
 
+@pytest.mark.slow
 def test_a_part_that_cannot_be_written_beside_the_training_is_told_to_all(run):
     """Rank 1's disk is full in step 4: that step is nowhere, both ranks train on, and the end is saved."""
     settings = {"checkpoint__is_async": "true", "checkpoint__on_save_error": "warn"}
