@@ -36,7 +36,7 @@ def instantiate(config: Config, path: str, runtime: Mapping[str, Any] | None = N
         Exception: What the callable itself raises, unchanged, with a note of key, file and line.
     """
     factory, arguments = bind(config, path, runtime)
-    return _call(factory, arguments, config, tuple(path.split(".")))
+    return call(factory, arguments, config, tuple(path.split(".")))
 
 
 def bind(
@@ -75,7 +75,7 @@ def _build(config: Config, path: KeyPath, value: Any, runtime: dict[str, Any]) -
     if isinstance(value, Mapping):
         if TARGET in value:
             factory, arguments = _bind(config, path, runtime)
-            return _call(factory, arguments, config, path)
+            return call(factory, arguments, config, path)
         return {name: _build(config, (*path, name), inner, runtime) for name, inner in value.items()}
     if isinstance(value, list):
         return [_build(config, (*path, index), inner, runtime) for index, inner in enumerate(value)]
@@ -88,7 +88,18 @@ def _build(config: Config, path: KeyPath, value: Any, runtime: dict[str, Any]) -
     return resolve_env(value, origin)
 
 
-def _call(factory: Callable[..., Any], arguments: dict[str, Any], config: Config, path: KeyPath) -> Any:
+def call(factory: Callable[..., Any], arguments: dict[str, Any], config: Config, path: KeyPath) -> Any:
+    """What a callable makes of its arguments, both from `bind`.
+
+    Args:
+        factory: The callable.
+        arguments: Its keyword arguments.
+        config: The whole configuration.
+        path: Of the section that describes it.
+
+    Raises:
+        Exception: As `instantiate`.
+    """
     origin = config.origin((*path, TARGET))
     try:
         built = factory(**arguments)

@@ -26,7 +26,7 @@ def like(source: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
     """A whole tensor, sharded as `model` is if it has its shape; of any type."""
     if not isinstance(model, DTensor) or source.shape != model.shape:
         return source
-    return wrapped(_own_part(source, model), model)
+    return wrapped(own_part(source, model), model)
 
 
 def rows_in_model_order(names: frozenset[str], num_ranks: int) -> Turn:
@@ -39,6 +39,6 @@ def rows_in_rank_order(names: frozenset[str], num_ranks: int) -> Turn:
     return lambda name, tensor: rows_by_rank(tensor, num_ranks).contiguous() if name in names else tensor
 
 
-def _own_part(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def own_part(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """This rank's part of a whole tensor under the layout of another."""
     return source[own_region(target).within(Region.whole(source.shape))]

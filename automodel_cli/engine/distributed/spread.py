@@ -17,10 +17,11 @@ from automodel_cli.engine.config.sections import DistributedSection
 from automodel_cli.engine.distributed import fsdp2
 from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks
 from automodel_cli.engine.distributed.ddp import ReplicaSync
-from automodel_cli.engine.distributed.gather import Turn, like, rows_in_model_order, rows_in_rank_order, whole
+from automodel_cli.engine.distributed.gather import Turn, like, own_part, rows_in_model_order, rows_in_rank_order, whole
 from automodel_cli.engine.distributed.ordered import OrderedReplicas, OrderedShards
 from automodel_cli.engine.distributed.parts import Part, TensorSource, own_parts, read_local, wrapped
 from automodel_cli.engine.distributed.region import Region
+from automodel_cli.engine.distributed.skeleton import all_tensors, is_skeleton, materialise
 from automodel_cli.engine.distributed.team import Team
 from automodel_cli.engine.distributed.tensor_parallel import split_matrices
 from automodel_cli.engine.distributed.totals import loss_and_norm, scale_gradients
@@ -130,6 +131,19 @@ class Spread:
             local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
             local.copy_(read_local(source, name, tensor, ranks))
 
+    @torch.no_grad()
+    def fill(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Fills the model, or some tensors of it, with whole ones; this rank keeps its own parts.
+
+        Args:
+            tensors: By name, in the order of the model; each is let go before the next is asked for.
+        """
+        own = all_tensors(self.model)
+        for name, tensor in tensors:
+            mine = own[name]
+            local = mine.to_local() if isinstance(mine, DTensor) else mine
+            local.copy_(own_part(self.to_rank_order(name, tensor), mine))
+
     def read_state(self, source: TensorSource, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """An optimizer's state as this rank holds it, read by itself from where all of it is.
 
@@ -186,14 +200,22 @@ class Spread:
                 module.reshard()
 
 
-def spread(model: nn.Module, team: Team, section: DistributedSection, *, is_elastic: bool = False) -> Spread:
+def spread(
+    model: nn.Module,
+    team: Team,
+    section: DistributedSection,
+    *,
+    is_elastic: bool = False,
+    device: torch.device | None = None,
+) -> Spread:
     """Spreads a model over the ranks, in place.
 
     Args:
-        model: On its device, with the same weights on every rank.
+        model: On its device with the same weights on every rank, or without content.
         team: The ranks.
         section: The layout and its policies.
         is_elastic: Sum gradients in an order that does not depend on the number of data-parallel ranks.
+        device: Where a model without content gets memory for this rank's part; what is there is undefined.
 
     Raises:
         ConfigError: The model has no plan for what is asked.
@@ -202,19 +224,23 @@ def spread(model: nn.Module, team: Team, section: DistributedSection, *, is_elas
     reordered: frozenset[str] = frozenset()
     if degrees.tp > 1:
         reordered = split_matrices(model, mesh["tp"], sequence_parallel=section.sequence_parallel)
+    is_ddp = section.chosen_strategy() == "ddp"
+    is_fsdp = not is_ddp and bool(degrees.dp * degrees.cp > 1 or section.mp_policy or section.offload_policy)
+    if is_fsdp:
+        fsdp2.shard(model, _shard_mesh(team), section)
+    if is_skeleton(model):
+        materialise(model, torch.device("cpu") if section.offload_policy else device or torch.device(mesh.device_type))
     # Ranks that share a sequence hold gradients of different tokens: for the weights they are data-parallel.
     sync: ReplicaSync | None = None
     ordered: OrderedReplicas | OrderedShards | None = None
-    if section.chosen_strategy() == "ddp":
+    if is_ddp:
         group = _flat(mesh, ("dp_replicate", "dp_shard", "cp")).get_group()
         if is_elastic:
             ordered = OrderedReplicas(model.parameters(), group)
         else:
             sync = ReplicaSync(model.parameters(), group)
-    elif degrees.dp * degrees.cp > 1 or section.mp_policy or section.offload_policy:
-        fsdp2.shard(model, _shard_mesh(team), section)
-        if is_elastic and degrees.dp > 1:
-            ordered = OrderedShards(model)
+    elif is_fsdp and is_elastic and degrees.dp > 1:
+        ordered = OrderedShards(model)
     attention = AttentionOverRanks(mesh["cp"].get_group(), team.cp_rank) if degrees.cp > 1 else None
     return Spread(
         team=team,

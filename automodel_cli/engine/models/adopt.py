@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from automodel_cli.engine.models.export import export_model, import_tensors
+from automodel_cli.engine.models.export import import_tensors, stored_tensors_of
 from automodel_cli.errors import CheckpointError
 
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -27,7 +27,20 @@ def adopt_weights(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None
     Raises:
         CheckpointError: They are of another architecture; all differences are told, the model is unchanged.
     """
-    own = export_model(model).tensors
+    import_tensors(model, adopted(model, tensors))
+
+
+def adopted(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Foreign weights under the names of a checkpoint of this model, floats in its types.
+
+    Args:
+        model: May be without content.
+        tensors: As another tool wrote them.
+
+    Raises:
+        CheckpointError: Two of them stand for one tensor of the model.
+    """
+    own = stored_tensors_of(model)
     renamed: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         target = _own_name(_unwrapped(name), own)
@@ -39,7 +52,7 @@ def adopt_weights(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None
     for head in _HEADS:
         if head in renamed and head not in own and _is_tied_copy(renamed, head):
             del renamed[head]
-    import_tensors(model, {name: _converted(tensor, own.get(name)) for name, tensor in renamed.items()})
+    return {name: _converted(tensor, own.get(name)) for name, tensor in renamed.items()}
 
 
 def _unwrapped(name: str) -> str:

@@ -8,34 +8,24 @@ the model has no place for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from automodel_cli.engine.config.suggest import hint
-from automodel_cli.engine.distributed.parts import Part, TensorSource
+from automodel_cli.engine.distributed.parts import Part
 from automodel_cli.engine.distributed.region import Region
 from automodel_cli.engine.models.gpt2 import GPT2Config, GPT2LMHeadModel
 from automodel_cli.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from automodel_cli.engine.models.stored_model import LazyTensorSource
+
 # Hugging Face's GPT-2 keeps these as `Conv1D`, whose weight is the transpose of `nn.Linear`'s.
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-
-
-class LazyTensorSource(TensorSource, Protocol):
-    """Tensors by name that are read in part, such as those of a checkpoint's files."""
-
-    def __iter__(self) -> Iterator[str]:
-        """The names."""
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        """A whole tensor."""
-
-    def without_content(self, name: str) -> torch.Tensor:
-        """One of its shape and type on the meta device."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +59,7 @@ def export_model(
     Raises:
         CheckpointError: The state dict holds something that is not a tensor.
     """
-    tensors = _apart({name: _turned(model, name, tensor) for name, tensor in (state or _own_tensors(model)).items()})
+    tensors = _apart({name: turned(model, name, tensor) for name, tensor in (state or own_tensors(model)).items()})
     return ExportedModel({**tensors, **_added(model)}, model_config(model, bos_id))
 
 
@@ -81,14 +71,14 @@ def export_parts(model: nn.Module, parts: Iterable[Part], *, is_first: bool) -> 
         parts: What this rank holds of its whole tensors.
         is_first: Whether this rank adds what only the checkpoint has.
     """
-    turned = []
+    found = []
     for part in parts:
-        tensor = _turned(model, part.name, part.tensor)
+        tensor = turned(model, part.name, part.tensor)
         # The place turns with the content.
         region = part.region if tensor is part.tensor else part.region.transposed()
-        turned.append(Part(part.name, region, tensor))
+        found.append(Part(part.name, region, tensor))
     added = _added(model) if is_first else {}
-    return turned + [Part(name, Region.whole(tensor.shape), tensor) for name, tensor in added.items()]
+    return found + [Part(name, Region.whole(tensor.shape), tensor) for name, tensor in added.items()]
 
 
 def model_config(model: nn.Module, bos_id: int | None = None) -> dict[str, Any] | None:
@@ -118,42 +108,28 @@ def import_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
     Raises:
         CheckpointError: Names, shapes or types differ; all of them are told, and the model is unchanged.
     """
-    own = _own_tensors(model)
-    given = {name: _turned(model, name, tensor) for name, tensor in tensors.items()}
-    _check_fit(model, own, given, tensors)
+    own, given = own_tensors(model), in_model_layout(model, tensors)
     for name, tensor in own.items():
         tensor.copy_(given[name])
 
 
-class StoredModel:
-    """The weights of a checkpoint as a model has them: parts of them in its layout, for ranks that hold parts.
+def in_model_layout(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors as `export_model` wrote them, as a model of the same architecture holds them.
 
     Args:
-        model: Spread over the ranks.
-        own: Its tensors, as this rank holds them.
-        stored: As `export_model` wrote them.
+        model: Whole; may be without content.
+        tensors: By the names of a checkpoint.
 
     Raises:
-        CheckpointError: They are of another architecture; all differences are told.
+        CheckpointError: Names, shapes or types differ; all of them are told.
     """
-
-    def __init__(self, model: nn.Module, own: Mapping[str, torch.Tensor], stored: LazyTensorSource) -> None:
-        self._model, self._stored = model, stored
-        given = {name: _turned(model, name, stored.without_content(name)) for name in stored}
-        _check_fit(model, own, given, stored)
-
-    def shape(self, name: str) -> Sequence[int]:
-        """Of a whole tensor of the model."""
-        return _turned(self._model, name, self._stored.without_content(name)).shape
-
-    def region(self, name: str, region: Region) -> torch.Tensor:
-        """A part of a tensor of the model, on the CPU."""
-        if _is_turned(self._model, name):
-            return self._stored.region(name, region.transposed()).T
-        return self._stored.region(name, region)
+    own = own_tensors(model)
+    given = {name: turned(model, name, tensor) for name, tensor in tensors.items()}
+    refuse_another_architecture(model, own, given, tensors)
+    return {name: given[name] for name in own}
 
 
-def _check_fit(
+def refuse_another_architecture(
     model: nn.Module,
     own: Mapping[str, torch.Tensor],
     given: Mapping[str, torch.Tensor],
@@ -180,29 +156,47 @@ def _check_fit(
         )
 
 
-def _turned(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """From the checkpoint's layout to the model's or back: the transpose is its own inverse."""
-    return tensor.T if _is_turned(model, name) else tensor
+def turned(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor from the checkpoint's layout to the model's or back: the transpose is its own inverse."""
+    return tensor.T if is_turned(model, name) else tensor
 
 
-def _is_turned(model: nn.Module, name: str) -> bool:
+def is_turned(model: nn.Module, name: str) -> bool:
+    """Whether a checkpoint holds the transpose of a tensor of the model."""
     return isinstance(model, GPT2LMHeadModel) and name.endswith(_TRANSPOSED)
 
 
-def _own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with each tied tensor under its first name only; values share the model's memory."""
+def own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict with each tied tensor under its first name only; values share the model's memory.
+
+    Args:
+        model: Whole; may be without content.
+
+    Raises:
+        CheckpointError: It holds something that is not a tensor.
+    """
     seen: set[tuple[Any, ...]] = set()
     tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, torch.Tensor):
             kind = f"{type(model).__name__} keeps {name} as {type(tensor).__name__}"
             raise CheckpointError(f"{kind}, which a checkpoint cannot hold: only tensors can be saved")
-        identity = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        memory = id(tensor) if tensor.is_meta else tensor.data_ptr()
+        identity = (memory, tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and identity in seen:
             continue
         seen.add(identity)
-        tensors[name] = tensor
+        tensors[name] = tensor.detach()
     return tensors
+
+
+def stored_tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors that a checkpoint of this model holds, under their names there; none are copied.
+
+    Args:
+        model: Whole; may be without content.
+    """
+    return {name: turned(model, name, tensor) for name, tensor in own_tensors(model).items()} | _added(model)
 
 
 def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -180,21 +180,30 @@ class GPT2LMHeadModel(nn.Module):
         self.lm_head.weight = self.transformer.wte.weight
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws initial weights as GPT-2 did, in a fixed order from torch's generator.
+        """Draws initial weights as GPT-2 did, in a fixed order from torch's generator."""
+        for name, module in self.named_modules():
+            if module is not self.lm_head:  # its weight is the token embedding's
+                self.initialise(name, module)
+
+    @torch.no_grad()
+    def initialise(self, name: str, module: nn.Module) -> None:
+        """Draws the initial weights that one module holds itself, from torch's generator.
 
         Normal with `initializer_range`; projections that end a residual branch are scaled by
         1/sqrt(2 * n_layer), so that the variance of the residual stream does not grow with depth.
+
+        Args:
+            name: Of the module in this model.
+            module: It, or one of its shapes.
         """
         std = self.config.initializer_range
-        residual_std = std / math.sqrt(2 * self.config.n_layer)
-        for name, parameter in self.named_parameters():
-            if name.endswith("c_proj.weight"):
-                parameter.normal_(std=residual_std)
-            elif parameter.dim() >= 2:
+        if name.endswith("c_proj"):
+            std /= math.sqrt(2 * self.config.n_layer)
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() >= 2:
                 parameter.normal_(std=std)
-            elif name.endswith("bias"):
+            elif key == "bias":
                 parameter.zero_()
             else:
                 parameter.fill_(1.0)

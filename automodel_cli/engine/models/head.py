@@ -10,6 +10,7 @@ Shapes: B batch, T sequence, C channels, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from automodel_cli.engine.distributed.blocks import transformer_blocks
+from automodel_cli.engine.distributed.skeleton import is_skeleton
 from automodel_cli.engine.models.calling import call
 from automodel_cli.engine.models.outputs import logits_of
 
@@ -71,11 +74,14 @@ def find_head(model: nn.Module) -> Head:
     The random number generators and the model's mode are left as they were.
 
     Args:
-        model: Not wrapped yet, on any device, `meta` too.
+        model: Not wrapped yet; one without content is tried in a shape of it that takes no memory.
 
     Raises:
         NoHeadError: It returns something else than the output of one of its plain linear layers.
     """
+    if is_skeleton(model):
+        layer = _found_in_its_shape(model)
+        return Head(layer)
     outputs: list[tuple[nn.Linear, Any]] = []
 
     def keep(layer: nn.Module, _inputs: Any, output: Any) -> None:
@@ -100,3 +106,46 @@ def find_head(model: nn.Module) -> Head:
     if not layers:
         raise NoHeadError(f"{type(model).__name__} does not return the output of a linear layer as it is")
     return Head(layers[-1])
+
+
+def _found_in_its_shape(model: nn.Module) -> nn.Linear:
+    """The output layer of a skeleton, found by trials of its shape filled with zeros.
+
+    First of one block between what is around them, which costs nearly nothing; then in real memory, since some kernels
+    (grouped products of experts) take no tensor whose elements share theirs; then of all blocks.
+    """
+    whole = len(transformer_blocks(model))
+    trials = ((1, False), (1, True), (whole, False)) if whole > 1 else ((whole, False), (whole, True))
+    failure: NoHeadError | None = None
+    for number_of_blocks, has_memory in trials:
+        shape = _zeros_like(model, number_of_blocks, has_memory=has_memory)
+        try:
+            layer = find_head(shape).layer
+        except NoHeadError as error:
+            failure = failure or error
+            if error.__cause__ is None:  # it ran through, and returned something else
+                break
+            continue
+        name = next(name for name, module in shape.named_modules() if module is layer)
+        found = model.get_submodule(name)
+        if isinstance(found, nn.Linear):
+            return found
+    raise failure or NoHeadError(f"{type(model).__name__} has no linear layer at its end")
+
+
+def _zeros_like(model: nn.Module, number_of_blocks: int, *, has_memory: bool) -> nn.Module:
+    """A copy of a skeleton with fewer blocks and zeros for content; without memory, all zeros of a tensor are one."""
+    shape = copy.deepcopy(model)
+    blocks = transformer_blocks(shape)
+    for module in shape.modules():
+        if isinstance(module, nn.ModuleList) and blocks and list(module) == blocks:
+            del module[number_of_blocks:]
+    for module in shape.modules():
+        for tensors in (module._parameters, module._buffers):
+            for key, tensor in tensors.items():
+                if tensor is not None:
+                    size = tensor.shape if has_memory else ()
+                    zeros = torch.zeros(size, dtype=tensor.dtype).expand(tensor.shape)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    tensors[key] = nn.Parameter(zeros, requires_grad=False) if is_parameter else zeros  # type: ignore[assignment]
+    return shape

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from automodel_cli.engine.distributed.skeleton import is_skeleton
 from automodel_cli.engine.models.float8 import check_float8
 from automodel_cli.errors import ConfigError
 
@@ -53,9 +54,11 @@ class Placement:
     def put(self, model: nn.Module) -> None:
         """Moves a model to the device, its weights in the type of the precision, whatever type they were made in.
 
+        One without content gets the types and no memory.
         Buffers keep their type: rounded to bf16, the frequencies of rotary positions would be others.
         """
-        model.to(self.device)
+        if not is_skeleton(model):
+            model.to(self.device)
         for parameter in model.parameters():
             if parameter.is_floating_point() and parameter.dtype != self.weight_dtype:
                 parameter.data = parameter.data.to(self.weight_dtype)

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from automodel_cli.engine.checkpoint.save import Saving
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
-from automodel_cli.engine.checkpoint.weights import read_weights
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.emit import to_yaml
@@ -29,7 +27,6 @@ from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.engine.data.packed_dataset import pack_documents
 from automodel_cli.engine.data.stream_loader import StreamLoader
 from automodel_cli.engine.distributed.heartbeat import Phase, enter
-from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.optim.build import avoid_fused_kernels, build_optimizer
 from automodel_cli.engine.optim.lr_schedule import schedule_of
@@ -47,8 +44,6 @@ from automodel_cli.engine.train.out_of_memory import Situation, explained
 from automodel_cli.engine.train.report import speed_of
 from automodel_cli.engine.train.restoring import (
     load_optimizer,
-    load_own_weights,
-    load_weights,
     own_generators,
     restore_generators,
     seed_everything,
@@ -63,6 +58,7 @@ from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step_numbers import guard_of
 from automodel_cli.engine.train.step_scheduler import StepScheduler
 from automodel_cli.engine.train.thread_count import threads_of
+from automodel_cli.engine.train.weights import build_model
 from automodel_cli.errors import InterruptedTrainingError
 
 if TYPE_CHECKING:
@@ -208,16 +204,13 @@ def _build(
         validation = {name: pack_documents(one, pack_size) for name, one in validation.items()}
     loss = instantiate(config, "loss_fn") if config.get("loss_fn") else None
     optimizer_factory, optimizer_arguments = bind(config, "optimizer", supplied=("params",))
-    model: nn.Module = instantiate(config, "model", {"device": placement.device})
+    model, weights = build_model(config, placement.device, seed, team, snapshot, settings.checkpoint.init_from)
     vocab_size = check_fit(config, model, dataset, validation)
     placement.put(model)
     # Before it is spread: whether the head can be replaced is seen on whole modules.
     tp_size = team.degrees.tp if team is not None else 1
     loss_fn = objective_of(loss, model, str(config.origin(("loss_fn",))) if loss else None, tp_size=tp_size)
-    if snapshot is not None:
-        load_weights(model, snapshot, team)
-    elif settings.checkpoint.init_from is not None:
-        adopt_weights(model, read_weights(Path(settings.checkpoint.init_from).expanduser()))
+    weights.before_spread(model)
     has_documents = bool(pack_size) or bool(getattr(dataset, "document_mask", False))
     names_attention = any(config.get(f"model{place}.attn_implementation") for place in ("", ".config"))
     how = set_up(
@@ -227,9 +220,10 @@ def _build(
     if team is not None:
         from automodel_cli.engine.distributed.spread import spread
 
-        layout = spread(model, team, settings.distributed, is_elastic=settings.general.deterministic == "elastic")
-        if snapshot is not None:
-            load_own_weights(layout, snapshot)
+        is_elastic = settings.general.deterministic == "elastic"
+        layout = spread(model, team, settings.distributed, is_elastic=is_elastic, device=placement.device)
+    weights.after_spread(model, layout, placement.device)
+    how["weights"] = weights.words
     optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model, group_rules(config))
     if settings.general.deterministic == "elastic":
         avoid_fused_kernels(optimizer)

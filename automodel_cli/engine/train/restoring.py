@@ -16,7 +16,6 @@ from torch import nn
 
 from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
-from automodel_cli.engine.models.export import StoredModel, import_tensors
 from automodel_cli.engine.optim.state import load_optimizer_state
 from automodel_cli.engine.train.state import restore_rng
 
@@ -45,35 +44,6 @@ def told(team: Team, snapshot: Snapshot | None) -> Snapshot:
     if snapshot is not None:
         return replace(snapshot, is_seen_by_all=is_seen)
     return replace(received, is_seen_by_all=True) if is_seen else replace(received, model_tensors={}, optim_tensors={})
-
-
-def load_weights(model: nn.Module, snapshot: Snapshot, team: Team | None) -> None:
-    """Copies the weights of a snapshot into a model that is not spread yet, unless each rank reads its part later.
-
-    Raises:
-        CheckpointError: They are of another architecture.
-    """
-    if team is None:
-        import_tensors(model, snapshot.model_tensors)
-    elif _readable_by_all(snapshot) is None:
-        import_tensors(model, dict(team.shared(snapshot.model_tensors if team.rank == 0 else None)))
-
-
-def load_own_weights(spread: Spread, snapshot: Snapshot) -> None:
-    """Reads this rank's part of the weights into a model that is spread, where all ranks see the checkpoint.
-
-    Raises:
-        CheckpointError: They are of another architecture, or cannot be read any more.
-    """
-    stored = _readable_by_all(snapshot)
-    if stored is not None:
-        spread.read_model(StoredModel(spread.model, spread.own_tensors(), stored))
-
-
-def _readable_by_all(snapshot: Snapshot) -> LazyTensors | None:
-    """The weights, if every rank can read them by itself; the answer is the same on all ranks."""
-    tensors = snapshot.model_tensors
-    return tensors if snapshot.is_seen_by_all and isinstance(tensors, LazyTensors) else None
 
 
 def load_optimizer(

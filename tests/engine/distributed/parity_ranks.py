@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from automodel_cli.engine.config.layout import degrees_of
 from automodel_cli.engine.config.sections import DistributedSection
 from automodel_cli.engine.distributed.environment import RankPlace
+from automodel_cli.engine.distributed.skeleton import take_apart
 from automodel_cli.engine.distributed.spread import Spread, spread
 from automodel_cli.engine.distributed.team import DIMENSIONS, Team
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
@@ -68,9 +69,13 @@ def trained(
 ) -> tuple[list[Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Loss and norm of each step, the weights and the optimizer's state at the end, whole."""
     model = build(case["model"])
+    # Llama lies on its ranks before it has content, as in a run; GPT-2 has its content already.
+    content = take_apart(model) if team and case["model"] == "llama" else {}
     objective = objective_of(None, model, tp_size=team.degrees.tp if team else 1)
     section = DistributedSection(**case["layout"])
     layout: Spread | None = spread(model, team, section) if team else None
+    if layout is not None:
+        layout.fill(content.items())
     optimizer = optimizer_of(case["optimizer"], model)
     dp, rank = (team.degrees.dp, team.dp_rank) if team else (1, 0)
     share = SAMPLES // dp

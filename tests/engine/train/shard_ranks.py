@@ -25,6 +25,7 @@ from automodel_cli.engine.config.layout import degrees_of
 from automodel_cli.engine.config.sections import CheckpointSection, DistributedSection
 from automodel_cli.engine.distributed import parts
 from automodel_cli.engine.distributed.environment import RankPlace
+from automodel_cli.engine.distributed.skeleton import take_apart
 from automodel_cli.engine.distributed.spread import spread
 from automodel_cli.engine.distributed.team import DIMENSIONS, Team
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
@@ -33,10 +34,11 @@ from automodel_cli.engine.optim.build import build_optimizer
 from automodel_cli.engine.optim.state import optimizer_state_tensors
 from automodel_cli.engine.train.device import place as placed
 from automodel_cli.engine.train.objective import objective_of
-from automodel_cli.engine.train.restoring import load_optimizer, load_own_weights, load_weights, told
+from automodel_cli.engine.train.restoring import load_optimizer, told
 from automodel_cli.engine.train.saving import begin_run_save, finish_saving
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import train_step
+from automodel_cli.engine.train.weights import Weights
 
 T, V = 8, 61  # a vocabulary that no number of ranks divides
 # Small tensors are divided among those who hold them, too: there are no others in a test.
@@ -79,9 +81,12 @@ def restored(case: dict[str, Any], team: Team, directory: Path, *, everybody_see
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
-    load_weights(model, snapshot, team)
+    # Half of the cases go on with a model that has no memory until it is spread.
+    content = take_apart(model) if everybody_sees else None
+    weights = Weights(model, lambda: model, content, 0, team, snapshot, None)
+    weights.before_spread(model)
     layout = spread(model, team, DistributedSection(**case["layout"]))
-    load_own_weights(layout, snapshot)
+    weights.after_spread(model, layout, torch.device("cpu"))
     optimizer = optimizer_of(case, model)
     load_optimizer(optimizer, model, snapshot, layout)
     return {**layout.own_tensors(), **optimizer_state_tensors(optimizer, model)}
