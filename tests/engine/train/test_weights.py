@@ -86,7 +86,8 @@ def started(tmp_path: Path, ranks: int, table: dict[str, tuple[str, dict[str, An
     processes = [
         subprocess.Popen(
             [sys.executable, str(RANKS), str(tmp_path / f"store{ranks}"), str(rank), *arguments],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # What is freed goes back to the system at once, so that the peak is that of what is in use.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
             stderr=subprocess.PIPE,
             text=True,
         )
