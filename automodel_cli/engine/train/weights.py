@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from automodel_cli.engine.distributed.spread import Spread
     from automodel_cli.engine.distributed.team import Team
 
+_CONSTRUCTED = "as the constructor made them"
 Tensors = Iterator[tuple[str, torch.Tensor]]
 
 
@@ -42,6 +43,7 @@ class Weights:
     Args:
         model: As `build_model` made it; a skeleton is copied, so that it may be changed afterwards.
         rebuild: Builds the model with its content.
+        words: For people: what the content is that it was built with.
         content: Of a model that was taken apart.
         seed: Of the run.
         team: The ranks; None for a process alone.
@@ -53,6 +55,7 @@ class Weights:
         self,
         model: nn.Module,
         rebuild: Callable[[], nn.Module],
+        words: str,
         content: dict[str, torch.Tensor] | None,
         seed: int,
         team: Team | None,
@@ -64,9 +67,7 @@ class Weights:
         self._blank = copy.deepcopy(model) if is_skeleton(model) and content is None else None
         self._given: dict[str, torch.Tensor] | None = None
         self._init_from = init_from
-        self.words = f"drawn in place from seed {seed}" if is_skeleton(model) else "as the constructor made them"
-        if content is not None:
-            self.words = "read by transformers"
+        self.words = words if self._blank is None else f"drawn in place from seed {seed}"
 
     def before_spread(self, model: nn.Module) -> None:
         """Reads what must be read whole; a model that has content already is filled with it here.
@@ -140,7 +141,7 @@ class Weights:
             yield from drawn(self._blank, self._seed, wanted)
         except UndrawnError:
             # All of it, from one source: a model that is half of each would be neither.
-            self.words = "as the constructor made them"
+            self.words = _CONSTRUCTED
             yield from all_tensors(self._rebuild()).items()
 
     def _fill(self, model: nn.Module, spread: Spread | None, tensors: Tensors) -> None:
@@ -190,7 +191,8 @@ def build_model(
         model = build()
     if team is not None and not is_skeleton(model) and is_hugging_face(model) and has_rules(type(model)):
         content = take_apart(model)
-    return model, Weights(model, rebuild, content, seed, team, snapshot, init_from)
+    words = "read by from_pretrained" if getattr(factory, "__name__", "") == "from_pretrained" else _CONSTRUCTED
+    return model, Weights(model, rebuild, words, content, seed, team, snapshot, init_from)
 
 
 def _is_drawn_later(factory: Any) -> bool:

@@ -83,7 +83,7 @@ def restored(case: dict[str, Any], team: Team, directory: Path, *, everybody_see
             parameter.fill_(torch.nan)
     # Half of the cases go on with a model that has no memory until it is spread.
     content = take_apart(model) if everybody_sees else None
-    weights = Weights(model, lambda: model, content, 0, team, snapshot, None)
+    weights = Weights(model, lambda: model, "", content, 0, team, snapshot, None)
     weights.before_spread(model)
     layout = spread(model, team, DistributedSection(**case["layout"]))
     weights.after_spread(model, layout, torch.device("cpu"))

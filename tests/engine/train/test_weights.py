@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 RANKS = Path(__file__).with_name("weights_ranks.py")
 SECONDS = 200
@@ -40,9 +41,14 @@ MODELS = {
     tie_word_embeddings: true
 """,
     "user": """
-  _target_: MODEL_FILE:build
+  _target_: DIRECTORY/mine.py:build
+""",
+    "pretrained": """
+  _target_: transformers.AutoModelForCausalLM.from_pretrained
+  pretrained_model_name_or_path: DIRECTORY/pretrained
 """,
 }
+WORDS = {"user": "as the constructor made them", "pretrained": "read by from_pretrained"}
 # The largest part of it is its blocks, as in models that fill a machine.
 LARGE = """
   _target_: automodel_cli.engine.models.gpt2.build_gpt2_model
@@ -79,7 +85,7 @@ def started(tmp_path: Path, ranks: int, table: dict[str, tuple[str, dict[str, An
     cases = {}
     for number, (name, (model, layout)) in enumerate(table.items()):
         config = tmp_path / f"case{number}.yaml"
-        config.write_text(f"model:{model.replace('MODEL_FILE', str(tmp_path / 'mine.py'))}")
+        config.write_text(f"model:{model.replace('DIRECTORY', str(tmp_path))}")
         cases[name] = {"config": str(config), "layout": layout}
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     arguments = [str(ranks), str(tmp_path / "cases.json"), str(tmp_path / "out.json")]
@@ -101,7 +107,9 @@ def started(tmp_path: Path, ranks: int, table: dict[str, tuple[str, dict[str, An
 @pytest.mark.dist
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_every_layout_begins_with_the_bits_of_one_process(tmp_path, ranks):
-    """Weights and buffers by hash, for our GPT-2, a tied Llama, and a module of the user's."""
+    """Weights and buffers by hash, for our GPT-2, a tied Llama, a module of the user's, and weights of another tool."""
+    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4)).save_pretrained(tmp_path / "pretrained")
     table = {f"{model}, alone": (text, None) for model, text in MODELS.items()}
     for model, text in MODELS.items():
         for name, layout in LAYOUTS[ranks].items():
@@ -114,8 +122,7 @@ def test_every_layout_begins_with_the_bits_of_one_process(tmp_path, ranks):
         alone = found[f"{name.rpartition(', ')[0]}, alone"]
         assert result["weights"] == alone["weights"], name
         assert result["buffers"] == alone["buffers"], name
-        is_users = name.startswith("user")
-        assert result["words"] == ("as the constructor made them" if is_users else "drawn in place from seed 7"), name
+        assert result["words"] == WORDS.get(name.partition(",")[0], "drawn in place from seed 7"), name
 
 
 @pytest.mark.dist
