@@ -113,7 +113,7 @@ def _drawn_unit(
     for i, ((*_, name), tensor) in enumerate(zip(places, found, strict=True)):
         if not is_first[i]:
             continue
-        left = not torch.equal(tensor, earlier[i]) if i in earlier else math.isnan(tensor.sum(dtype=torch.float64))
+        left = not torch.equal(tensor, earlier[i]) if i in earlier else math.isnan(tensor.sum())
         if tensor.numel() and left:
             raise UndrawnError(f"nothing draws {name}")
         yield name, tensor.detach()
