@@ -1,11 +1,10 @@
-"""Attention over sequences that are split among ranks: keys and values are gathered, queries stay.
+"""Attention over sequences that are split among ranks, for every model that calls torch's attention.
 
 Every rank holds a contiguous part of each sequence. Inside `AttentionOverRanks`, causal
-`scaled_dot_product_attention` gathers the keys and values of all parts up to its own; gradients flow back to
-the rank that they belong to, as sums. A gather that is not differentiable gives the right loss once and
-trains another model from then on. It works for every model that calls torch's attention, on every backend.
-
-torch's own `context_parallel` has no rule for attention on a CPU, so it could not be tested here.
+`scaled_dot_product_attention` goes round torch's ring on GPUs where a flash kernel takes it (ring_attention.py), after
+the ring has proved itself on the machine at hand. Elsewhere it gathers the keys and values of all parts up to its own;
+gradients flow back to the rank that they belong to, as sums. A gather that is not differentiable gives the right loss
+once and trains another model from then on.
 
 Shapes: B batch, H heads, T sequence, t this rank's part of it, D head size.
 """
@@ -20,6 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from automodel_cli.engine.distributed.ring_attention import ring_attention, ring_fault, ring_obstacle
 from automodel_cli.errors import ConfigError
 
 
@@ -29,12 +29,35 @@ class AttentionOverRanks(TorchFunctionMode):
     Args:
         group: The ranks that share a sequence, in its order.
         rank: Place of this rank in the group.
+        device: Where the ranks compute; on a GPU they try the ring here, together.
     """
 
-    def __init__(self, group: dist.ProcessGroup, rank: int) -> None:
+    def __init__(self, group: dist.ProcessGroup, rank: int, device: torch.device | None = None) -> None:
         super().__init__()
         self._group = group
         self._rank = rank
+        self._ring_fault: str | None = None
+        if device is not None and device.type == "cuda":
+            self._ring_fault = ring_fault(self._over_gathered, group, device)
+
+    def in_words(self, device: torch.device, dtype: torch.dtype, head_size: int | None, dropout_p: float) -> str:
+        """Which way attention of this kind takes, and what keeps it from the faster one.
+
+        Args:
+            device: Where it computes.
+            dtype: Of its queries, keys and values.
+            head_size: Numbers of a query of one head; None where a model does not state it.
+            dropout_p: Probability of dropping an attention weight.
+        """
+        obstacle = self._obstacle(device.type, dtype, head_size, dropout_p)
+        if obstacle is None:
+            return "flash attention round a ring"
+        how = "gathered keys and values"
+        return f"{how}: SLOW, as {obstacle}" if device.type == "cuda" else how
+
+    def _obstacle(self, device_type: str, dtype: torch.dtype, head_size: int | None, dropout_p: float) -> str | None:
+        obstacle = ring_obstacle(device_type, dtype, head_size, dropout_p)
+        return obstacle or (f"the ring fails here: {self._ring_fault}" if self._ring_fault else None)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -60,11 +83,22 @@ class AttentionOverRanks(TorchFunctionMode):
                 "this model's attention is not plainly causal, and context parallelism splits only causal attention",
                 help="set distributed.cp_size to 1; tensor parallelism also divides the memory of attention",
             )
+        device = query.device.type
+        if torch.is_autocast_enabled(device):  # it reaches torch's attention, which comes after this
+            query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
+        if self._obstacle(device, query.dtype, query.shape[3], dropout_p) is None:
+            return ring_attention(query, key, value, self._group, others.get("scale"))
+        return self._over_gathered(query, key, value, dropout_p=dropout_p, **others)
+
+    def _over_gathered(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **others: Any
+    ) -> torch.Tensor:
+        """Queries (B, H, t, D) over the keys and values of this rank and those before it -> (B, H, t, D)."""
         t = query.shape[2]
         seen = (self._rank + 1) * t
         key, value = (_GatherSequence.apply(part, self._group)[:, :, :seen] for part in (key, value))
         mask_tT = torch.ones(t, seen, dtype=torch.bool, device=query.device).tril(diagonal=seen - t)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask_tT, dropout_p=dropout_p, **others)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask_tT, **others)
 
 
 class _GatherSequence(torch.autograd.Function):

@@ -215,7 +215,8 @@ def spread(
         team: The ranks.
         section: The layout and its policies.
         is_elastic: Sum gradients in an order that does not depend on the number of data-parallel ranks.
-        device: Where a model without content gets memory for this rank's part; what is there is undefined.
+        device: Where the ranks compute. A model without content gets memory there for this rank's part; what is in
+            it is undefined.
 
     Raises:
         ConfigError: The model has no plan for what is asked.
@@ -241,7 +242,9 @@ def spread(
             sync = ReplicaSync(model.parameters(), group)
     elif is_fsdp and is_elastic and degrees.dp > 1:
         ordered = OrderedShards(model)
-    attention = AttentionOverRanks(mesh["cp"].get_group(), team.cp_rank) if degrees.cp > 1 else None
+    attention: AttentionOverRanks | None = None
+    if degrees.cp > 1:
+        attention = AttentionOverRanks(mesh["cp"].get_group(), team.cp_rank, device)
     return Spread(
         team=team,
         model=model,

@@ -40,7 +40,7 @@ def attention_in_words(model: nn.Module, device: torch.device, dtype: torch.dtyp
             return implementation
     elif not isinstance(model, GPT2LMHeadModel):
         return None
-    size = _head_size(model)
+    size = head_size_of(model)
     return f"{_SDPA}, {_kernel(size, device, dtype)}" if isinstance(size, int) else _SDPA
 
 
@@ -85,7 +85,7 @@ def keep_within_documents(
 
 def _obstacle(model: nn.Module, splits_sequence: bool, dropout: float) -> str | None:
     """What keeps a model from attending in blocks, or None."""
-    size = _head_size(model)
+    size = head_size_of(model)
     if splits_sequence:
         return "flex_attention is not split over context-parallel ranks"
     if dropout:
@@ -95,14 +95,22 @@ def _obstacle(model: nn.Module, splits_sequence: bool, dropout: float) -> str | 
     return None
 
 
-def _head_size(model: nn.Module) -> int | None:
+def head_size_of(model: nn.Module) -> int | None:
     """Numbers of a query of one head; None for a model that does not state it."""
     if isinstance(model, GPT2LMHeadModel):
         return model.config.n_embd // model.config.n_head
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
     heads = getattr(config, "num_attention_heads", None)
     size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
     return size if isinstance(size, int) else None
+
+
+def dropout_of(model: nn.Module) -> float:
+    """Probability with which a model drops an attention weight, as far as it says."""
+    config: Any = getattr(model, "config", None)
+    if isinstance(model, GPT2LMHeadModel):
+        return model.config.dropout
+    return float(getattr(config, "attention_dropout", None) or getattr(config, "attn_pdrop", None) or 0.0)
 
 
 def _kernel(head_size: int, device: torch.device, dtype: torch.dtype) -> str:

@@ -8,7 +8,13 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.config.check import Settings
-from automodel_cli.engine.models.attention import attention_in_words, keep_within_documents
+from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks
+from automodel_cli.engine.models.attention import (
+    attention_in_words,
+    dropout_of,
+    head_size_of,
+    keep_within_documents,
+)
 from automodel_cli.engine.models.calling import is_hugging_face
 from automodel_cli.engine.models.compiling import compile_model
 from automodel_cli.engine.models.float8 import use_float8
@@ -45,8 +51,7 @@ def set_up(
         ConfigError: The model has no blocks where some are needed, cannot be compiled as asked, or has layers that
             documents or ranks cannot divide a sequence for.
     """
-    gathers_bf16 = settings.distributed.mp_policy == "bf16"
-    dtype = torch.bfloat16 if gathers_bf16 else placement.autocast_dtype or placement.weight_dtype
+    dtype = dtype_of_products(settings, placement)
     facts: dict[str, str | None] = {"loss": objective.words}
     if settings.distributed.cp_size > 1 and is_hugging_face(model):
         refuse_split_windows(model)
@@ -81,3 +86,22 @@ def set_up(
             cache=root / ".compiled",
         )
     return {name: words for name, words in facts.items() if words is not None}
+
+
+def context_in_words(model: nn.Module, attention: AttentionOverRanks, settings: Settings, placement: Placement) -> str:
+    """How attention over a split sequence is computed.
+
+    Args:
+        model: May be spread.
+        attention: Of its ranks.
+        settings: Of the run.
+        placement: Where and in which types it computes.
+    """
+    dtype = dtype_of_products(settings, placement)
+    return attention.in_words(placement.device, dtype, head_size_of(model), dropout_of(model))
+
+
+def dtype_of_products(settings: Settings, placement: Placement) -> torch.dtype:
+    """The type that matrices are multiplied in."""
+    gathers_bf16 = settings.distributed.mp_policy == "bf16"
+    return torch.bfloat16 if gathers_bf16 else placement.autocast_dtype or placement.weight_dtype

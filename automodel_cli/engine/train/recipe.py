@@ -38,7 +38,7 @@ from automodel_cli.engine.train.feeding import loader_of, validation_of
 from automodel_cli.engine.train.fit import check_fit
 from automodel_cli.engine.train.local_batch import with_local_batch
 from automodel_cli.engine.train.loop import Run, train
-from automodel_cli.engine.train.model_setup import set_up
+from automodel_cli.engine.train.model_setup import context_in_words, set_up
 from automodel_cli.engine.train.objective import objective_of
 from automodel_cli.engine.train.out_of_memory import Situation, explained
 from automodel_cli.engine.train.report import speed_of
@@ -222,6 +222,8 @@ def _build(
 
         is_elastic = settings.general.deterministic == "elastic"
         layout = spread(model, team, settings.distributed, is_elastic=is_elastic, device=placement.device)
+        if layout.attention is not None:
+            how["context"] = context_in_words(model, layout.attention, settings, placement)
     weights.after_spread(model, layout, placement.device)
     how["weights"] = weights.words
     optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model, group_rules(config))
