@@ -253,14 +253,17 @@ def _manifest(step: int, files: dict[str, FileRecord], facts: dict[str, Any]) ->
 
 
 def _write_error(root: Path, final: Path, error: OSError, num_bytes: int) -> CheckpointError:
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     space = f"; it needs {num_bytes + _OVERHEAD_BYTES:,} bytes"
     if root.is_dir():
         space += f", and without it the disk has {shutil.disk_usage(root).free:,} free"
     return CheckpointError(
-        f"the checkpoint could not be written: {error}{space}",
-        where=str(final),
-        help="free some space, or keep fewer with checkpoint.max_recent_checkpoints"
-        if is_full
-        else "checkpoint.checkpoint_dir must be a directory that can be written to",
+        f"the checkpoint could not be written: {error}{space}", where=str(final), help=_way_out(error.errno)
     )
+
+
+def _way_out(error_number: int | None) -> str:
+    if error_number in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space, or keep fewer with checkpoint.max_recent_checkpoints"
+    if error_number == errno.EFBIG:
+        return "raise the limit on the size of a file (`ulimit -f`), or choose a file system that allows longer ones"
+    return "checkpoint.checkpoint_dir must be a directory that can be written to"

@@ -224,17 +224,20 @@ def file_size_limit() -> Iterator[Callable[[int], None]]:
 def test_a_write_that_fails_half_way_changes_nothing(
     tmp_path: Path, snapshots: MakeSnapshot, file_size_limit: Callable[[int], None], limit_bytes: int
 ) -> None:
-    """Whichever file it hits first: one error with the free space, no debris, LATEST as before."""
+    """Whichever file it hits first: one error with the free space and the limit, no debris, LATEST as before."""
     before = save(tmp_path, snapshots(1), facts={})
 
     file_size_limit(limit_bytes)
-    with pytest.raises(CheckpointError, match=r"could not be written: .* needs [\d,]+ bytes, .* has [\d,]+ free"):
+    with pytest.raises(
+        CheckpointError, match=r"could not be written: .* needs [\d,]+ bytes, .* has [\d,]+ free"
+    ) as caught:
         save(tmp_path, snapshots(2), facts={})
 
     file_size_limit(resource.RLIM_INFINITY)
     assert names_in(tmp_path) == {"LATEST", "step_000001"}
     assert load(layout.resolve(tmp_path)).step == 1
     assert layout.resolve(tmp_path) == before
+    assert "ulimit -f" in str(caught.value.help)
 
 
 def test_a_root_that_is_a_file_is_refused(tmp_path: Path, snapshots: MakeSnapshot) -> None:
