@@ -177,7 +177,7 @@ class _Inspection:
         """What stands in some files; nothing unless all of them can be read, since each may hold a part of a tensor."""
         paths = [self._readable(name) for name in names]
         readable = [path for path in paths if path is not None]
-        if len(readable) < len(paths):
+        if len(readable) < len(paths) or self._lacks_parts_beside(names):
             return {}
         try:
             if names == [layout.PICKLED_MODEL_FILE]:
@@ -188,6 +188,13 @@ class _Inspection:
             name = where.relative_to(self.directory).as_posix() if where.is_relative_to(self.directory) else names[0]
             self.damaged.append(f"{name}: {error.message}")
             return {}
+
+    def _lacks_parts_beside(self, names: list[str]) -> bool:
+        """Whether a file of tensors is missing where these stand: the tensors left are then no sign of damage."""
+        folders = {name.split("/")[0] for name in names}
+        return any(
+            problem.split("/")[0] in folders and problem.endswith(".safetensors: missing") for problem in self.missing
+        )
 
     def _config(self) -> dict[str, Any]:
         path = self._readable(layout.CONFIG_FILE)

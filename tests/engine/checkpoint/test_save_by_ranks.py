@@ -85,6 +85,19 @@ def test_the_parts_are_read_as_the_whole(tmp_path: Path, snapshots: MakeSnapshot
     assert inspect(directory).parameters.total == sum(tensor.numel() for tensor in snapshot.model_tensors.values())
 
 
+@pytest.mark.parametrize("rank", range(RANKS))
+def test_a_missing_part_makes_it_incomplete_and_not_corrupt(tmp_path: Path, snapshots: MakeSnapshot, rank: int) -> None:
+    """Whichever rank wrote it: the parts that are left are sound."""
+    directory = save_by_ranks(tmp_path, snapshots(1))
+    name = layout.part_file(layout.MODEL_FILE, rank)
+    (directory / name).unlink()
+
+    report = inspect(directory)
+
+    assert report.verdict == "incomplete"
+    assert report.problems == (f"{name}: missing",)
+
+
 def damages() -> list[tuple[str, str]]:
     names = [layout.part_file(kind, rank) for kind in (layout.MODEL_FILE, layout.OPTIMIZER_FILE) for rank in (0,)]
     names += [layout.part_file(layout.MODEL_FILE, 1), layout.part_file(layout.MODEL_FILE, 2, 2), layout.rng_file(2)]
