@@ -141,7 +141,7 @@ class Weights:
             yield from drawn(self._blank, self._seed, wanted)
         except UndrawnError:
             # All of it, from one source: a model that is half of each would be neither.
-            self.words = _CONSTRUCTED
+            self.words = _CONSTRUCTED if wanted is None else self.words
             yield from all_tensors(self._rebuild()).items()
 
     def _fill(self, model: nn.Module, spread: Spread | None, tensors: Tensors) -> None:
