@@ -12,6 +12,7 @@ from torch import nn
 
 from automodel_cli.engine.distributed.skeleton import is_skeleton
 from automodel_cli.engine.models.float8 import check_float8
+from automodel_cli.engine.train.cpu_products import multiply_by_onednn
 from automodel_cli.errors import ConfigError
 
 _WORDS = {
@@ -98,7 +99,12 @@ def place(
     if precision == "auto":
         precision = "bf16" if bf16_on_gpu else "fp32"
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    if chosen.type == "cuda":
+        name = torch.cuda.get_device_name(chosen)
+    else:
+        name = f"cpu, {torch.get_num_threads()} threads"
+        if multiply_by_onednn() and precision == "fp32":
+            name += ", products by oneDNN"
     return Placement(
         device=chosen,
         autocast_dtype=torch.bfloat16 if precision in ("bf16", "fp8") else None,
