@@ -65,15 +65,20 @@ def steps(root: str) -> list[list[float]]:
 
 
 def test_stopped_and_resumed_on_two_ranks_ends_in_the_same_bits(run):
-    """SIGTERM at one rank saves the step on all, exits with 6, and the rest equals the run that was never stopped."""
+    """SIGTERM at one rank saves the step on all, exits with 6, and the rest equals the run that was never stopped.
+
+    The local batch of the stopped run is that of one process, the whole step: each of two ranks takes its 4 samples.
+    """
     assert run("pretrain", "--nproc-per-node=2", checkpoint__checkpoint_dir="straight").returncode == 0
 
-    stopped = run("pretrain", "--nproc-per-node=2", loss_fn__at_call=3, loss_fn__what="SIGTERM")
-    resumed = run("resume", "--nproc-per-node=2")
+    whole = {"step_scheduler__local_batch_size": 8}
+    stopped = run("pretrain", "--nproc-per-node=2", loss_fn__at_call=3, loss_fn__what="SIGTERM", **whole)
+    resumed = run("resume", "--nproc-per-node=2", **whole)
 
     assert stopped.returncode == 6
     assert stopped.stderr.count("error:") == 1
     assert "stopped after step 3" in stopped.stderr
+    assert "4, a rank's samples of a step; local_batch_size allows 8" in stopped.stdout
     assert resumed.returncode == 0, resumed.stderr
     assert tensors("checkpoints", 6) == tensors("straight", 6)
     assert steps("checkpoints") == steps("straight")

@@ -124,7 +124,7 @@ def test_the_help_names_every_device(plan):
         (["--device", "h10"], "did you mean `h100`?"),
         (["--gpu-memory", "80"], "--gpu-memory is '80'"),
         (["--set", "step_scheduler.local_batch_size=5"], "must be a multiple of"),
-        (["--nproc-per-node", "3"], "data-parallel ranks = 16 x 3"),
+        (["--nproc-per-node", "3"], "the 3 data-parallel ranks"),
         (["--set", "model.n_layers=3"], "did you mean `n_layer`?"),
         (["--mfu", "1.5"], "--mfu"),
     ],

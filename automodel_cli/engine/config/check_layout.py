@@ -118,21 +118,29 @@ def _refuse_replicas(replicas: int, dp_size: int, refuse: Refuse) -> bool:
 
 
 def _check_batch(settings: Settings, world_size: int | None, refuse: Refuse) -> None:
-    """The batch of a step is dealt out in whole micro-batches."""
+    """The batch of a step is dealt out in whole micro-batches; a rank whose share is less than one takes its share."""
     steps, spread = settings.step_scheduler, settings.distributed
     dp_size = (spread.dp_size or 1) if world_size is None else degrees_of(spread, world_size).dp
-    is_found = isinstance(steps.local_batch_size, str)
-    unit = dp_size if is_found else steps.micro_batch_size * dp_size
-    if steps.global_batch_size % unit:
-        below = steps.global_batch_size // unit * unit
-        works = " or ".join(str(size) for size in (below, below + unit) if size)
-        product = f"local_batch_size x data-parallel ranks = {steps.local_batch_size} x {dp_size} = {unit}."
-        refuse(
-            "step_scheduler.global_batch_size",
-            f"step_scheduler.global_batch_size is {steps.global_batch_size}, but it must be a multiple of\n"
-            + (f"the {dp_size} data-parallel ranks." if is_found else product),
-            f"{works} would work",
-        )
+    samples, local = steps.global_batch_size, steps.local_batch_size
+    # Elastic sums are those of one size of micro-batch; and one beyond the step is a mistake on any number of ranks.
+    is_fixed = settings.general.deterministic == "elastic" or (isinstance(local, int) and local > samples)
+    has_own_size = isinstance(local, int) and (local * dp_size <= samples or is_fixed)
+    unit = steps.micro_batch_size * dp_size if has_own_size else dp_size
+    if samples % unit == 0:
+        return
+    by = f"local_batch_size x data-parallel ranks = {local} x {dp_size} = {unit}."
+    below = samples // unit * unit
+    works = " or ".join(str(size) for size in (below, below + unit) if size)
+    help_ = f"{works} would work"
+    if has_own_size and samples % dp_size == 0:
+        best = max(size for size in divisors(samples // dp_size) if size <= steps.micro_batch_size)
+        help_ = f"local_batch_size {best} keeps this global batch; a global batch of {works} would work, too"
+    refuse(
+        "step_scheduler.global_batch_size",
+        f"step_scheduler.global_batch_size is {samples}, but it must be a multiple of\n"
+        + (by if has_own_size else f"the {dp_size} data-parallel ranks."),
+        help_,
+    )
 
 
 def _check_model(config: Config, settings: Settings, refuse: Refuse) -> None:

@@ -78,7 +78,9 @@ class StepSchedulerSection:
     max_steps: int = key("optimisation steps of the whole run", minimum=1)
     global_batch_size: int = key("samples per optimisation step, over all ranks", minimum=1)
     local_batch_size: int | str = key(
-        "samples per forward pass of one rank (the micro-batch); auto finds the most that fit", minimum=1, words=(AUTO,)
+        "most samples of a forward pass of one rank (the micro-batch); auto finds how many fit",
+        minimum=1,
+        words=(AUTO,),
     )
     val_every_steps: int | None = key("validate every so many steps; null never", default=None, minimum=1)
     val_batches: int | None = key("validation batches, the first of the set; null takes all", default=50, minimum=1)
@@ -101,6 +103,10 @@ class StepSchedulerSection:
         if isinstance(self.local_batch_size, str):
             raise ValueError("local_batch_size is auto, and nobody has looked for it yet")
         return self.local_batch_size
+
+    def samples_of_rank(self, dp_size: int) -> int:
+        """Samples of a step that one of the data-parallel ranks reads: the most that its forward passes can take."""
+        return self.global_batch_size // dp_size
 
 
 DECAY_STYLES = ("cosine", "linear", "constant", "inverse-square-root", "WSD")

@@ -125,14 +125,16 @@ def run_sizes(config: Config, world_size: int | None = None) -> RunSizes:
     world = world_size or (spread.dp_size or spread.dp_replicate_size or 1) * spread.tp_size * spread.cp_size
     samples, tokens = _whole(config, "step_scheduler.global_batch_size"), tokens_per_step(config)
     precision, device = config.get("precision"), config.get("device")
+    degrees, local = degrees_of(spread, world), _whole(config, "step_scheduler.local_batch_size")
     return RunSizes(
         seq_len=tokens // samples if samples and tokens else None,
         global_batch_size=samples,
-        local_batch_size=_whole(config, "step_scheduler.local_batch_size"),
+        # A rank that has fewer samples of a step takes these at once.
+        local_batch_size=min(local, samples // degrees.dp or 1) if samples and local else local,
         max_steps=_whole(config, "step_scheduler.max_steps"),
         is_bf16=precision in ("bf16", "bf16-params", "fp8") or (precision in (None, "auto") and device != "cpu"),
         weight_bytes=2 if precision == "bf16-params" else 4,
-        degrees=degrees_of(spread, world),
+        degrees=degrees,
         spread=spread,
         optimizer=_optimizer(config.get("optimizer")),
         # Without a name it is the chunked one, for every model that is known here.

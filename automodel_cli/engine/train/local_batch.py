@@ -46,7 +46,10 @@ Fits = Callable[[int], bool]
 def with_local_batch(
     config: Config, settings: Settings, placement: Placement, parts: RunParts, snapshot: Snapshot | None
 ) -> tuple[Config, Settings]:
-    """The configuration and the settings with a number instead of `auto`; both as they are where it is one.
+    """The configuration and the settings with a number instead of `auto`, and one that a rank can fill.
+
+    A rank whose samples of a step are fewer than the number takes these at once; then the configuration keeps the number,
+    for a run that goes on with fewer ranks.
 
     Args:
         config: Final; what is saved with every checkpoint.
@@ -60,10 +63,15 @@ def with_local_batch(
         ConfigError: The length of a stream's samples is not known.
     """
     section = settings.step_scheduler
-    if section.local_batch_size != AUTO:
-        return config, settings
     team = parts.spread.team if parts.spread else None
-    per_rank = section.global_batch_size // (team.degrees.dp if team else 1)
+    per_rank = section.samples_of_rank(team.degrees.dp if team else 1)
+    if section.local_batch_size != AUTO:
+        if section.micro_batch_size <= per_rank:
+            return config, settings
+        parts.how["local batch"] = (
+            f"{per_rank}, a rank's samples of a step; local_batch_size allows {section.local_batch_size}"
+        )
+        return config, replace(settings, step_scheduler=replace(section, local_batch_size=per_rank))
     saved, why = _saved(snapshot, team)
     if saved is not None and per_rank % saved == 0:
         found, reason = saved, "as in the checkpoint"

@@ -154,7 +154,7 @@ def test_the_sections_have_their_values(guide):
             "distributed.tp_size is 5, but it must divide model.n_head = 12",
             "1, 2, 3, 4, 6, 12",
         ),
-        ("distributed.dp_size=8", "local_batch_size x data-parallel ranks", "would work"),
+        ("distributed.dp_size=7", "a multiple of\nthe 7 data-parallel ranks", "would work"),
         ("distributed.pp_size=2", "distributed.pp_size is 2", "set it to 1"),
         (
             "distributed.strategy=ddp",
