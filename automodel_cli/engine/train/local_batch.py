@@ -48,8 +48,8 @@ def with_local_batch(
 ) -> tuple[Config, Settings]:
     """The configuration and the settings with a number instead of `auto`, and one that a rank can fill.
 
-    A rank whose samples of a step are fewer than the number takes these at once; then the configuration keeps the number,
-    for a run that goes on with fewer ranks.
+    A rank whose samples of a step are fewer than the number takes these at once; then the configuration keeps the
+    number, for a run that goes on with fewer ranks.
 
     Args:
         config: Final; what is saved with every checkpoint.
