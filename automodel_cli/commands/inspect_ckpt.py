@@ -79,6 +79,11 @@ def inspect_ckpt(
 
     foreign = _foreign(path) if path is not None else None
     if foreign is not None:
+        if verify:
+            raise UsageError(
+                f"{path} is a {foreign.kind}, which keeps no hashes that --verify could compare",
+                help="--stats reads every tensor and says what looks wrong",
+            )
         render_tensors.summary(str(path), foreign, as_json=json_)
         return
     report = look(path, verify)

@@ -210,3 +210,12 @@ def test_outputs_exclude_each_other_and_names_are_checked(root: Path, invoke: In
         invoke("--tensor", "nothing*")
 
     assert "there is transformer." in str(caught.value.help)
+
+
+def test_hashes_are_not_promised_where_there_are_none(root: Path, invoke: Invoke) -> None:
+    """A directory of weights has no manifest: asking for its hashes is an error, not a success without a look."""
+    model = str(root / "LATEST" / "model")
+
+    assert invoke(model)[0] == 0
+    with pytest.raises(UsageError, match="keeps no hashes that --verify could compare"):
+        invoke(model, "--verify")
