@@ -41,7 +41,7 @@ class Key:
 
     Args:
         meaning: One line; empty where no source tells.
-        values: YAML of every value, if there are few.
+        values: YAML of every value, if there are few, or of the words that may stand for one.
         present: YAML of the value that it has, `None` without one.
         default: YAML of the value that holds if nobody sets it, `None` if unknown.
         is_path: Whether its value is the name of a file or a directory, judged by its name.
@@ -56,12 +56,12 @@ class Key:
     def suggestions(self) -> Iterator[tuple[str, str]]:
         """Values to choose from, each with a word on it.
 
-        All of a few; else the one that holds now, alone: a shell would insert what two have in common,
-        and `0.00` of `0.004` and `0.001` is neither.
+        All of a few, or all words, and the one that holds now; no other numbers beside it: a shell would insert what
+        two have in common, and `0.00` of `0.004` and `0.001` is neither.
         """
         notes = {self.default: "the default", self.present: "as it is now"}
         holds = self.default if self.present is None else self.present
-        for value in self.values or (holds,):
+        for value in dict.fromkeys((*self.values, holds)):
             if value is not None:
                 yield value, notes.get(value, "")
 
@@ -96,7 +96,7 @@ def _own_keys(config: Config) -> Iterator[tuple[str, Key]]:
         for name, item in section_fields(section).items():
             key = f"{section.name}.{name}" if section.name else name
             types = allowed_types(section, name)
-            values = item.metadata["choices"] or ((True, False) if bool in types else ())
+            values = item.metadata["choices"] or ((True, False) if bool in types else item.metadata["words"])
             if type(None) in types and None not in values:
                 values = (*values, None)
             yield (
