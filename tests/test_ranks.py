@@ -166,7 +166,7 @@ def test_an_error_that_all_ranks_meet_is_told_by_the_first(run):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--nproc-per-node", "3"], "= 4 x 3 = 12"),
+        (["--nproc-per-node", "3"], "the 3 data-parallel ranks"),
         (["--nproc-per-node", "2", "--set", "distributed.tp_size=3"], "no multiple of it"),
         (["--nproc-per-node", "2", "--set", "distributed.dp_size=3"], "set dp_size to 2"),
         (["--nproc-per-node", "many"], "auto, gpu, cpu"),

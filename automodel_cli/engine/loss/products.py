@@ -23,10 +23,19 @@ def times_transposed(a_NK: torch.Tensor, b_MK: torch.Tensor, out_NM: torch.Tenso
         b_MK: Of the same type.
         out_NM: Memory that may be used for the result; without it, or where the library makes its own, it is fresh.
     """
-    if a_NK.device.type == "cpu" and a_NK.dtype == torch.float32 and onednn_is_faster():
+    if a_NK.device.type == "cpu" and a_NK.dtype == torch.float32 and onednn_is_faster() and is_whole(b_MK):
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(a_NK, b_MK, None, "none", [], "")
         return product
     return a_NK @ b_MK.T if out_NM is None else torch.mm(a_NK, b_MK.T, out=out_NM)
+
+
+def is_whole(matrix: torch.Tensor) -> bool:
+    """Whether the rows, or the columns, of a matrix follow each other in memory without a gap.
+
+    For the second factor of a product, oneDNN has fast kernels only then; with a gap it takes a thousand times as long.
+    """
+    rows, columns = matrix.shape
+    return matrix.stride() in ((columns, 1), (1, rows))
 
 
 @functools.cache

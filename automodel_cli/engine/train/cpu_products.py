@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from automodel_cli.engine.loss.products import onednn_is_faster
+from automodel_cli.engine.loss.products import is_whole, onednn_is_faster
 
 # Multiplications from which a product repays a call that is looked up from Python, and rows or columns from which
 # oneDNN is ahead: 0.1 ms of one core. Smaller products stay where they are, bit for bit.
@@ -60,19 +60,19 @@ def multiply_by_onednn() -> bool:
 
 
 def is_worth_it(a_NK: torch.Tensor, b_KM: torch.Tensor) -> bool:
-    """Whether a product is one of large fp32 matrices that oneDNN reads as they lie in memory."""
+    """Whether a product is one of large fp32 matrices that oneDNN multiplies fast as they lie in memory."""
     if not (a_NK.dtype == b_KM.dtype == torch.float32 and a_NK.dim() == b_KM.dim() == 2):
         return False
     (n, k), m = a_NK.shape, b_KM.shape[1]
     if min(n, k, m) < _LEAST_SIDE or n * k * m < _LEAST_WORK or b_KM.shape[0] != k:
         return False
-    if not (_is_dense(a_NK) and _is_dense(b_KM)):
+    if 1 not in a_NK.stride() or not is_whole(b_KM):
         return False
     return a_NK.stride(1) == 1 or k >= _LONG_SUMS or m >= _COLUMNS_PER_THREAD * torch.get_num_threads()
 
 
 def onednn_product(a_NK: torch.Tensor, b_KM: torch.Tensor, bias_M: torch.Tensor | None) -> torch.Tensor:
-    """The product a @ b + bias, (N, M), contiguous, for matrices that lie in memory by rows or by columns."""
+    """The product a @ b + bias, (N, M), contiguous, of matrices that lie in memory as `is_worth_it` wants them."""
     product: torch.Tensor
     if bias_M is None and a_NK.stride(1) != 1 and b_KM.stride(1) == 1 and a_NK.shape[1] >= _LONG_SUMS:
         gradient, inputs = a_NK.T.to_mkldnn(), b_KM.to_mkldnn()
@@ -80,12 +80,6 @@ def onednn_product(a_NK: torch.Tensor, b_KM: torch.Tensor, bias_M: torch.Tensor 
     else:
         product = torch.ops.mkldnn._linear_pointwise(a_NK, b_KM.T, bias_M, "none", [], "")
     return product
-
-
-def _is_dense(matrix: torch.Tensor) -> bool:
-    """Whether rows or columns follow each other without overlap: an expanded gradient has strides of zero."""
-    (rows, columns), (down, right) = matrix.shape, matrix.stride()
-    return (right == 1 and down >= columns) or (down == 1 and right >= rows)
 
 
 def _agrees() -> bool:

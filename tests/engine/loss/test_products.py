@@ -48,3 +48,14 @@ def test_onednn_is_for_processors_on_which_mkl_falls_back(monkeypatch, tmp_path,
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
 
     assert products.onednn_is_faster.__wrapped__() is (expected and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+
+
+@pytest.mark.parametrize("by_columns", [True, False])
+def test_a_factor_with_gaps_is_multiplied_by_torch(monkeypatch, by_columns):
+    """In the memory that is given: oneDNN would take a thousand times as long."""
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    large = torch.ones(8, 8)
+    b, out = large[:4, :3].T if by_columns else large[:3, :4], torch.empty(2, 3)
+
+    assert times_transposed(torch.ones(2, 4), b, out) is out
+    assert out.tolist() == [[4.0] * 3] * 2
