@@ -92,7 +92,7 @@ def prepare(
             _take_up(session, plan, unfinished, on_note)
             resumed_tokens = session.train_tokens + session.val_tokens
             session.run()
-            _check_not_empty(session, plan)
+            _check_not_empty(session, plan, committer)
             manifest = replace(
                 plan.manifest,
                 splits=session.close(),
@@ -135,10 +135,12 @@ def _take_up(session: Session, plan: Plan, unfinished: Unfinished | None, on_not
     session.begin()
 
 
-def _check_not_empty(session: Session, plan: Plan) -> None:
+def _check_not_empty(session: Session, plan: Plan, committer: Committer) -> None:
     error = _emptiness(session.train_tokens, session.val_tokens, plan)
     if error is not None:
-        # Nothing here is worth going on with, and other settings must not be refused because of it.
+        # Nothing here is worth going on with, and other settings must not be refused because of it. What is still being
+        # written is waited for: it would come back after the deletion, or vanish under it.
+        committer.wait()
         session.release()
         clear(plan.directory, allowed=True)
         raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from automodel_cli.engine.prep.committer import Committer
+from automodel_cli.engine.prep.output_dir import clear
 from automodel_cli.engine.prep.prepare import PrepOptions, PrepProgress, PrepResult, prepare
 from automodel_cli.engine.prep.tokenizer import Encoded
 from automodel_cli.engine.shards.format import open_tokens, read_shard_header
@@ -57,6 +60,29 @@ def prepared_or_refused(wanted: PrepOptions) -> PrepResult | DataError:
 CORPUS = st.lists(st.integers(1, 60), min_size=1, max_size=40).map(
     lambda lengths: [f"{number}:".ljust(length, "abcdefghij"[number % 10]) for number, length in enumerate(lengths)]
 )
+
+
+def test_data_that_is_refused_at_its_end_is_deleted_when_it_is_written(tmp_path, monkeypatch):
+    """Not while full shards are still being flushed: what is written would vanish under the deletion, or come back."""
+    run, begun = Committer.run, []
+
+    def slowly(self, task):
+        begun.append(run(self, lambda: (time.sleep(0.1), task())[1]))
+        return begun[-1]
+
+    def deleted(directory, **options_):
+        assert all(task.done() for task in begun)
+        clear(directory, **options_)
+
+    monkeypatch.setattr(Committer, "run", slowly)
+    monkeypatch.setattr("automodel_cli.engine.prep.prepare.clear", deleted)
+    source = write_corpus(tmp_path / "c.jsonl", ["0:", "1:", "2:cccc", "3:dddddd", *(f"{n}:" for n in range(4, 10))])
+
+    refused = prepared_or_refused(options(source, tmp_path / "out", val_tokens=1, shard_tokens=40))
+
+    assert isinstance(refused, DataError)
+    assert begun
+    assert not list((tmp_path / "out").glob("*train*"))
 
 
 @settings(max_examples=30, deadline=None)
