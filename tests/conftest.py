@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from automodel_cli.engine.distributed.threads import wait_without_spinning
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 
-# As in the program itself, before torch is imported: test processes share the cores with each other and with what they
-# start, and a quarter of their time went into waiting threads that spin.
-wait_without_spinning()
+# Before torch is imported: test processes share the cores with each other and with what they start. With as many
+# threads in each as there are cores, a sixth of the processors' time went into waiting for threads of tiny products.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A slow machine is no defect: no test may fail for the time that an example took.
 settings.register_profile("amcli", deadline=None)

@@ -70,6 +70,7 @@ def hashes(root: Path, step: int = 3) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.slow
 def test_bf16_weights_train_as_one_process_in_bf16_and_leave_fp32_masters(alone, on_two, capsys):
     """Losses of three steps on one rank and on two, against `precision: bf16`; what is stored is fp32.
 

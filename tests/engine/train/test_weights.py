@@ -105,7 +105,7 @@ def started(tmp_path: Path, ranks: int, table: dict[str, tuple[str, dict[str, An
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (3, 4))])
 def test_every_layout_begins_with_the_bits_of_one_process(tmp_path, ranks):
     """Weights and buffers by hash, for our GPT-2, a tied Llama, a module of the user's, and weights of another tool."""
     sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -127,6 +127,7 @@ def test_every_layout_begins_with_the_bits_of_one_process(tmp_path, ranks):
 
 @pytest.mark.dist
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the peak of its memory")
+@pytest.mark.slow
 def test_no_rank_ever_holds_the_model(tmp_path):
     """Of 16 equal blocks a rank of 4 holds 4, and one more while it is drawn; a process alone holds all."""
     warm = {"warm": (MODELS["gpt2"], {})}  # what the first collectives take for themselves
