@@ -27,8 +27,9 @@ class ConsoleSink:
 
     def __init__(self, max_steps: int, start_step: int = 0, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
-        self._lines = LineFormat(max_steps)
         self._bar = _Bar(self._stream, max_steps, start_step) if _is_live_terminal(self._stream) else None
+        # The bar says what is left, and a line of a terminal with 100 columns is full without it.
+        self._lines = LineFormat(max_steps, says_left=self._bar is None)
 
     def on_start(self, facts: dict[str, Any]) -> None:
         """Prints the facts that fit on a line each."""
@@ -69,9 +70,14 @@ class LineFormat:
 
     Each column is as wide as its widest value so far: a run whose loss starts below 10 spends
     no blank on it, and one that starts above settles at its first line.
+
+    Args:
+        max_steps: The last step of the run.
+        says_left: Whether the time to it ends a line.
     """
 
-    def __init__(self, max_steps: int) -> None:
+    def __init__(self, max_steps: int, *, says_left: bool = True) -> None:
+        self._says_left = says_left
         self._step_width = len(str(max_steps)) + 1
         self._max_steps = max_steps
         self._widths: dict[int, int] = {}
@@ -91,7 +97,7 @@ class LineFormat:
             f"mem {stats.memory_bytes / 1e9:.2f} GB",
         ]
         waited = [f"data {stats.data_wait_share:.0%}"] if stats.data_wait_share >= 0.01 else []
-        left = [f"left {_clock(stats.seconds_left)}"] if stats.step < stats.max_steps else []
+        left = [f"left {_clock(stats.seconds_left)}"] if self._says_left and stats.step < stats.max_steps else []
         columns = map(self._aligned, range(len(fields)), fields)
         return " | ".join([self._counter(stats.step), *columns, _time(stats), *waited, *left])
 

@@ -139,13 +139,15 @@ def on_a_terminal(work: Callable[[ConsoleSink], None]) -> str:
 
 
 def test_a_terminal_gets_the_lines_and_a_bar_below(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every line is there once and unbroken, the bar is drawn, and the cursor is given back at the end."""
+    """Every line is there once and unbroken; the bar is drawn, says what is left, and gives the cursor back."""
     monkeypatch.setenv("TERM", "xterm-256color")
 
     text = on_a_terminal(whole_run)
 
     for step in (1, 2, 3):
-        assert text.count(LineFormat(3).step(replace(STATS, step=step))) == 1
+        assert text.count(LineFormat(3, says_left=False).step(replace(STATS, step=step))) == 1
+    assert "| left" not in text
+    assert " left" in text
     assert "saved [bold]step_000003[/bold]" in text
     assert "tok/s" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
