@@ -41,7 +41,7 @@ docs: $(INSTALLED_DEV)  ## write docs/cli.md anew and check every link in the do
 picture: $(INSTALLED_DEV)  ## run the quickstart in a directory of its own and draw the README's picture (minutes)
 	rm -rf build/picture && mkdir -p build/picture
 	cd build/picture && PATH="$(abspath $(BIN)):$$PATH" python ../../scripts/capture_terminal.py \
-		--output ../../docs/images/quickstart.svg --title "make quickstart" --fold-keep 3 \
+		--output ../../docs/images/quickstart.svg --title "make quickstart" --columns 110 --fold-keep 3 \
 		--fold '^ *step|^saved|^  (model[.]|dataset[.]|optimizer[.]|step_scheduler[.]|seed )' \
 		-- ../../scripts/quickstart.sh
 
