@@ -69,13 +69,19 @@ def _own_model(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.M
 def _loaded(directory: Path, tensors: dict[str, torch.Tensor] | None) -> nn.Module:
     """What transformers makes of a directory, in fp32; with other weights if they are given."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # this is a check within a command that has its own lines
     try:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
     # transformers raises OSError, ValueError, KeyError and RuntimeError for what is one thing here.
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(f"transformers cannot load it: {reason}", where=str(directory)) from error
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
     if tensors is not None:
         adopt_weights(model, tensors)
     return model

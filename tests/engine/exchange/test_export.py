@@ -29,6 +29,7 @@ def trained(tiny_run, capsys) -> Path:
 def exported(capsys, *arguments: object, code: int = 0) -> dict:
     assert app.run(["export", "--out", "out", "--json", *map(str, arguments)]) == code
     captured = capsys.readouterr()
+    assert "Loading weights" not in captured.err  # bars of transformers, amid our own lines
     return json.loads(captured.out) if code == 0 else {"error": captured.err}
 
 
