@@ -199,7 +199,7 @@ for stage in stages:
 @pytest.mark.parametrize(
     "stages",
     [
-        ("TENSORS_WRITTEN", "RENAMED"),
+        ("TENSORS_WRITTEN",),
         pytest.param(tuple(stage.name for stage in SaveStage), marks=pytest.mark.slow),
     ],
 )

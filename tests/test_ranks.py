@@ -68,8 +68,12 @@ def test_stopped_and_resumed_on_two_ranks_ends_in_the_same_bits(run):
     """SIGTERM at one rank saves the step on all, exits with 6, and the rest equals the run that was never stopped.
 
     The local batch of the stopped run is that of one process, the whole step: each of two ranks takes its 4 samples.
+    In the other one SIGUSR1 at rank 1 saves step 3 on both, and it goes on as ever.
     """
-    assert run("pretrain", "--nproc-per-node=2", checkpoint__checkpoint_dir="straight").returncode == 0
+    straight = {"checkpoint__checkpoint_dir": "straight", "loss_fn__at_call": 3, "loss_fn__what": "SIGUSR1"}
+    assert run("pretrain", "--nproc-per-node=2", **straight).returncode == 0
+    saved = [path.name for path in sorted(Path("straight").glob("step_*"))]
+    assert saved == [f"step_{step:06d}" for step in (2, 3, 4, 6)]
 
     whole = {"step_scheduler__local_batch_size": 8}
     stopped = run("pretrain", "--nproc-per-node=2", loss_fn__at_call=3, loss_fn__what="SIGTERM", **whole)
@@ -180,13 +184,3 @@ def test_a_layout_that_does_not_fit_is_refused_before_any_rank_starts(tiny_run, 
 
     assert words in capsys.readouterr().err
     assert not Path("checkpoints").exists()
-
-
-def test_a_request_to_save_at_one_rank_is_one_of_all(run):
-    """SIGUSR1 at rank 1 saves step 3 on both, and the run ends as ever."""
-    done = run("pretrain", "--nproc-per-node=2", loss_fn__at_call=3, loss_fn__what="SIGUSR1")
-
-    assert done.returncode == 0, done.stderr
-    assert [path.name for path in sorted(Path("checkpoints").glob("step_*"))] == [
-        f"step_{step:06d}" for step in (2, 3, 4, 6)
-    ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automodel_cli.engine.config.check import checked, with_defaults
@@ -128,6 +128,7 @@ KEYS = [(section, name) for section in (General, *SECTIONS) for name in section_
 SCALARS = st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from([0.5, -1.5, "cuda", "fsdp2", "x", "cosine"])
 
 
+@settings(max_examples=50)  # each one checks a whole configuration
 @given(st.sampled_from(KEYS), SCALARS)
 def test_what_passes_the_checks_passes_the_schema(key, value):
     """Any value of any key: an editor never marks what amcli would train with."""
