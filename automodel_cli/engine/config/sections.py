@@ -179,7 +179,8 @@ class CompileSection:
     mode: str = key(
         "what to optimise for, as torch.compile names it",
         default="default",
-        choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        # Not those with CUDA graphs: a gradient that is kept would be written over by the next micro-batch.
+        choices=("default", "max-autotune-no-cudagraphs"),
         quiet=True,
     )
     backend: str = key("what compiles, as torch.compile names it", default="inductor", quiet=True)

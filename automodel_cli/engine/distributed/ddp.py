@@ -61,7 +61,13 @@ class ReplicaSync:
             parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
     def arm(self) -> None:
-        """The next backward pass is the last of the step: its gradients are summed."""
+        """The next backward pass is the last of the step: its gradients are summed.
+
+        What a pass has sent that an exception ended belongs to nothing any more.
+        """
+        for _, work in self._sent:
+            work.wait()
+        self._sent = []
         self._missing = [len(bucket) for bucket in self._buckets]
 
     def finish(self) -> None:

@@ -243,6 +243,7 @@ def _device(wanted: str, place: RankPlace) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if count == 1 and place.launcher == "srun":
+        torch.cuda.set_device(0)  # torch would choose by LOCAL_RANK
         return torch.device("cuda", 0)  # each task sees only its own (--gpus-per-task)
     if place.local_rank >= count:
         raise ConfigError(

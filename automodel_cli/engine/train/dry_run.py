@@ -21,6 +21,7 @@ from automodel_cli.engine.train.objective import Objective
 from automodel_cli.engine.train.out_of_memory import is_out_of_memory
 from automodel_cli.engine.train.state import restore_rng, rng_tensors
 from automodel_cli.engine.train.step import micro_batch_loss
+from automodel_cli.errors import OutOfMemoryError
 
 if TYPE_CHECKING:
     from automodel_cli.engine.distributed.spread import Spread
@@ -72,6 +73,7 @@ class DryRun:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            _forget_pass(self.model)
             return None
         finally:
             self.optimizer.zero_grad(set_to_none=True)
@@ -82,7 +84,9 @@ class DryRun:
 def undone(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Puts the model, the optimizer and every generator back after the body, to the bit."""
     generators, modes = rng_tensors(), [module.training for module in model.modules()]
-    kept = [tensor.to("cpu", copy=True) for tensor in _local_tensors(model)]
+    # The tensors of now: a step that FSDP2 could not finish leaves gathered ones in the modules.
+    own = _local_tensors(model)
+    kept = [tensor.to("cpu", copy=True) for tensor in own]
     had_state = bool(optimizer.state)
     groups = [copy.deepcopy({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups]
     try:
@@ -93,11 +97,28 @@ def undone(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]
             optimizer.state.clear()
         for group, hyperparameters in zip(optimizer.param_groups, groups, strict=True):
             group.update(hyperparameters)
-        for tensor, values in zip(_local_tensors(model), kept, strict=True):
+        for tensor, values in zip(own, kept, strict=True):
             tensor.copy_(values)
         for module, mode in zip(model.modules(), modes, strict=True):
             module.training = mode
         restore_rng(generators)
+
+
+def _forget_pass(model: nn.Module) -> None:
+    """Has FSDP2 forget a pass that an exception has ended: it would go on with gathered weights.
+
+    Raises:
+        OutOfMemoryError: This version of torch cannot.
+    """
+    if not hasattr(model, "reshard"):
+        return
+    reset = getattr(model, "reset_iter_state", None)
+    if reset is None:
+        raise OutOfMemoryError(
+            "local_batch_size is auto, but with FSDP2 this torch cannot go on after a trial that ran out of memory",
+            help="give local_batch_size a number (`amcli plan` names one), or take torch 2.13",
+        )
+    reset()
 
 
 def _local_tensors(model: nn.Module) -> list[torch.Tensor]:

@@ -88,7 +88,7 @@ def rng_tensors() -> dict[str, torch.Tensor]:
         "numpy_position": torch.tensor([mersenne["pos"], numpy_state["has_gauss"]], dtype=torch.int64),
         "numpy_cached": torch.tensor([numpy_state["gauss"]], dtype=torch.float64),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # asking for it would open a GPU for a run on the CPU
         tensors["torch_cuda"] = torch.cuda.get_rng_state()
     return tensors
 

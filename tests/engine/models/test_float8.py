@@ -98,6 +98,7 @@ def test_a_step_in_8_bits_is_near_that_in_bf16():
         assert (mine - theirs).norm() < 0.15 * theirs.norm()
 
 
+@needs_torchao
 @pytest.mark.gpu
 def test_a_gpu_multiplies_in_8_bits(tmp_path):
     """The kernels themselves, against bf16."""

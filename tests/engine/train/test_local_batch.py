@@ -7,8 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.layout import divisors
@@ -140,6 +143,50 @@ def test_a_trial_tells_a_lack_of_memory_from_a_defect(monkeypatch):
     monkeypatch.setattr(trial.model, "forward", failing(ValueError("a defect")))
     with pytest.raises(ValueError, match="a defect"):
         trial.peak(1, passes=1)
+
+
+@pytest.fixture
+def one_rank():
+    """A group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class FullBackward(torch.autograd.Function):
+    """Passes a value on, and has no memory for its gradient."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise torch.OutOfMemoryError("no memory left")
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.skipif(not hasattr(FSDPModule, "reset_iter_state"), reason="this torch cannot forget a pass")
+def test_fsdp_trains_on_after_a_trial_without_memory():
+    """Masters are put back to the bit, whatever the modules held when it failed, and the next step trains them."""
+    trial = dry_run(torch.optim.AdamW)
+    mesh = init_device_mesh("cpu", (1,))
+    for module in (trial.model.transformer.h[0], trial.model):
+        fully_shard(module, mesh=mesh, reshard_after_forward=False)
+    trial = DryRun(**{**vars(trial), "optimizer": torch.optim.AdamW(trial.model.parameters(), lr=0.1)})
+    masters = [parameter.to_local() for parameter in trial.model.parameters()]
+    before = [master.clone() for master in masters]
+    block, whole = trial.model.transformer.h[0], trial.model.transformer.h[0].forward
+
+    with undone(trial.model, trial.optimizer):
+        assert trial.peak(1, passes=1) is not None
+        block.forward = lambda *arguments: FullBackward.apply(whole(*arguments))
+        assert trial.peak(2, passes=1) is None
+        block.forward = whole
+
+    assert all(torch.equal(master, kept) for master, kept in zip(masters, before, strict=True))
+    assert trial.peak(1, passes=1) is not None
+    assert not any(torch.equal(master, kept) for master, kept in zip(masters, before, strict=True))
 
 
 @pytest.mark.parametrize(("free", "expected"), [(10**12, 256), (0, 1)])
