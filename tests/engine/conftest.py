@@ -1,4 +1,4 @@
-"""Directories of shards whose documents a test chooses; made without preparation, as it would make them."""
+"""Directories of shards whose documents a test chooses, made as preparation makes them; and a group of one rank."""
 
 from __future__ import annotations
 
@@ -74,3 +74,13 @@ def random_documents() -> Callable[..., list[list[int]]]:
 def prepared(tmp_path) -> Path:
     """Two splits: 30 documents in several shards of 50 tokens, and 5."""
     return _prepare(tmp_path / "data", {"train": _documents(30), "val": _documents(5, seed=1)})
+
+
+@pytest.fixture
+def one_rank():
+    """A group of this process alone."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()

@@ -125,10 +125,13 @@ def _check_batch(settings: Settings, world_size: int | None, refuse: Refuse) -> 
     # Elastic sums are those of one size of micro-batch; and one beyond the step is a mistake on any number of ranks.
     is_fixed = settings.general.deterministic == "elastic" or (isinstance(local, int) and local > samples)
     has_own_size = isinstance(local, int) and (local * dp_size <= samples or is_fixed)
-    unit = steps.micro_batch_size * dp_size if has_own_size else dp_size
+    if has_own_size:
+        unit = steps.micro_batch_size * dp_size
+        named = f"local_batch_size x data-parallel ranks = {local} x {dp_size} = {unit}."
+    else:
+        unit, named = dp_size, f"the {dp_size} data-parallel ranks."
     if samples % unit == 0:
         return
-    by = f"local_batch_size x data-parallel ranks = {local} x {dp_size} = {unit}."
     below = samples // unit * unit
     works = " or ".join(str(size) for size in (below, below + unit) if size)
     help_ = f"{works} would work"
@@ -137,8 +140,7 @@ def _check_batch(settings: Settings, world_size: int | None, refuse: Refuse) -> 
         help_ = f"local_batch_size {best} keeps this global batch; a global batch of {works} would work, too"
     refuse(
         "step_scheduler.global_batch_size",
-        f"step_scheduler.global_batch_size is {samples}, but it must be a multiple of\n"
-        + (by if has_own_size else f"the {dp_size} data-parallel ranks."),
+        f"step_scheduler.global_batch_size is {samples}, but it must be a multiple of\n{named}",
         help_,
     )
 

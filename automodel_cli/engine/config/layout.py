@@ -51,6 +51,15 @@ def is_sharded(section: DistributedSection, degrees: Degrees) -> bool:
     return degrees.tp > 1 or (section.chosen_strategy() != "ddp" and degrees.dp_shard * degrees.cp > 1)
 
 
+def filled_batch(local_batch_size: int, global_batch_size: int, dp_size: int) -> int:
+    """Samples of a forward pass: as many as are allowed, or all that a rank has of a step where these are fewer.
+
+    >>> filled_batch(16, 16, 2)
+    8
+    """
+    return min(local_batch_size, max(1, global_batch_size // dp_size))
+
+
 def divisors(number: int) -> list[int]:
     """All divisors, ascending.
 

@@ -104,10 +104,6 @@ class StepSchedulerSection:
             raise ValueError("local_batch_size is auto, and nobody has looked for it yet")
         return self.local_batch_size
 
-    def samples_of_rank(self, dp_size: int) -> int:
-        """Samples of a step that one of the data-parallel ranks reads: the most that its forward passes can take."""
-        return self.global_batch_size // dp_size
-
 
 DECAY_STYLES = ("cosine", "linear", "constant", "inverse-square-root", "WSD")
 WSD_STYLES = ("1-sqrt", "minus_sqrt", "linear", "cosine")

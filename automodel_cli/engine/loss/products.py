@@ -24,9 +24,14 @@ def times_transposed(a_NK: torch.Tensor, b_MK: torch.Tensor, out_NM: torch.Tenso
         out_NM: Memory that may be used for the result; without it, or where the library makes its own, it is fresh.
     """
     if a_NK.device.type == "cpu" and a_NK.dtype == torch.float32 and onednn_is_faster() and is_whole(b_MK):
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(a_NK, b_MK, None, "none", [], "")
-        return product
+        return onednn_linear(a_NK, b_MK)
     return a_NK @ b_MK.T if out_NM is None else torch.mm(a_NK, b_MK.T, out=out_NM)
+
+
+def onednn_linear(a_NK: torch.Tensor, b_MK: torch.Tensor, bias_M: torch.Tensor | None = None) -> torch.Tensor:
+    """The product a @ b.T + bias, (N, M), by oneDNN; fast where b `is_whole`."""
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(a_NK, b_MK, bias_M, "none", [], "")
+    return product
 
 
 def is_whole(matrix: torch.Tensor) -> bool:

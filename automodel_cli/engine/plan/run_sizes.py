@@ -10,7 +10,7 @@ from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.durations import tokens_per_step
 from automodel_cli.engine.config.env import resolve_env
-from automodel_cli.engine.config.layout import Degrees, degrees_of
+from automodel_cli.engine.config.layout import Degrees, degrees_of, filled_batch
 from automodel_cli.engine.config.sections import AUTO, DistributedSection, section_fields
 from automodel_cli.errors import ConfigError
 
@@ -129,8 +129,7 @@ def run_sizes(config: Config, world_size: int | None = None) -> RunSizes:
     return RunSizes(
         seq_len=tokens // samples if samples and tokens else None,
         global_batch_size=samples,
-        # A rank that has fewer samples of a step takes these at once.
-        local_batch_size=min(local, samples // degrees.dp or 1) if samples and local else local,
+        local_batch_size=filled_batch(local, samples, degrees.dp) if samples and local else local,
         max_steps=_whole(config, "step_scheduler.max_steps"),
         is_bf16=precision in ("bf16", "bf16-params", "fp8") or (precision in (None, "auto") and device != "cpu"),
         weight_bytes=2 if precision == "bf16-params" else 4,

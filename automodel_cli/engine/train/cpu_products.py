@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from automodel_cli.engine.loss.products import is_whole, onednn_is_faster
+from automodel_cli.engine.loss.products import is_whole, onednn_is_faster, onednn_linear
 
 # Multiplications from which a product repays a call that is looked up from Python, and rows or columns from which
 # oneDNN is ahead: 0.1 ms of one core. Smaller products stay where they are, bit for bit.
@@ -73,13 +73,11 @@ def is_worth_it(a_NK: torch.Tensor, b_KM: torch.Tensor) -> bool:
 
 def onednn_product(a_NK: torch.Tensor, b_KM: torch.Tensor, bias_M: torch.Tensor | None) -> torch.Tensor:
     """The product a @ b + bias, (N, M), contiguous, of matrices that lie in memory as `is_worth_it` wants them."""
-    product: torch.Tensor
     if bias_M is None and a_NK.stride(1) != 1 and b_KM.stride(1) == 1 and a_NK.shape[1] >= _LONG_SUMS:
         gradient, inputs = a_NK.T.to_mkldnn(), b_KM.to_mkldnn()
-        product = torch.ops.aten.mkldnn_linear_backward_weights(gradient, inputs, b_KM, False)[0]
-    else:
-        product = torch.ops.mkldnn._linear_pointwise(a_NK, b_KM.T, bias_M, "none", [], "")
-    return product
+        product: torch.Tensor = torch.ops.aten.mkldnn_linear_backward_weights(gradient, inputs, b_KM, False)[0]
+        return product
+    return onednn_linear(a_NK, b_KM.T, bias_M)
 
 
 def _agrees() -> bool:

@@ -18,7 +18,7 @@ import torch
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.layout import divisors
+from automodel_cli.engine.config.layout import divisors, filled_batch
 from automodel_cli.engine.config.origin import DEFAULT, Origin
 from automodel_cli.engine.config.sections import AUTO
 from automodel_cli.engine.config.yaml_reader import parse_value
@@ -64,14 +64,15 @@ def with_local_batch(
     """
     section = settings.step_scheduler
     team = parts.spread.team if parts.spread else None
-    per_rank = section.samples_of_rank(team.degrees.dp if team else 1)
+    dp_size = team.degrees.dp if team else 1
     if section.local_batch_size != AUTO:
-        if section.micro_batch_size <= per_rank:
+        allowed = section.micro_batch_size
+        taken = filled_batch(allowed, section.global_batch_size, dp_size)
+        if taken == allowed:
             return config, settings
-        parts.how["local batch"] = (
-            f"{per_rank}, a rank's samples of a step; local_batch_size allows {section.local_batch_size}"
-        )
-        return config, replace(settings, step_scheduler=replace(section, local_batch_size=per_rank))
+        parts.how["local batch"] = f"{taken}, a rank's samples of a step; local_batch_size allows {allowed}"
+        return config, replace(settings, step_scheduler=replace(section, local_batch_size=taken))
+    per_rank = section.global_batch_size // dp_size
     saved, why = _saved(snapshot, team)
     if saved is not None and per_rank % saved == 0:
         found, reason = saved, "as in the checkpoint"

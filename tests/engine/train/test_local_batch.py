@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
@@ -143,14 +142,6 @@ def test_a_trial_tells_a_lack_of_memory_from_a_defect(monkeypatch):
     monkeypatch.setattr(trial.model, "forward", failing(ValueError("a defect")))
     with pytest.raises(ValueError, match="a defect"):
         trial.peak(1, passes=1)
-
-
-@pytest.fixture
-def one_rank():
-    """A group of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 class FullBackward(torch.autograd.Function):
