@@ -59,13 +59,13 @@ def keep_within_documents(
         ConfigError: A Hugging Face model has layers that see across every border.
     """
     if isinstance(model, GPT2LMHeadModel):
-        obstacle = _obstacle(model, splits_sequence, model.config.dropout)
+        obstacle = _obstacle(model, splits_sequence)
     elif is_hugging_face(model):
         refuse_states(model)
         config: Any = model.config
         if config._attn_implementation not in ("sdpa", "eager"):
             return str(config._attn_implementation)
-        obstacle = _obstacle(model, splits_sequence, getattr(config, "attention_dropout", 0.0))
+        obstacle = _obstacle(model, splits_sequence)
         if not getattr(model, "_supports_flex_attn", False):
             obstacle = f"{type(model).__name__} of transformers has no flex_attention"
         elif not may_change:
@@ -83,12 +83,12 @@ def keep_within_documents(
     return _BLOCKS
 
 
-def _obstacle(model: nn.Module, splits_sequence: bool, dropout: float) -> str | None:
+def _obstacle(model: nn.Module, splits_sequence: bool) -> str | None:
     """What keeps a model from attending in blocks, or None."""
     size = head_size_of(model)
     if splits_sequence:
         return "flex_attention is not split over context-parallel ranks"
-    if dropout:
+    if dropout_of(model):
         return "flex_attention has no dropout"
     if size is None or size < LEAST_HEAD_SIZE:
         return f"flex_attention needs heads of at least {LEAST_HEAD_SIZE}, but they have {size or 'no stated size'}"
