@@ -1,0 +1,237 @@
+"""Reads files back that anybody may have changed since: bounded in size, depth and number of values, checked in type.
+
+Nothing here waits or allocates without a bound: a pipe, a device or a directory in the place of a file is refused
+before it is read, JSON is refused by its number of values before it is parsed. JSON is strict: UTF-8, no key twice,
+no `NaN` or `Infinity`, no number that no double or 64-bit integer comes near, no half of a surrogate pair.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from automodel_cli.errors import AmcliError
+
+MAX_JSON_BYTES = 16 * 2**20
+MAX_JSON_DEPTH = 64
+MAX_JSON_VALUES = 1_000_000
+MAX_WHOLE = 2**63 - 1
+_MAX_NUMBER_CHARACTERS = 100
+_SHOWN_CHARACTERS = 60
+_SEPARATORS = re.compile(rb"[,\[{]")
+
+T = TypeVar("T")
+
+
+class UnsoundError(ValueError):
+    """A file or value is not what it must be; the text says what was found and what the rule is."""
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """The contents of a regular file.
+
+    Raises:
+        UnsoundError: It is no regular file, or larger than `max_bytes`.
+        OSError: It is not there, or cannot be read.
+    """
+    _check_regular(path.stat(), max_bytes)
+    # Without waiting: between the two looks a pipe may have taken the place of the file.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        _check_regular(os.fstat(descriptor), max_bytes)
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise UnsoundError(f"it has more than the {max_bytes:,} bytes that are read")
+    return content
+
+
+def _check_regular(status: os.stat_result, max_bytes: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsoundError("it is not a regular file")
+    if status.st_size > max_bytes:
+        raise UnsoundError(f"it has {status.st_size:,} bytes, and at most {max_bytes:,} are read")
+
+
+def parse_json(content: bytes, *, max_depth: int = MAX_JSON_DEPTH, max_values: int = MAX_JSON_VALUES) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        UnsoundError: It is not JSON, or beyond a bound.
+    """
+    # Counted in texts too, so never too few; what a value takes in memory is bounded by that.
+    if sum(1 for _ in _SEPARATORS.finditer(content)) > max_values:
+        raise UnsoundError(f"it holds more than the {max_values:,} values that are read")
+    try:
+        value = json.loads(
+            content.decode("utf-8-sig"),
+            object_pairs_hook=_without_repeats,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_whole,
+        )
+    except UnicodeDecodeError as error:
+        raise UnsoundError(f"byte {error.start:,} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise UnsoundError(f"it is not JSON: {error}") from None
+    except RecursionError:
+        raise UnsoundError(f"it is nested more than {max_depth} deep") from None
+    _check_values(value, max_depth)
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise UnsoundError(f"the key {shown(twice)} stands twice")
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise UnsoundError(f"it holds {name}, which is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    if len(text) > _MAX_NUMBER_CHARACTERS or not math.isfinite(number := float(text)):
+        raise UnsoundError(f"it holds the number {shown(text)}, which is out of range")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > _MAX_NUMBER_CHARACTERS:
+        raise UnsoundError(f"it holds a number of {len(text):,} digits, and at most {_MAX_NUMBER_CHARACTERS} are read")
+    return int(text)
+
+
+def _check_values(value: Any, max_depth: int) -> None:
+    """Refuses what is nested too deep, and texts that cannot be written anywhere."""
+    level, depth = [value], 0
+    while level:
+        following: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                following += item.keys()
+                following += item.values()
+            elif isinstance(item, list):
+                following += item
+            elif isinstance(item, str) and not item.isascii():
+                _check_text(item)
+        if depth == max_depth and any(isinstance(item, dict | list) for item in level):
+            raise UnsoundError(f"it is nested more than {max_depth} deep")
+        level, depth = following, depth + 1
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UnsoundError(f"it holds half of a surrogate pair in {shown(text)}") from None
+
+
+def read_object(
+    path: Path,
+    error: type[AmcliError],
+    *,
+    what: str = "the file",
+    help: str | None = None,
+    max_bytes: int = MAX_JSON_BYTES,
+) -> dict[str, Any]:
+    """The contents of a file that holds one JSON object.
+
+    Args:
+        path: The file.
+        error: What to raise whatever is wrong.
+        what: Names the file in the error, such as `the manifest`.
+        help: For the error.
+        max_bytes: Larger files are not read.
+
+    Raises:
+        AmcliError: `error`: there is no such file, it cannot be read, or it is no sound JSON object.
+    """
+    try:
+        value = parse_json(read_bytes(path, max_bytes))
+        if not isinstance(value, dict):
+            raise UnsoundError(f"it is not a JSON object but {kind_of(value)}")
+    except OSError as found:
+        raise error(f"{what} cannot be read: {found.strerror or found}", where=str(path)) from found
+    except UnsoundError as found:
+        raise error(f"{what} is damaged: {found}", where=str(path), help=help) from found
+    return value
+
+
+def typed(cls: type[T], raw: Any, name: str = "") -> T:
+    """An instance of a dataclass from the JSON object that `dataclasses.asdict` would give.
+
+    The annotations of its fields are the rules: whole numbers are from 0 to 2**63 - 1 and never true or false, other
+    numbers finite, a tuple is a list. Fields with a default may be missing.
+
+    Raises:
+        UnsoundError: A field is missing, unknown, or of another kind; the text begins with its dotted name.
+    """
+    checked: T = _checked(cls, raw, name)
+    return checked
+
+
+def _checked(kind: Any, raw: Any, name: str) -> Any:
+    arguments = typing.get_args(kind)
+    origin = typing.get_origin(kind) or kind
+    if origin in (types.UnionType, typing.Union):
+        options = [option for option in arguments if option is not type(None)]
+        return None if raw is None and len(options) < len(arguments) else _checked(options[0], raw, name)
+    if is_dataclass(origin):
+        return _dataclass(origin, raw, name)
+    if origin is tuple and isinstance(raw, list):
+        return tuple(_checked(arguments[0], item, f"{name}[{index}]") for index, item in enumerate(raw))
+    if origin in (dict, Mapping) and isinstance(raw, dict):
+        return {key: _checked(arguments[1], item, _below(name, key)) for key, item in raw.items()}
+    if origin is int and type(raw) is int and 0 <= raw <= MAX_WHOLE:
+        return raw
+    if origin is float and type(raw) in (int, float) and abs(raw) <= MAX_WHOLE:
+        return float(raw)
+    if origin is Any or (origin in (str, bool) and type(raw) is origin):
+        return raw
+    rules = {int: "a whole number from 0 to 2**63 - 1", float: "a number", str: "a text", bool: "true or false"}
+    rule = rules.get(origin, "a list" if origin is tuple else "an object")
+    raise UnsoundError(f"{name or 'it'} is {shown(raw)}, but it must be {rule}")
+
+
+def _dataclass(cls: Any, raw: Any, name: str) -> Any:
+    if not isinstance(raw, dict):
+        raise UnsoundError(f"{name or 'it'} is {shown(raw)}, but it must be an object")
+    expected = {field.name: field for field in fields(cls) if field.init}
+    if unknown := sorted(set(raw) - set(expected)):
+        raise UnsoundError(f"{_below(name, unknown[0])} is unknown")
+    for field in expected.values():
+        if field.name not in raw and field.default is MISSING and field.default_factory is MISSING:
+            raise UnsoundError(f"{_below(name, field.name)} is missing")
+    hints = typing.get_type_hints(cls)
+    return cls(**{key: _checked(hints[key], value, _below(name, key)) for key, value in raw.items()})
+
+
+def _below(name: str, key: str) -> str:
+    short = key if len(key) <= _SHOWN_CHARACTERS else f"{key[:_SHOWN_CHARACTERS]}..."
+    return f"{name}.{short}" if name else short
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def shown(value: Any) -> str:
+    """A value in an error, cut where it is long."""
+    if isinstance(value, dict | list):
+        return kind_of(value)
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
