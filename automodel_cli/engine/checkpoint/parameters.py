@@ -67,8 +67,8 @@ def component_of(name: str) -> str:
     >>> component_of("transformer.h.0.attn.c_attn.weight"), component_of("model.layers.0.input_layernorm.weight")
     ('attention', 'norm')
     """
-    parts = name.lower().split(".")
+    lower = name.lower()
     for component, marks in _COMPONENTS:
-        if any(mark in part for part in parts for mark in marks):
+        if any(mark in lower for mark in marks):
             return component
     return "other"

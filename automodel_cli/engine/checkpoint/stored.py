@@ -80,6 +80,8 @@ def files_of_parts(directory: Path) -> list[Path]:
 
 def _joined(name: str, blocks: list[tuple[TensorInfo, Piece]]) -> StoredTensor:
     pieces = tuple(piece for _, piece in blocks)
+    if len(pieces) == 1 and not any(pieces[0].region.offsets):
+        return StoredTensor(blocks[0][0], pieces)
     kinds = {(info.dtype, len(info.shape)) for info, _ in blocks}
     if len(kinds) > 1:
         raise _refused(name, pieces, f"is of several types or dimensions: {sorted(kinds)}")

@@ -7,20 +7,23 @@ https://huggingface.co/docs/safetensors (8 bytes of length, JSON, then the tenso
 
 from __future__ import annotations
 
-import json
+import io
 import math
+import os
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from automodel_cli.engine.bounded import UnsoundError, open_regular, parse_json
 from automodel_cli.errors import CheckpointError
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = 32 * 2**20  # the format allows three times as much, for which there is no use
+MAX_TENSORS = 100_000
 # Where torch.distributed.checkpoint, and we, keep the place of each block of a file in its tensor.
 SHARDING_KEY = "DCP_SHARDING_INFO"
 OFFSETS_KEY = "saved_offsets"
-_MAX_DIMENSIONS = 64
+MAX_DIMENSIONS = 64
 _LENGTH_BYTES = 8
 
 _BITS = {
@@ -85,8 +88,8 @@ def read_header(path: Path) -> TensorHeader:
         CheckpointError: The header contradicts the format, itself or the file's size.
         OSError: The file cannot be read.
     """
-    file_bytes = path.stat().st_size
-    with path.open("rb") as file:
+    with io.BufferedReader(_opened(path)) as file:
+        file_bytes = os.fstat(file.fileno()).st_size
         length = file.read(_LENGTH_BYTES)
         if len(length) < _LENGTH_BYTES:
             raise _refused(path, f"the file has {file_bytes} bytes, and the header's length alone takes 8")
@@ -96,17 +99,18 @@ def read_header(path: Path) -> TensorHeader:
             raise _refused(path, f"the header claims {header_bytes:,} bytes, and at most {limit:,} are possible")
         raw = file.read(header_bytes)
     try:
-        entries = json.loads(raw, object_pairs_hook=_without_repeats)
+        entries = parse_json(raw)
         if not isinstance(entries, dict):
             raise ValueError("it is not an object")
         metadata = entries.pop("__metadata__", None)
-        spans = {name: _span(_short(name), entry) for name, entry in entries.items()}
-        offsets = _offsets(metadata, {name: tensor for name, (_, tensor) in spans.items()})
-    except (ValueError, RecursionError) as error:
+        if len(entries) > MAX_TENSORS:
+            raise ValueError(f"it lists {len(entries):,} tensors, and at most {MAX_TENSORS:,} are read")
+        data_begin = _LENGTH_BYTES + header_bytes
+        tensors = {name: _tensor(_short(name), entry, data_begin) for name, entry in entries.items()}
+        offsets = _offsets(metadata, tensors)
+    except ValueError as error:
         raise _refused(path, str(error)) from None
-    data_begin = _LENGTH_BYTES + header_bytes
-    _check_offsets(path, spans, data_bytes=file_bytes - data_begin)
-    tensors = {name: replace(tensor, begin=data_begin + begin) for name, (begin, tensor) in spans.items()}
+    _check_offsets(path, tensors, data_begin, file_bytes)
     return TensorHeader(tensors, offsets)
 
 
@@ -119,26 +123,26 @@ def _offsets(metadata: Any, tensors: dict[str, TensorInfo]) -> dict[str, tuple[i
     text = metadata.get(SHARDING_KEY) if isinstance(metadata, dict) else None
     if text is None:
         return None
-    places = json.loads(text) if isinstance(text, str) else None
+    places = parse_json(text.encode()) if isinstance(text, str) else None
     found = {}
     for name, tensor in tensors.items():
         place = places.get(name) if isinstance(places, dict) else None
         offsets: Any = place.get(OFFSETS_KEY) if isinstance(place, dict) else None
-        if not _are_sizes(offsets) or len(offsets) != len(tensor.shape):
+        if not are_sizes(offsets) or len(offsets) != len(tensor.shape):
             raise ValueError(f"{_short(name)!r} has no place in its tensor ({SHARDING_KEY})")
         found[name] = tuple(offsets)
     return found
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice")
-    return found
+def _opened(path: Path) -> io.FileIO:
+    try:
+        return open_regular(path)
+    except UnsoundError as error:
+        raise _refused(path, str(error)) from None
 
 
-def _span(name: str, entry: Any) -> tuple[int, TensorInfo]:
-    """Where a tensor begins, and what it is.
+def _tensor(name: str, entry: Any, data_begin: int) -> TensorInfo:
+    """What a tensor is, and where it begins in the file.
 
     Raises:
         ValueError: The entry is not what the format asks for.
@@ -148,36 +152,39 @@ def _span(name: str, entry: Any) -> tuple[int, TensorInfo]:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise ValueError(f"{name!r} has the unknown dtype {str(dtype)[:40]!r}")
-    if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
-        raise ValueError(f"{name!r} has a shape that is not a list of at most {_MAX_DIMENSIONS} sizes")
-    if not _are_sizes(offsets) or len(offsets) != 2:
+    if not are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"{name!r} has a shape that is not a list of at most {MAX_DIMENSIONS} sizes")
+    if not are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"{name!r} has data_offsets that are not two positions")
     begin, end = offsets
     if math.prod(shape) * _BITS[dtype] != 8 * (end - begin):
         raise ValueError(
             f"{name!r} of {dtype} {_short(str(shape))} does not take the {end - begin} bytes of its offsets"
         )
-    return begin, TensorInfo(dtype, tuple(shape), end - begin)
+    return TensorInfo(dtype, tuple(shape), end - begin, data_begin + begin)
 
 
 def _short(name: str) -> str:
     return name if len(name) <= 100 else f"{name[:97]}..."
 
 
-def _are_sizes(value: Any) -> bool:
+def are_sizes(value: Any) -> bool:
+    """Whether it is a list of whole numbers from 0 to 2**63 - 1."""
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def _check_offsets(path: Path, spans: dict[str, tuple[int, TensorInfo]], data_bytes: int) -> None:
+def _check_offsets(path: Path, tensors: dict[str, TensorInfo], data_begin: int, file_bytes: int) -> None:
     """Tensors must fill the rest of the file without gaps and without overlaps."""
-    position = 0
-    for name, (begin, tensor) in sorted(spans.items(), key=lambda item: (item[1][0], item[1][1].num_bytes)):
-        if begin != position:
-            kind = "overlaps the one before it" if begin < position else "leaves a gap before it"
-            raise _refused(path, f"{_short(name)!r} begins at byte {begin:,}, which {kind} (ends at {position:,})")
-        position += tensor.num_bytes
-    if position != data_bytes:
-        raise _refused(path, f"the tensors take {position:,} bytes, and the file holds {data_bytes:,}")
+    end = data_begin
+    for begin, num_bytes, name in sorted((item.begin or 0, item.num_bytes, name) for name, item in tensors.items()):
+        if begin != end:
+            kind = "overlaps the one before it" if begin < end else "leaves a gap before it"
+            place, expected = begin - data_begin, end - data_begin
+            raise _refused(path, f"{_short(name)!r} begins at byte {place:,}, which {kind} (ends at {expected:,})")
+        end += num_bytes
+    if end != file_bytes:
+        found, rest = end - data_begin, file_bytes - data_begin
+        raise _refused(path, f"the tensors take {found:,} bytes, and the file holds {rest:,}")
 
 
 def _refused(path: Path, reason: str) -> CheckpointError:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from automodel_cli.engine.bounded import read_object
 from automodel_cli.errors import CheckpointError
 
 _MAX_JSON_BYTES = 64 * 2**20
@@ -36,12 +36,4 @@ def json_object(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: It cannot be read, or is no JSON object.
     """
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError(f"it has {path.stat().st_size:,} bytes, and at most {_MAX_JSON_BYTES:,} are read")
-        value = json.loads(path.read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError("it is not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"it cannot be read: {error}", where=str(path)) from error
-    return value
+    return read_object(path, CheckpointError, max_bytes=_MAX_JSON_BYTES)

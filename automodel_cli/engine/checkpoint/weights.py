@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from automodel_cli.engine.checkpoint import layout
+from automodel_cli.engine.checkpoint.foreign import pickled_tensors
 from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.manifest import MANIFEST_NAME, examine
 from automodel_cli.engine.checkpoint.stored import files_of_parts
+from automodel_cli.engine.checkpoint.tensor_header import TensorInfo, read_header
 from automodel_cli.engine.checkpoint.tensor_index import indexed_files, json_object
 from automodel_cli.errors import CheckpointError
 
@@ -115,15 +115,30 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
+    is_pickled = file.suffix in _PICKLED
+    # Before torch or safetensors allocate anything, whatever the file says of itself.
+    if is_pickled:
+        _check_sizes(file, pickled_tensors(file))
+    else:
+        read_header(file)
     try:
-        if file.suffix in _PICKLED:
-            return _tensors_of(torch.load(file, map_location="cpu", weights_only=True), file)
-        return load_file(file)
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        loaded = torch.load(file, map_location="cpu", weights_only=True) if is_pickled else load_file(file)
+    # A broken pickle raises nearly anything, and so does what torch makes of it.
+    except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"the weights cannot be read: {reason}", where=str(file), help=f"name {_FORMS}"
         ) from error
+    return _tensors_of(loaded, file)
+
+
+def _check_sizes(file: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Refuses tensors that are larger than their file: one element may be said to stand for a terabyte."""
+    file_bytes = file.stat().st_size
+    for name, tensor in tensors.items():
+        if tensor.num_bytes > file_bytes:
+            message = f"the tensor {name!r} would take {tensor.num_bytes:,} bytes, and the file has {file_bytes:,}"
+            raise CheckpointError(message, where=str(file), help=f"name {_FORMS}")
 
 
 def _tensors_of(loaded: Any, file: Path) -> dict[str, torch.Tensor]:

@@ -111,13 +111,13 @@ def test_a_claimed_size_is_never_allocated(tmp_path: Path, claimed_bytes: int) -
         read_tensor_header(path)
 
 
-def test_the_formats_limit_holds_in_a_file_that_is_long_enough(tmp_path: Path) -> None:
+def test_the_limit_holds_in_a_file_that_is_long_enough(tmp_path: Path) -> None:
     """A sparse file of a terabyte does not make a header of a gigabyte readable."""
     path = written(tmp_path / "x.safetensors", b"{}", claimed_bytes=2**30)
     with path.open("rb+") as file:
         file.truncate(2**40)
 
-    with pytest.raises(CheckpointError, match="at most 100,000,000 are possible"):
+    with pytest.raises(CheckpointError, match="at most 33,554,432 are possible"):
         read_tensor_header(path)
 
 
@@ -131,7 +131,7 @@ def test_a_file_too_short_for_a_header_is_refused(tmp_path: Path, num_bytes: int
         read_tensor_header(path)
 
 
-@given(st.binary(max_size=200))
+@given(st.binary(max_size=200).filter(lambda content: content.strip() != b"{}"))  # a file without tensors is sound
 def test_random_bytes_give_one_kind_of_error(content: bytes) -> None:
     """Whatever follows a plausible length, nothing but a CheckpointError comes out."""
     with tempfile.TemporaryDirectory() as directory:
