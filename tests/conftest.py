@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from automodel_cli.engine.bounded import BLANK_DIGEST, sealed
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 
 # Before torch is imported: test processes share the cores with each other and with what they start. With as many
@@ -67,6 +71,19 @@ def tiny_data(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("data")
     prepare(PrepOptions(source="shakespeare", output_dir=directory, max_tokens=50_000, val_tokens=5_000))
     return directory
+
+
+@pytest.fixture(scope="session")
+def edit_manifest():
+    """Changes what the manifest of a directory of shards says, as if it had been written so."""
+
+    def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+        path = directory / "manifest.json"
+        raw = json.loads(path.read_text())
+        change(raw)
+        path.write_bytes(sealed(json.dumps({**raw, "manifest_sha256": BLANK_DIGEST})))
+
+    return edit
 
 
 @pytest.fixture

@@ -65,6 +65,8 @@ def verification(found: Verification, *, as_json: bool) -> None:
         return
     for problem in found.problems:
         typer.echo(f"{problem.kind:<11}  {problem.where}: {problem.message}")
+    if found.note is not None:
+        typer.echo(f"note: {found.note}")
     read = f"{_shards(found.num_shards)}, {found.num_tokens:,} tokens, {found.num_bytes:,} bytes"
     against = "headers, indices and manifest" if found.has_manifest else "headers and indices; there is no manifest"
     if not found.problems:

@@ -7,6 +7,7 @@ no `NaN` or `Infinity`, no number that no double or 64-bit integer comes near, n
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -194,6 +195,27 @@ def read_object(
     except UnsoundError as found:
         raise error(f"{what} is damaged: {found}", where=str(path), help=help) from found
     return value
+
+
+BLANK_DIGEST = "0" * 64
+
+
+def sealed(text: str) -> bytes:
+    """A text with its own SHA-256 in the last place where `BLANK_DIGEST` stands, and over it as it stood with that.
+
+    A hash of the parsed values would miss changes that keep the meaning, such as 1e-05 to 1E-05.
+    """
+    head, _, tail = text.rpartition(BLANK_DIGEST)
+    return f"{head}{hashlib.sha256(text.encode()).hexdigest()}{tail}".encode()
+
+
+def is_sealed(content: bytes, digest: Any) -> bool:
+    """Whether a text is as `sealed` made it, with this digest in it."""
+    if not isinstance(digest, str) or len(digest) != len(BLANK_DIGEST) or not digest.isascii():
+        return False
+    head, found, tail = content.rpartition(digest.encode())
+    blank = head + BLANK_DIGEST.encode() + tail
+    return bool(found) and hashlib.sha256(blank).hexdigest() == digest
 
 
 def typed(cls: type[T], raw: Any, name: str = "") -> T:

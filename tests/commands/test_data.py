@@ -45,6 +45,7 @@ def test_verify_exits_with_the_code_of_data_and_lists_every_problem(data, capsys
     assert sorted(found) == [
         "directory",
         "has_manifest",
+        "note",
         "is_sound",
         "num_bytes",
         "num_shards",
@@ -125,12 +126,9 @@ def test_a_document_that_does_not_exist_is_an_error(data, capsys):
     assert "its splits are train, val" in capsys.readouterr().err
 
 
-def test_a_tokenizer_that_changed_since_is_refused(data, capsys):
+def test_a_tokenizer_that_changed_since_is_refused(data, edit_manifest, capsys):
     """Its text would be another."""
-    path = data / "manifest.json"
-    raw = json.loads(path.read_text())
-    raw["tokenizer"]["sha256"] = "0" * 64
-    path.write_text(json.dumps(raw))
+    edit_manifest(data, lambda raw: raw["tokenizer"].update(sha256="1" * 64))
 
     assert run(["data", "inspect", str(data), "--doc", "0"]) == 3
     assert "not the one that made the data" in capsys.readouterr().err

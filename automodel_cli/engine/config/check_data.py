@@ -7,11 +7,11 @@ through many directories can take long, so they are left to the dataset.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from automodel_cli.engine.bounded import parse_json, read_bytes
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.builtin import BUILTIN_SOURCE, embedded_corpus_directory
 from automodel_cli.engine.config.config import TARGET, Config
@@ -39,8 +39,7 @@ TRAINING: KeyPath = ("dataset",)
 
 # As `engine.shards.manifest` writes it; that package lies above this one, and needs numpy.
 _MANIFEST = ("manifest.json", "amcli-token-shards")
-_MANIFEST_VERSIONS = (1, 2)
-_MAX_MANIFEST_BYTES = 16_000_000
+_MANIFEST_VERSIONS = (1, 2, 3)
 _MAX_WILD_PARTS = 2  # data/*/train_*.bin
 
 
@@ -178,11 +177,9 @@ def training_tokens(config: Config) -> int | None:
 def _records(manifest: Path) -> dict[str, Any]:
     """The record of each shard by name; empty where the file is missing, damaged or of another format."""
     try:
-        if not manifest.is_file() or manifest.stat().st_size > _MAX_MANIFEST_BYTES:
-            return {}
-        raw = json.loads(manifest.read_bytes())
+        raw = parse_json(read_bytes(manifest))
         if raw["format"] != _MANIFEST[1] or raw["format_version"] not in _MANIFEST_VERSIONS:
             return {}
         return {shard["name"]: shard for split in raw["splits"].values() for shard in split["shards"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

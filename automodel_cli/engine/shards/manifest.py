@@ -12,16 +12,29 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from automodel_cli.engine.bounded import (
+    BLANK_DIGEST,
+    UnsoundError,
+    is_sealed,
+    parse_json,
+    read_bytes,
+    sealed,
+    shown,
+    typed,
+)
 from automodel_cli.engine.shards.durable import write_durably
 from automodel_cli.engine.shards.format import ShardInfo
 from automodel_cli.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "amcli-token-shards"
-FORMAT_VERSION = 2
-# Version 1 lacks `reading` and `versions`, and the fields that have a default here.
-_READABLE_VERSIONS = (1, 2)
+FORMAT_VERSION = 3
+# Version 1 lacks `reading` and `versions`, and the fields that have a default here; versions 1 and 2 lack a hash.
+READABLE_VERSIONS = (1, 2, 3)
+MAX_MANIFEST_BYTES = 16 * 2**20
 
+_SEALED_SINCE = 3
+_UNSEALED = f"{MANIFEST_NAME} is of an earlier version of amcli and has no hash of itself"
 _AGAIN = "run `amcli prep` again with --overwrite"
 
 
@@ -140,6 +153,7 @@ class DataManifest:
         versions: Programs that had a part in it, such as `tokenizer_engine` and `python`.
         format: Says that this is a manifest of token shards.
         format_version: Grows when readers must change.
+        manifest_sha256: Of the text of the file, with zeros in this place; `None` before format version 3.
     """
 
     source: SourceRecord
@@ -151,6 +165,7 @@ class DataManifest:
     versions: dict[str, str] = field(default_factory=dict)
     format: str = field(default=FORMAT)
     format_version: int = field(default=FORMAT_VERSION)
+    manifest_sha256: str | None = field(default=None, compare=False)
 
     @property
     def num_tokens(self) -> int:
@@ -172,19 +187,24 @@ class DataManifest:
         """The unigram entropy of each split, in nats per token."""
         return {name: split.unigram_entropy_nats for name, split in self.splits.items()}
 
+    @property
+    def note(self) -> str | None:
+        """What a user should know of the file itself."""
+        return _UNSEALED if self.manifest_sha256 is None else None
+
     def shard(self, name: str) -> ShardRecord | None:
         """The record of the shard with this file name, in whichever split it is."""
         return next((shard for split in self.splits.values() for shard in split.shards if shard.name == name), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The manifest as plain JSON values."""
-        return asdict(self)
+        """What it says as plain JSON values, without the hash of the file."""
+        return {key: value for key, value in asdict(self).items() if key != "manifest_sha256"}
 
 
 def write_manifest(directory: Path, manifest: DataManifest) -> None:
     """Write `manifest.json` durably; call it after every shard is in place."""
-    text = json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    write_durably(directory / MANIFEST_NAME, text.encode())
+    fields = {**manifest.to_dict(), "format_version": FORMAT_VERSION, "manifest_sha256": BLANK_DIGEST}
+    write_durably(directory / MANIFEST_NAME, sealed(json.dumps(fields, indent=2, ensure_ascii=False) + "\n"))
 
 
 def load_manifest(directory: Path) -> DataManifest | None:
@@ -195,38 +215,40 @@ def load_manifest(directory: Path) -> DataManifest | None:
     """
     path = directory / MANIFEST_NAME
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return _parsed(path, read_bytes(path, MAX_MANIFEST_BYTES))
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise DataError(f"the manifest cannot be read: {error.strerror}", where=str(path)) from error
-    except ValueError as error:
-        raise DataError(f"the manifest is not valid JSON: {error}", where=str(path), help=_AGAIN) from error
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise DataError(f"this is no manifest of token shards (its `format` is not {FORMAT!r})", where=str(path))
-    if raw.get("format_version") not in _READABLE_VERSIONS:
-        raise DataError(
-            f"the manifest has format version {raw.get('format_version')!r}, but this amcli reads "
-            f"{' and '.join(map(str, _READABLE_VERSIONS))}",
-            where=str(path),
-            help=_AGAIN,
-        )
-    try:
-        return _from_dict(raw)
-    except (KeyError, TypeError, AttributeError) as error:
+    except UnsoundError as error:
         raise DataError(f"the manifest is damaged: {error}", where=str(path), help=_AGAIN) from error
 
 
-def _from_dict(raw: dict[str, Any]) -> DataManifest:
-    splits = {
-        name: SplitRecord(**{**split, "shards": tuple(ShardRecord(**shard) for shard in split["shards"])})
-        for name, split in raw["splits"].items()
-    }
-    fields = {**raw, "source": SourceRecord(**raw["source"]), "tokenizer": TokenizerRecord(**raw["tokenizer"])}
-    reading = raw.get("reading")
-    return DataManifest(
-        **{**fields, "splits": splits, "reading": None if reading is None else ReadingRecord(**reading)}
-    )
+def _parsed(path: Path, content: bytes) -> DataManifest:
+    raw = parse_json(content)
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise DataError(f"this is no manifest of token shards (its `format` is not {FORMAT!r})", where=str(path))
+    version = raw.get("format_version")
+    # Before the version is believed: one flipped bit makes another number of it.
+    if "manifest_sha256" in raw and not is_sealed(content, raw["manifest_sha256"]):
+        raise UnsoundError("its text does not match its own SHA-256")
+    if type(version) is not int or version not in READABLE_VERSIONS:
+        raise DataError(
+            f"the manifest has format version {shown(version)}, but this amcli reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}",
+            where=str(path),
+            help=_AGAIN,
+        )
+    if version >= _SEALED_SINCE and "manifest_sha256" not in raw:
+        raise UnsoundError("manifest_sha256 is missing")
+    manifest = typed(DataManifest, raw)
+    names = [shard.name for split in manifest.splits.values() for shard in split.shards]
+    if not manifest.splits or len(set(names)) < len(names):
+        raise UnsoundError("it lists no split, or a shard twice")
+    for name in names:
+        if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
+            raise UnsoundError(f"it lists {shown(name)}, which is not the name of a file beside it")
+    return manifest
 
 
 def manifest_for(shards: Sequence[ShardInfo]) -> DataManifest | None:

@@ -62,6 +62,7 @@ class Verification:
         num_tokens: Tokens in them.
         num_bytes: Bytes of them.
         problems: Empty if all is as it should be.
+        note: What else a user should know.
     """
 
     directory: str
@@ -70,6 +71,7 @@ class Verification:
     num_tokens: int
     num_bytes: int
     problems: tuple[Problem, ...]
+    note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -140,6 +142,7 @@ class Verifier:
             num_tokens=sum(shard.info.num_tokens for shard in read),
             num_bytes=sum(shard.info.begin_bytes + shard.info.num_tokens * shard.info.dtype.itemsize for shard in read),
             problems=tuple(self._problems),
+            note=None if manifest is None else manifest.note,
         )
 
     def _check_shard(self, file: Path, manifest: DataManifest | None) -> _ScannedShard | None:

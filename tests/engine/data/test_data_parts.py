@@ -109,12 +109,11 @@ def test_a_blend_that_is_not_well_formed_is_refused_with_an_example(blend, messa
     assert '["30", "a/*.bin", "70", "b/*.bin"]' in caught.value.help
 
 
-def test_a_blend_of_two_tokenizers_is_refused(prepare_documents, tmp_path):
+def test_a_blend_of_two_tokenizers_is_refused(prepare_documents, edit_manifest, tmp_path):
     """The same id would mean different text."""
     a = prepare_documents(tmp_path / "a", {"train": [[1, 2, 3]]})
     b = prepare_documents(tmp_path / "b", {"train": [[1, 2, 3]]})
-    manifest = b / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"sha256": "hash"', '"sha256": "other"'))
+    edit_manifest(b, lambda raw: raw["tokenizer"].update(sha256="other"))
 
     with pytest.raises(DataError, match="made with the tokenizer"):
         common_manifest(find_parts([1, str(a / "*.bin"), 1, str(b / "*.bin")]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 
 import numpy as np
@@ -105,13 +104,10 @@ def test_missing_and_repeated_parts_are_named(parts, tmp_path, prepare_documents
     assert not (tmp_path / "whole").exists()
 
 
-def test_a_part_made_with_other_settings_is_refused_naming_the_setting(parts, tmp_path):
+def test_a_part_made_with_other_settings_is_refused_naming_the_setting(parts, edit_manifest, tmp_path):
     """Both values stand in the message."""
     first, second, third = (directory for directory, _ in parts)
-    path = second / "manifest.json"
-    raw = json.loads(path.read_text())
-    raw["settings"]["shard_tokens"] = 7
-    path.write_text(json.dumps(raw))
+    edit_manifest(second, lambda raw: raw["settings"].update(shard_tokens=7))
 
     with pytest.raises(DataError, match=r"shard_tokens is 7 and 50 there"):
         merge([first, second, third], tmp_path / "whole")

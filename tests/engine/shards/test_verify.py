@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
@@ -19,13 +18,6 @@ from automodel_cli.errors import DataError, UsageError
 
 def kinds(directory):
     return {problem.kind for problem in verify_directory(directory).problems}
-
-
-def edit_manifest(directory, change):
-    path = directory / "manifest.json"
-    raw = json.loads(path.read_text())
-    change(raw)
-    path.write_text(json.dumps(raw))
 
 
 def test_what_was_written_is_sound(prepared):
@@ -106,7 +98,7 @@ def test_a_missing_shard_and_one_too_many_are_named(prepared):
         (lambda raw: raw["tokenizer"].update(vocab_size=256), "token_range"),
     ],
 )
-def test_a_manifest_that_says_otherwise_is_found(prepared, change, kind):
+def test_a_manifest_that_says_otherwise_is_found(prepared, edit_manifest, change, kind):
     """Each number that verification can compute is compared."""
     edit_manifest(prepared, change)
 
