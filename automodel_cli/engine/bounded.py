@@ -7,6 +7,7 @@ no `NaN` or `Infinity`, no number that no double or 64-bit integer comes near, n
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -80,8 +81,16 @@ def _check_regular(status: os.stat_result, max_bytes: int | None) -> None:
         raise UnsoundError(f"it has {status.st_size:,} bytes, and at most {max_bytes:,} are read")
 
 
-def parse_json(content: bytes, *, max_depth: int = MAX_JSON_DEPTH, max_values: int = MAX_JSON_VALUES) -> Any:
+def parse_json(
+    content: bytes, *, max_depth: int = MAX_JSON_DEPTH, max_values: int = MAX_JSON_VALUES, allow_nan: bool = False
+) -> Any:
     """The value of a JSON text.
+
+    Args:
+        content: UTF-8, with or without a byte order mark.
+        max_depth: Of lists and objects in each other.
+        max_values: Of all members of lists and objects together.
+        allow_nan: Whether `NaN` and `Infinity` may stand there, as in configurations of transformers.
 
     Raises:
         UnsoundError: It is not JSON, or beyond a bound.
@@ -93,7 +102,7 @@ def parse_json(content: bytes, *, max_depth: int = MAX_JSON_DEPTH, max_values: i
         value = json.loads(
             content.decode("utf-8-sig"),
             object_pairs_hook=_without_repeats,
-            parse_constant=_refuse_constant,
+            parse_constant=float if allow_nan else _refuse_constant,
             parse_float=_finite,
             parse_int=_whole if _LONG_NUMBER.search(content) else None,
         )
@@ -173,6 +182,7 @@ def read_object(
     what: str = "the file",
     help: str | None = None,
     max_bytes: int = MAX_JSON_BYTES,
+    allow_nan: bool = False,
 ) -> dict[str, Any]:
     """The contents of a file that holds one JSON object.
 
@@ -182,12 +192,13 @@ def read_object(
         what: Names the file in the error, such as `the manifest`.
         help: For the error.
         max_bytes: Larger files are not read.
+        allow_nan: As for `parse_json`.
 
     Raises:
         AmcliError: `error`: there is no such file, it cannot be read, or it is no sound JSON object.
     """
     try:
-        value = parse_json(read_bytes(path, max_bytes))
+        value = parse_json(read_bytes(path, max_bytes), allow_nan=allow_nan)
         if not isinstance(value, dict):
             raise UnsoundError(f"it is not a JSON object but {kind_of(value)}")
     except OSError as found:
@@ -218,15 +229,24 @@ def is_sealed(content: bytes, digest: Any) -> bool:
     return bool(found) and hashlib.sha256(blank).hexdigest() == digest
 
 
-def typed(cls: type[T], raw: Any, name: str = "") -> T:
+def typed(cls: type[T], raw: Any, name: str = "", *, ignore_unknown: bool = False) -> T:
     """An instance of a dataclass from the JSON object that `dataclasses.asdict` would give.
 
     The annotations of its fields are the rules: whole numbers are from 0 to 2**63 - 1 and never true or false, other
     numbers finite, a tuple is a list. Fields with a default may be missing.
 
+    Args:
+        cls: The dataclass; its fields may be dataclasses, too.
+        raw: As `parse_json` gave it.
+        name: Of `raw`, in errors.
+        ignore_unknown: Pass over fields of `raw` that `cls` lacks.
+
     Raises:
         UnsoundError: A field is missing, unknown, or of another kind; the text begins with its dotted name.
     """
+    if ignore_unknown and isinstance(raw, dict):
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # a dataclass, as the docstring says
+        raw = {key: value for key, value in raw.items() if key in known}
     checked: T = _checked(cls, raw, name)
     return checked
 
@@ -245,7 +265,8 @@ def _checked(kind: Any, raw: Any, name: str) -> Any:
         return {key: _checked(arguments[1], item, _below(name, key)) for key, item in raw.items()}
     if origin is int and type(raw) is int and 0 <= raw <= MAX_WHOLE:
         return raw
-    if origin is float and type(raw) in (int, float) and abs(raw) <= MAX_WHOLE:
+    is_number = math.isfinite(raw) if type(raw) is float else type(raw) is int and abs(raw) <= MAX_WHOLE
+    if origin is float and is_number:
         return float(raw)
     if origin is Any or (origin in (str, bool) and type(raw) is origin):
         return raw
@@ -263,8 +284,13 @@ def _dataclass(cls: Any, raw: Any, name: str) -> Any:
     for field in expected.values():
         if field.name not in raw and field.default is MISSING and field.default_factory is MISSING:
             raise UnsoundError(f"{_below(name, field.name)} is missing")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     return cls(**{key: _checked(hints[key], value, _below(name, key)) for key, value in raw.items()})
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _below(name: str, key: str) -> str:

@@ -45,8 +45,8 @@ def test_verify_exits_with_the_code_of_data_and_lists_every_problem(data, capsys
     assert sorted(found) == [
         "directory",
         "has_manifest",
-        "note",
         "is_sound",
+        "note",
         "num_bytes",
         "num_shards",
         "num_tokens",

@@ -7,9 +7,8 @@ whatever cannot be read becomes a line of the report. Writes nothing.
 
 from __future__ import annotations
 
-import json
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,11 @@ from automodel_cli.engine.checkpoint.parameters import ParameterCount, count_par
 from automodel_cli.engine.checkpoint.report import CheckpointReport, Verdict
 from automodel_cli.engine.checkpoint.stored import stored_tensors
 from automodel_cli.engine.checkpoint.tensor_header import TensorInfo
+from automodel_cli.engine.checkpoint.tensor_index import json_object
+from automodel_cli.engine.checkpoint.train_state import read_train_state
 from automodel_cli.engine.config.yaml_reader import read_yaml
 from automodel_cli.errors import CheckpointError, ConfigError
 
-_MAX_JSON_BYTES = 16 * 2**20
 _REQUIRED_FILES = (layout.CONFIG_FILE, layout.TRAIN_STATE_FILE, layout.rng_file(rank=0))
 _PROGRESS_KEYS = ("tokens_seen", "samples_consumed", "loss", "val_loss", "best_val_loss", "lr", "train_seconds")
 _CONFIG_KEYS = (
@@ -79,8 +79,9 @@ class _Inspection:
             self._compare(manifest, verify)
         else:
             self._look_for_required_files()
-        model_config = self._json(layout.MODEL_CONFIG_FILE)
-        state = self._json(layout.TRAIN_STATE_FILE) or {}
+        model_config = self._json(layout.MODEL_CONFIG_FILE, json_object)
+        step = manifest.step if manifest else None
+        state = self._json(layout.TRAIN_STATE_FILE, lambda path: read_train_state(path, step)) or {}
         facts = dict(manifest.facts) if manifest else {}
         parameters = self._parameters(model_config)
         optimizer_dtypes = self._optimizer_dtypes()
@@ -136,34 +137,24 @@ class _Inspection:
         there = _file_sizes(self.directory)
         self.missing += [f"{name}: missing" for name in _required(there) if name not in there]
 
-    def _readable(self, name: str, max_bytes: int | None = None) -> Path | None:
-        """The file, if it is a regular one of bounded size that no link leads to."""
+    def _readable(self, name: str) -> Path | None:
+        """The file, if it is a regular one that no link leads to."""
         path = self.directory / name
         if any(problem.startswith(f"{name}: ") for problem in self.damaged):
             return None  # what is known to be damaged has nothing to say
         if path.parent.is_symlink() or path.is_symlink() or not path.exists():
             return None  # a problem already, unless it is optional
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        if max_bytes is not None and status.st_size > max_bytes:
-            self.damaged.append(f"{name}: {status.st_size:,} bytes, and at most {max_bytes:,} are read")
-            return None
-        return path
+        return path if path.is_file() else None
 
-    def _json(self, name: str) -> dict[str, Any] | None:
-        path = self._readable(name, _MAX_JSON_BYTES)
+    def _json(self, name: str, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any] | None:
+        path = self._readable(name)
         if path is None:
             return None
         try:
-            value = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            self.damaged.append(f"{name}: not JSON ({error})")
+            return read(path)
+        except CheckpointError as error:
+            self.damaged.append(f"{name}: {error.message}")
             return None
-        if not isinstance(value, dict):
-            self.damaged.append(f"{name}: not a JSON object")
-            return None
-        return value
 
     def _parameters(self, model_config: Mapping[str, Any] | None) -> ParameterCount | None:
         tensors = self._tensors(layout.model_files(_file_sizes(self.directory)))

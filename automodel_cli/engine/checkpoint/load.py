@@ -8,18 +8,19 @@ optimizer state stay in their files until they are asked for.
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from automodel_cli.engine.bounded import read_bytes
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.manifest import Manifest, NewerFormatError, compare, read_manifest
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.engine.checkpoint.tensor_index import json_object
 from automodel_cli.engine.checkpoint.tidy import quarantine
+from automodel_cli.engine.checkpoint.train_state import read_train_state
 from automodel_cli.engine.checkpoint.weights import checkpoint_weights
 from automodel_cli.errors import CheckpointError
 
@@ -106,13 +107,13 @@ def _read(directory: Path, manifest: Manifest) -> Snapshot:
     weights_only = layout.is_weights_only(manifest)
     return Snapshot(
         step=manifest.step,
-        config_yaml=(directory / layout.CONFIG_FILE).read_text(encoding="utf-8"),
+        config_yaml=read_bytes(directory / layout.CONFIG_FILE).decode(),
         model_tensors=checkpoint_weights(directory, manifest.files),
-        model_config=_json(directory / layout.MODEL_CONFIG_FILE)
+        model_config=json_object(directory / layout.MODEL_CONFIG_FILE)
         if layout.MODEL_CONFIG_FILE in manifest.files
         else None,
         optim_tensors={} if weights_only else LazyTensors(directory / name for name in _optimizer_files(manifest)),
-        train_state=_json(directory / layout.TRAIN_STATE_FILE),
+        train_state=read_train_state(directory / layout.TRAIN_STATE_FILE, manifest.step),
         rng_tensors={} if weights_only else load_file(directory / layout.rng_file(rank=0)),
         peer_rng_tensors=tuple(load_file(directory / name) for name in _peer_rng_files(manifest)),
     )
@@ -129,13 +130,6 @@ def _peer_rng_files(manifest: Manifest) -> list[str]:
     """The generators of ranks 1, 2, ..., as many as there are without a gap."""
     names = (layout.rng_file(rank) for rank in itertools.count(1))
     return list(itertools.takewhile(lambda name: name in manifest.files, names))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_bytes())
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} must hold a JSON object")
-    return value
 
 
 def _unreadable(directory: Path, error: Exception) -> CheckpointError:

@@ -18,13 +18,25 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from automodel_cli.engine.bounded import (
+    BLANK_DIGEST,
+    UnsoundError,
+    is_sealed,
+    parse_json,
+    read_bytes,
+    sealed,
+    shown,
+    typed,
+)
+from automodel_cli.engine.checkpoint.train_state import TokenizerName
 from automodel_cli.engine.durable import write_bytes
 from automodel_cli.errors import CheckpointError
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
-MAX_MANIFEST_BYTES = 64 * 2**20
-_BLANK_DIGEST = "0" * 64
+MAX_MANIFEST_BYTES = 16 * 2**20
+_MAX_FILES = 50_000
+_MAX_DEPTH = 8  # of a file's path; ours have two parts
 
 
 class NewerFormatError(CheckpointError):
@@ -92,20 +104,17 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
             name: {"bytes": record.num_bytes, "sha256": record.sha256}
             for name, record in sorted(manifest.files.items())
         },
-        "manifest_sha256": _BLANK_DIGEST,
+        "manifest_sha256": BLANK_DIGEST,
     }
-    text = json.dumps(fields, indent=2, allow_nan=False) + "\n"
-    # The digest covers the text as it stands, with zeros in its own place: a checksum over the
-    # parsed values would miss flips that keep the meaning, such as 1e-05 to 1E-05.
-    head, _, tail = text.rpartition(_BLANK_DIGEST)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    write_bytes(directory / MANIFEST_NAME, f"{head}{digest}{tail}".encode())
+    write_bytes(directory / MANIFEST_NAME, sealed(json.dumps(fields, indent=2, allow_nan=False) + "\n"))
 
 
 def finite(value: Any) -> Any:
-    """The same value with null for every number that JSON cannot write."""
+    """The same value with null for every number that a reader of JSON may refuse."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, int):
+        return value if abs(value) < 2**64 else None
     if isinstance(value, dict):
         return {str(key): finite(item) for key, item in value.items()}
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
@@ -128,49 +137,71 @@ def read_manifest(directory: Path) -> Manifest:
             where=str(directory),
             help="use an earlier checkpoint; `amcli inspect-ckpt` on the directory above lists them",
         ) from None
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_MANIFEST_BYTES:
-        raise _damaged(path, f"it must be a regular file of at most {MAX_MANIFEST_BYTES:,} bytes")
-    raw = path.read_bytes()
+    if not stat.S_ISREG(status.st_mode):
+        raise _damaged(path, "it is not a regular file")
     try:
-        fields = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"it is not JSON ({error})") from None
-    return _parsed(path, raw, fields)
+        return _parsed(path, read_bytes(path, MAX_MANIFEST_BYTES))
+    except UnsoundError as error:
+        raise _damaged(path, str(error)) from None
 
 
-def _parsed(path: Path, raw: bytes, fields: Any) -> Manifest:
-    version = fields.get("format_version") if isinstance(fields, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+@dataclass(frozen=True)
+class _File:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Those facts that more is done with than showing them."""
+
+    tokenizer: TokenizerName | None = None
+    versions: dict[str, Any] | None = None
+    ranks: int | None = None
+
+
+@dataclass(frozen=True)
+class _Fields:
+    format_version: int
+    amcli_version: str
+    step: int
+    saved_at: str
+    facts: dict[str, Any]
+    files: dict[str, _File]
+
+
+def _parsed(path: Path, content: bytes) -> Manifest:
+    raw = parse_json(content)
+    # Before the version is believed: one flipped bit makes another number of it.
+    if not isinstance(raw, dict) or not is_sealed(content, raw.get("manifest_sha256")):
+        raise UnsoundError("its text does not match its own SHA-256")
+    version = raw.get("format_version")
+    if type(version) is int and version > FORMAT_VERSION:
         raise NewerFormatError(
             f"the checkpoint has format version {version}, and this amcli reads up to {FORMAT_VERSION}",
             where=str(path),
             help="use the amcli that wrote it, or a newer one",
         )
-    try:
-        digest = fields["manifest_sha256"]
-        head, found, tail = raw.decode().rpartition(str(digest))
-        if not found or hashlib.sha256(f"{head}{_BLANK_DIGEST}{tail}".encode()).hexdigest() != digest:
-            raise _damaged(path, "its text does not match its own SHA-256")
-        return Manifest(
-            format_version=int(fields["format_version"]),
-            amcli_version=str(fields["amcli_version"]),
-            step=int(fields["step"]),
-            saved_at=str(fields["saved_at"]),
-            files={
-                _contained(path, name): FileRecord(int(record["bytes"]), str(record["sha256"]))
-                for name, record in fields["files"].items()
-            },
-            facts=dict(fields["facts"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(path, f"a field is missing or of the wrong kind ({type(error).__name__}: {error})") from None
+    fields = typed(_Fields, raw, ignore_unknown=True)
+    typed(_Facts, fields.facts, "facts", ignore_unknown=True)
+    if len(fields.files) > _MAX_FILES:
+        raise UnsoundError(f"it lists {len(fields.files):,} files, and at most {_MAX_FILES:,} are read")
+    return Manifest(
+        format_version=fields.format_version,
+        amcli_version=fields.amcli_version,
+        step=fields.step,
+        saved_at=fields.saved_at,
+        files={_contained(path, name): FileRecord(file.bytes, file.sha256) for name, file in fields.files.items()},
+        facts=fields.facts,
+    )
 
 
 def _contained(path: Path, name: str) -> str:
     """`name`, if it can only mean a file inside the checkpoint."""
     parts = name.split("/")
-    if any(part in ("", ".", "..", MANIFEST_NAME) for part in parts) or "\\" in name or "\0" in name:
-        raise _damaged(path, f"it lists {name!r}, which is not a plain path inside the checkpoint")
+    is_plain = "\\" not in name and "\0" not in name and len(parts) <= _MAX_DEPTH
+    if not is_plain or any(part in ("", ".", "..", MANIFEST_NAME) for part in parts):
+        raise _damaged(path, f"it lists {shown(name)}, which is not a plain path inside the checkpoint")
     return name
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from automodel_cli.engine.bounded import read_object
 from automodel_cli.errors import CheckpointError
 
-_MAX_JSON_BYTES = 64 * 2**20
+_MAX_JSON_BYTES = 32 * 2**20
 
 
 def indexed_files(index: Path) -> list[Path]:
@@ -36,4 +36,4 @@ def json_object(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: It cannot be read, or is no JSON object.
     """
-    return read_object(path, CheckpointError, max_bytes=_MAX_JSON_BYTES)
+    return read_object(path, CheckpointError, max_bytes=_MAX_JSON_BYTES, allow_nan=True)

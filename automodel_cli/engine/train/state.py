@@ -1,74 +1,13 @@
-"""What of a run survives the process: this dataclass and the random number generators.
-
-Everything that a resumed run needs beside the weights and the optimizer is a field here;
-nothing is collected by attribute name.
-"""
+"""The random number generators of a process: with `TrainState`, what of a run survives it beside the tensors."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import numpy as np
 import torch
 
-from automodel_cli.errors import CheckpointError
-
-# Fields that the first checkpoints lacked; their default is right for those.
-_ADDED = {"run_id", "stream"}
-
-
-@dataclass
-class TrainState:
-    """Progress of a run.
-
-    Args:
-        step: Optimisation steps done.
-        samples_consumed: The data cursor: samples trained on, over all ranks.
-        tokens_seen: Label tokens trained on, over all ranks.
-        loss: Training loss of the last step, in nats per token.
-        val_loss: Last validation loss, in nats per token.
-        best_val_loss: Lowest validation loss so far.
-        train_seconds: Time inside training steps, over all processes that worked on this run.
-        order_key: Identity of the sample order (seed and data); a resumed run must have the same.
-        num_threads: CPU threads of torch; other numbers give other bits.
-        tokenizer: Name and BOS id of the data's tokenizer, where the data has a manifest.
-        run_id: Identity of the run, which a resumed one keeps; services that collect metrics know it by this.
-        stream: The place in a dataset that is iterated; None for one with samples by number.
-    """
-
-    step: int = 0
-    samples_consumed: int = 0
-    tokens_seen: int = 0
-    loss: float | None = None
-    val_loss: float | None = None
-    best_val_loss: float | None = None
-    train_seconds: float = 0.0
-    order_key: str = ""
-    num_threads: int = 0
-    tokenizer: dict[str, Any] | None = None
-    run_id: str = ""
-    stream: dict[str, Any] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The state as JSON-able values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainState:
-        """The state of a checkpoint.
-
-        Raises:
-            CheckpointError: A field is missing or unknown.
-        """
-        expected, found = {item.name for item in fields(cls)}, set(values)
-        if expected - found - _ADDED or found - expected:
-            raise CheckpointError(
-                f"the training state lacks {sorted(expected - found)} and has the unknown {sorted(found - expected)}",
-                help="it was written by another version of amcli",
-            )
-        return cls(**values)
+from automodel_cli.engine.checkpoint.train_state import TrainState as TrainState
 
 
 def rng_tensors() -> dict[str, torch.Tensor]:

@@ -188,15 +188,15 @@ def sealed_again(directory: Path) -> None:
 def test_a_state_file_that_is_no_json_object_ends_in_one_clear_error(
     tmp_path: Path, snapshots: MakeSnapshot, content: bytes
 ) -> None:
-    """A manifest may vouch for bytes that mean nothing; loading names the checkpoint, and does not crash."""
+    """A manifest may vouch for bytes that mean nothing; loading names the file, and does not crash."""
     directory = save(tmp_path, snapshots(1), facts={})
     (directory / layout.TRAIN_STATE_FILE).write_bytes(content)
     sealed_again(directory)
 
-    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+    with pytest.raises(CheckpointError, match="the training state is damaged") as caught:
         load(directory)
 
-    assert caught.value.where == str(directory)
+    assert caught.value.where == str(directory / layout.TRAIN_STATE_FILE)
 
 
 def test_tensors_that_are_no_safetensors_end_in_one_clear_error(tmp_path: Path, snapshots: MakeSnapshot) -> None:
