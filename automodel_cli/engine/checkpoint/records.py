@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from automodel_cli.engine.bounded import read_object
 from automodel_cli.engine.checkpoint.manifest import FileRecord
 from automodel_cli.errors import CheckpointError
 
@@ -87,10 +88,14 @@ def _present(directory: Path) -> set[int]:
 
 
 def _read(directory: Path, rank: int) -> dict[str, FileRecord]:
-    values = json.loads((directory / RECORDS / f"rank{rank}.json").read_bytes())
+    path = directory / RECORDS / f"rank{rank}.json"
+    values = read_object(path, CheckpointError, what="what a rank has written")
     if "failure" in values:
-        raise CheckpointError(values["failure"], where=str(directory.parent), help=values["help"])
-    return {name: FileRecord(int(size), str(digest)) for name, (size, digest) in values["files"].items()}
+        raise CheckpointError(str(values["failure"]), where=str(directory.parent), help=str(values.get("help") or ""))
+    try:
+        return {name: FileRecord(int(size), str(digest)) for name, (size, digest) in values["files"].items()}
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"what a rank has written is damaged: {error!r}", where=str(path)) from error
 
 
 def _checked(directory: Path, files: dict[str, FileRecord]) -> dict[str, FileRecord]:

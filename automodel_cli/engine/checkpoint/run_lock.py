@@ -10,12 +10,14 @@ import contextlib
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from automodel_cli.engine.bounded import parse_json
 from automodel_cli.errors import CheckpointError
 
 LOCK_FILE = ".run.lock"
@@ -57,7 +59,7 @@ def _acquire(root: Path, fcntl: Any) -> int:
     while True:
         try:
             root.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         except FileNotFoundError:
             continue  # the run before removed its empty directory in between
         except OSError as error:
@@ -66,6 +68,9 @@ def _acquire(root: Path, fcntl: Any) -> int:
                 where=str(root),
                 help="checkpoint.checkpoint_dir must be a directory that can be written to",
             ) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise CheckpointError(f"{LOCK_FILE} is not a regular file", where=str(root), help="remove it")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -97,8 +102,8 @@ def _still_bears_the_name(descriptor: int, path: Path) -> bool:
 def _held_by(descriptor: int) -> str:
     """Who holds the lock, as far as the file tells."""
     try:
-        holder = json.loads(os.pread(descriptor, _MAX_HOLDER_BYTES, 0))
+        holder = parse_json(os.pread(descriptor, _MAX_HOLDER_BYTES, 0))
         who = f"process {int(holder['pid'])} on {str(holder['host'])[:255]!r}, since {str(holder['since'])[:40]}"
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "another run is saving into this directory"
     return f"another run is saving into this directory: {who}"

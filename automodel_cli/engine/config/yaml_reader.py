@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from automodel_cli.engine.bounded import UnsoundError, read_bytes
 from automodel_cli.engine.config.find_config import no_configuration
 from automodel_cli.engine.config.origin import KeyPath, Kind, Origin
 from automodel_cli.errors import ConfigError
@@ -74,8 +75,13 @@ def read_yaml(path: Path, kind: Kind = "file") -> Parsed:
         ConfigError: The file is missing, unreadable, not UTF-8, not YAML, or beyond the bounds.
     """
     try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+        if kind == "checkpoint":
+            data = read_bytes(path, MAX_BYTES)
+        else:  # a user's own may come out of a pipe
+            with path.open("rb") as stream:
+                data = stream.read(MAX_BYTES + 1)
+    except UnsoundError as error:
+        raise ConfigError(f"the configuration cannot be read: {error}", where=str(path)) from error
     except OSError as error:
         raise no_configuration(path, error) from error
     if len(data) > MAX_BYTES:

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from automodel_cli.engine.bounded import parse_json, read_bytes, typed
 from automodel_cli.engine.distributed.environment import REPORT_DIRECTORY, RankPlace
 from automodel_cli.errors import AmcliError, ExitCode, PeerFailedError
 
@@ -107,9 +108,8 @@ def read_reports(directory: Path, attempt: int | None = None) -> list[RankReport
         numbers = [_number(path.name.partition("-")[0]) for path in directory.glob("attempt*-rank*.json")]
         attempt = max(numbers, default=0)
     for path in directory.glob(f"attempt{attempt}-rank*.json"):
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            values = json.loads(path.read_bytes()[:_MAX_FILE_BYTES])
-            reports.append(RankReport(**{**values, "frames": tuple(values["frames"])}))
+        with contextlib.suppress(OSError, ValueError):
+            reports.append(typed(RankReport, parse_json(read_bytes(path, _MAX_FILE_BYTES))))
     return sorted(reports, key=lambda report: report.at)
 
 

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 
 from automodel_cli.engine import durable
+from automodel_cli.engine.bounded import read_bytes
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.manifest import Manifest, examine, read_manifest
 from automodel_cli.engine.checkpoint.shard_file import write_tensors
+from automodel_cli.engine.checkpoint.tensor_index import json_object
 from automodel_cli.engine.checkpoint.weights import checkpoint_weights
 from automodel_cli.engine.exchange.logits import largest_difference
 from automodel_cli.engine.exchange.model_card import model_card
@@ -92,7 +94,7 @@ def export_checkpoint(
         config = _write_configs(checkpoint, partial, stored)
         notes = _write_tokenizer(partial, manifest, config)
         num_parameters = sum(tensor.numel() for tensor in _sizes(tensors).values())
-        config_yaml = (checkpoint / layout.CONFIG_FILE).read_text(encoding="utf-8")
+        config_yaml = read_bytes(checkpoint / layout.CONFIG_FILE).decode(errors="replace")
         card = model_card(
             output.name,
             facts=manifest.facts,
@@ -169,7 +171,7 @@ def _as(tensor: torch.Tensor, dtype: str | None) -> torch.Tensor:
 
 
 def _write_configs(checkpoint: Path, partial: Path, stored: str) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((checkpoint / layout.MODEL_CONFIG_FILE).read_bytes())
+    config: dict[str, Any] = json_object(checkpoint / layout.MODEL_CONFIG_FILE)
     config["dtype"] = stored
     _write_json(partial / "config.json", config)
     special: dict[str, Any] = {

@@ -7,11 +7,11 @@ nothing is guessed from a name, and nothing is fetched.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from automodel_cli.engine.bounded import parse_json, read_bytes
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.plan.hf_defaults import (
@@ -124,12 +124,8 @@ def _stored(path: Any) -> dict[str, Any]:
     if file is None or not file.is_file():
         raise UnknownModelError(f"{path} is no local directory with a config.json, and nothing is fetched for a plan")
     try:
-        if file.stat().st_size > _MAX_CONFIG_BYTES:
-            raise UnknownModelError(f"{file} is larger than {_MAX_CONFIG_BYTES:,} bytes")
-        values = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, UnknownModelError):
-            raise
+        values = parse_json(read_bytes(file, _MAX_CONFIG_BYTES), allow_nan=True)
+    except (OSError, ValueError) as error:
         raise UnknownModelError(f"{file} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise UnknownModelError(f"{file} holds no JSON object")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from automodel_cli.engine.bounded import parse_json, read_bytes
 from automodel_cli.engine.prep.adversarial import LIST_VERSION, adversarial_texts
 from automodel_cli.engine.prep.tokenizer import Encoded, Encoder, Tokenizer
 
@@ -153,7 +154,7 @@ def _is_proved(tokenizer: Tokenizer, fast: FastEngine, cache: Path | None) -> bo
 
 def _read_verdict(path: Path) -> bool | None:
     try:
-        known = json.loads(path.read_bytes())["equal"]
+        known = parse_json(read_bytes(path))["equal"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return known if isinstance(known, bool) else None

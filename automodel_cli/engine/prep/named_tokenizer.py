@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from automodel_cli.engine.bounded import parse_json, read_bytes
 from automodel_cli.engine.prep.json_tokenizer import JsonTokenizer
 from automodel_cli.engine.prep.token_ids import check_ids
 from automodel_cli.engine.prep.tokenizer import Encoded, TokenIds, Tokenizer, replace_surrogates
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _CONTENT = "tokenizer.json"
+_MAX_BYTES = 256 * 2**20
 _ROLES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -41,8 +43,8 @@ def named_tokenizer(name: str) -> Tokenizer:
 
 def _from_files(name: str, files: dict[str, Path]) -> Tokenizer:
     try:
-        content = files[_CONTENT].read_text(encoding="utf-8")
-        roles = [json.loads(files[file].read_text(encoding="utf-8")) for file in _ROLES if files[file].is_file()]
+        content = read_bytes(files[_CONTENT], _MAX_BYTES).decode()
+        roles = [parse_json(read_bytes(files[file], _MAX_BYTES)) for file in _ROLES if files[file].is_file()]
     except (OSError, ValueError) as error:
         raise DataError(f"the tokenizer {name!r} cannot be read: {error}", help=_ELSE) from error
     bos, eos = (_entry(roles, role) for role in ("bos_token", "eos_token"))

@@ -7,16 +7,18 @@ behind it is cut off when the work goes on, and is then written again with the s
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from automodel_cli.engine.bounded import UnsoundError, read_object, shown, typed
 from automodel_cli.engine.durable import sync_file
 from automodel_cli.engine.prep.hold_out import Seen
 from automodel_cli.engine.prep.reading import Position, Unit
-from automodel_cli.engine.prep.split_writer import SplitSnapshot
+from automodel_cli.engine.prep.split_writer import SplitSnapshot, StoredSplit
 from automodel_cli.engine.shards.durable import explain_write_errors, write_durably
 from automodel_cli.errors import DataError
 
@@ -132,21 +134,28 @@ def load_progress(directory: Path) -> Unfinished | None:
         DataError: It is damaged, or of another version.
     """
     path = directory / PROGRESS_NAME
-    try:
-        raw = json.loads(path.read_bytes())
-        if raw["format"] != _FORMAT or raw["format_version"] != _FORMAT_VERSION:
-            raise DataError(
-                f"the preparation was begun by another version of amcli (format {raw['format_version']!r})",
-                where=str(path),
-                help="finish it with that version, or make the data again with --overwrite",
-            )
-        reading = Reading(**{**raw["reading"], "position": Position(**raw["reading"]["position"])})
-        return Unfinished(raw["identity"], reading, raw["splits"], raw["engine"])
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except OSError as error:
-        raise DataError(f"the progress cannot be read: {error.strerror}", where=str(path)) from error
-    except (ValueError, KeyError, TypeError) as error:
+    again = "make the data again with --overwrite"
+    raw = read_object(path, DataError, what="the progress", help=again)
+    if (raw.get("format"), raw.get("format_version")) != (_FORMAT, _FORMAT_VERSION):
         raise DataError(
-            f"the progress is damaged: {error}", where=str(path), help="make the data again with --overwrite"
-        ) from error
+            f"the preparation was begun by another version of amcli (format {shown(raw.get('format_version'))})",
+            where=str(path),
+            help=f"finish it with that version, or {again}",
+        )
+    try:
+        stored = typed(_Stored, raw)
+    except UnsoundError as error:
+        raise DataError(f"the progress is damaged: {error}", where=str(path), help=again) from error
+    return Unfinished(stored.identity, stored.reading, raw["splits"], stored.engine)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    format: str
+    format_version: int
+    identity: dict[str, Any]
+    engine: str
+    reading: Reading
+    splits: dict[str, StoredSplit]

@@ -19,6 +19,7 @@ from automodel_cli.engine.prep.framing import Documents
 from automodel_cli.engine.shards.entropy import unigram_entropy_nats
 from automodel_cli.engine.shards.manifest import ShardRecord, SplitRecord
 from automodel_cli.engine.shards.writer import Run, ShardWriter
+from automodel_cli.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,16 @@ class SplitSnapshot:
         }
 
 
+@dataclass(frozen=True)
+class StoredSplit(Tally):
+    """What `SplitSnapshot.to_dict` gives."""
+
+    counts: str = ""
+    shards: tuple[ShardRecord, ...] = ()
+    open_tokens: int = 0
+    source_cursor: str | None = None
+
+
 class SplitWriter:
     """Appends documents to the shards of one split.
 
@@ -91,11 +102,16 @@ class SplitWriter:
         """Take up the work at a snapshot that became JSON.
 
         Raises:
-            DataError: The unfinished shard is not there.
-            KeyError: The state is none that `SplitSnapshot.to_dict` gave.
+            DataError: The unfinished shard is not there, or the counts are of another vocabulary.
         """
         self.tally = Tally(**{name: state[name] for name in asdict(self.tally)})
-        self._counts = np.frombuffer(base64.b64decode(state["counts"]), dtype="<i8").astype(np.int64)
+        counts = base64.b64decode(state["counts"])
+        if len(counts) != self._counts.nbytes:
+            raise DataError(
+                f"the progress counts {len(counts) // 8:,} tokens of the vocabulary, which has {len(self._counts):,}",
+                help="make the data again with --overwrite",
+            )
+        self._counts = np.frombuffer(counts, dtype="<i8").astype(np.int64)
         self._shards.source_cursor = state["source_cursor"]
         self._shards.continue_from([ShardRecord(**shard) for shard in state["shards"]], state["open_tokens"])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from automodel_cli.engine.bounded import UnsoundError, read_bytes
 from automodel_cli.engine.shards.format import ShardInfo, TokenArray
 
 
@@ -33,7 +34,7 @@ def load_bos_offsets(info: ShardInfo, tokens: TokenArray, bos_id: int) -> npt.ND
         tokens: Its tokens, shape (num_tokens,).
         bos_id: The id that begins a document.
     """
-    indexed = read_index(bos_index_path(info.path))
+    indexed = read_index(bos_index_path(info.path), info.num_tokens)
     if indexed is not None and _points_at_bos(indexed, tokens, bos_id):
         return indexed
     return scan_bos_offsets(tokens, bos_id)
@@ -71,11 +72,19 @@ def document_begins(bos_offsets: npt.NDArray[np.int64], *, ends_too: bool) -> np
     return begins
 
 
-def read_index(path: Path) -> npt.NDArray[np.int64] | None:
-    """The entries of an index as they stand in the file, unchecked; `None` if there is none, or no whole number."""
+def read_index(path: Path, num_tokens: int) -> npt.NDArray[np.int64] | None:
+    """The entries of an index as they stand in the file, unchecked.
+
+    Args:
+        path: The index.
+        num_tokens: Of its shard: there are no more entries than that.
+
+    Returns:
+        None if there is no index, no whole number of entries, or too many.
+    """
     try:
-        raw = path.read_bytes()
-    except OSError:
+        raw = read_bytes(path, 4 * num_tokens)
+    except (OSError, UnsoundError):
         return None
     if not raw or len(raw) % 4:
         return None

@@ -88,7 +88,7 @@ def split_of(file: Path) -> str:
 
 def bos_id_by_index(info: ShardInfo) -> int | None:
     """The BOS token according to the index beside a shard: the one token that all its entries point at."""
-    offsets = read_index(bos_index_path(info.path))
+    offsets = read_index(bos_index_path(info.path), info.num_tokens)
     if offsets is None or not len(offsets) or offsets.min() < 0 or offsets.max() >= info.num_tokens:
         return None
     tokens = open_tokens(info)[offsets]

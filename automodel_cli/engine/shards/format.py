@@ -12,6 +12,7 @@ through a memory map with a bus error, not with an exception.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from automodel_cli.engine.bounded import UnsoundError, open_regular
 from automodel_cli.errors import DataError
 
 MAGIC = 278895051
@@ -84,9 +86,11 @@ def read_shard_header(path: Path | str) -> ShardInfo:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             raw = file.read(HEADER_BYTES)
-        file_bytes = path.stat().st_size
+            file_bytes = os.fstat(file.fileno()).st_size
+    except UnsoundError as error:
+        raise DataError(f"the shard cannot be read: {error}", where=str(path)) from error
     except OSError as error:
         raise DataError(f"the shard cannot be read: {error.strerror}", where=str(path)) from error
     if len(raw) < HEADER_BYTES:

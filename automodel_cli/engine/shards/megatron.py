@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from automodel_cli.engine.bounded import UnsoundError, read_bytes
 from automodel_cli.engine.shards.bos_index import document_begins
 from automodel_cli.engine.shards.format import ShardInfo
 from automodel_cli.errors import DataError
@@ -85,8 +86,11 @@ def read_megatron(bin_path: Path) -> MegatronIndex:
     """
     path = index_path(bin_path)
     try:
-        raw = path.read_bytes()
         bin_bytes = bin_path.stat().st_size
+        # Sequences without a token are allowed, and a file that lists more of them than tokens is none that is written.
+        raw = read_bytes(path, _HEADER.size + 21 * (bin_bytes + 2))
+    except UnsoundError as error:
+        raise DataError(f"the index cannot be read: {error}", where=str(path)) from error
     except OSError as error:
         missing = str(error.filename or path)
         raise DataError(f"the Megatron dataset cannot be read: {error.strerror}", where=missing) from error

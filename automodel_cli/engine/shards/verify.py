@@ -202,10 +202,14 @@ def _index_problems(
             yield Problem("bos_index", info.path.with_suffix(".idx").name, message)
         return
     path = bos_index_path(info.path)
-    entries = read_index(path)
+    entries = read_index(path, info.num_tokens)
     if entries is None:
         if path.is_file() and path.stat().st_size:
-            yield Problem("bos_index", path.name, f"{path.stat().st_size:,} bytes are no whole number of int32 offsets")
+            yield Problem(
+                "bos_index",
+                path.name,
+                f"{path.stat().st_size:,} bytes are no whole number of int32 offsets into {info.num_tokens:,} tokens",
+            )
         elif bos_id is not None and manifest is not None and len(scan.bos_offsets):
             yield Problem("bos_index", path.name, f"the index of {len(scan.bos_offsets):,} BOS tokens is missing")
     elif bos_id is None and manifest is None:

@@ -8,7 +8,6 @@ step the same loss and gradient norm. Torch-free: the training happens in other 
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -20,8 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from automodel_cli.engine.bounded import parse_json
 from automodel_cli.engine.checkpoint.layout import TRAIN_STATE_FILE, list_steps, resolve, step_directory_name
 from automodel_cli.engine.checkpoint.manifest import read_manifest
+from automodel_cli.engine.checkpoint.train_state import read_train_state
 from automodel_cli.errors import AmcliError, CheckpointError
 
 METRICS = "metrics.jsonl"
@@ -198,10 +199,10 @@ def _reports(root: Path) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             continue  # being written, or cut by a kill
-        if isinstance(record, dict) and record.get("event") == "step":
+        if isinstance(record, dict) and record.get("event") == "step" and type(record.get("step")) is int:
             found[record["step"]] = record
     return found
 
@@ -224,7 +225,7 @@ def _compared(straight: Path, killed: Path, steps: int, seed: int, kills: list[K
         )
         for name in sorted(names)
     }
-    states = [json.loads((path / TRAIN_STATE_FILE).read_bytes()) for path in (first, second)]
+    states = [read_train_state(path / TRAIN_STATE_FILE) for path in (first, second)]
     keys = sorted({*states[0], *states[1]} - _OWN)
     reports = [_reports(root) for root in (straight, killed)]
     return Verification(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from automodel_cli.engine.bounded import UnsoundError, parse_json, shown, typed
 from automodel_cli.engine.prep.corpus.clean import CleanTexts, clean
 from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
 from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Reader
@@ -147,11 +148,9 @@ class _Cursor:
     @classmethod
     def from_json(cls, text: str, num_files: int) -> _Cursor:
         try:
-            raw = json.loads(text)
-            at = None if raw["at"] is None else tuple(map(int, raw["at"]))
-            cursor = cls(int(raw["file"]), at, int(raw["documents"]))
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{text!r} is no cursor of a source") from error
+            cursor = typed(cls, parse_json(text.encode()))
+        except UnsoundError as error:
+            raise DataError(f"{shown(text)} is no cursor of a source: {error}") from error
         if not 0 <= cursor.file <= num_files:
             raise DataError(f"the cursor is in file {cursor.file + 1:,}, but the source has {num_files:,}")
         return cursor
