@@ -96,7 +96,7 @@ def import_model(source: Path, root: Path) -> Imported:
 def _gpt2_section(config: dict[str, Any]) -> dict[str, Any] | None:
     """The `model` section of our GPT-2, if it is the same function."""
     fixed = all(config.get(name, value) == value for name, value in _GPT2_FIXED.items())
-    sized = all(isinstance(config.get(name), int) for name in _GPT2_SIZES)
+    sized = all(type(config.get(name)) is int for name in _GPT2_SIZES)
     if config.get("model_type") != "gpt2" or not fixed or not sized:
         return None
     section: dict[str, Any] = {"_target_": "automodel_cli.engine.models.gpt2.build_gpt2_model"}
@@ -110,14 +110,20 @@ def _transformers_section(config: dict[str, Any], source: Path) -> dict[str, Any
     from transformers import CONFIG_MAPPING
 
     model_type = config.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise CheckpointError(
             f"its architecture {model_type!r} is none that transformers knows",
             where=str(source / "config.json"),
             help="code beside the weights is not run; name a _target_ of your own and checkpoint.init_from",
         )
     config_class = CONFIG_MAPPING[model_type]
-    values = json.loads(config_class.from_dict(config).to_json_string())
+    try:
+        values = json.loads(config_class.from_dict(config).to_json_string())
+    # What a class of transformers makes of values that it does not expect: nearly anything.
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        message = f"{config_class.__name__} does not take its values: {reason}"
+        raise CheckpointError(message, where=str(source / "config.json")) from error
     for name in ("architectures", "transformers_version", "model_type", "dtype", "torch_dtype", "_name_or_path"):
         values.pop(name, None)
     return {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from automodel_cli.engine.bounded import shown
+from automodel_cli.engine.checkpoint.tensor_index import json_object
 from automodel_cli.engine.checkpoint.weights import read_weights
 from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.models.gpt2 import GPT2Config, build_gpt2_model
@@ -34,13 +35,17 @@ def largest_difference(original: Path, exported: Path, dtype: str) -> float:
     Raises:
         CheckpointError: They are not the same function, or transformers cannot load the export.
     """
-    config = json.loads((original / "config.json").read_bytes())
+    path = original / "config.json"
+    config = json_object(path)
+    vocab_size, length = config.get("vocab_size"), config.get("n_positions") or _LENGTH
+    if type(vocab_size) is not int or type(length) is not int or not 0 < vocab_size < 2**31 or length < 1:
+        message = f"vocab_size is {shown(vocab_size)} and n_positions {shown(length)}: whole numbers of at least 1 are"
+        raise CheckpointError(f"{message} needed", where=str(path))
     tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in read_weights(original).items()}
     ours = _own_model(config, tensors) or _loaded(original, tensors)
     theirs = _loaded(exported, None)
-    vocab_size = int(config["vocab_size"])
     ids = torch.randint(vocab_size, (2, _LENGTH), generator=torch.Generator().manual_seed(0))
-    ids = ids[:, : int(config.get("n_positions") or _LENGTH)]
+    ids = ids[:, :length]
     expected, found = (logits_of(model.eval()(ids)).float() for model in (ours, theirs))
     scale = max(1.0, float(expected.abs().max()))
     difference = float((expected - found).abs().max()) / scale
@@ -57,8 +62,14 @@ def largest_difference(original: Path, exported: Path, dtype: str) -> float:
 def _own_model(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.Module | None:
     """Our GPT-2, if that is what the directory holds."""
     names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-    is_ours = config.get("model_type") == "gpt2" and all(isinstance(config.get(name), int) for name in names)
-    if not is_ours or config.get("activation_function") != "gelu_new" or not config.get("tie_word_embeddings", True):
+    is_ours = config.get("model_type") == "gpt2" and all(type(config.get(name)) is int for name in names)
+    # Numbers that the weights do not bear out may ask for any memory.
+    table = tensors.get("transformer.wte.weight")
+    if not is_ours or table is None or tuple(table.shape) != (config["vocab_size"], config["n_embd"]):
+        return None
+    if config["n_layer"] > len(tensors) or config["n_positions"] != len(tensors.get("transformer.wpe.weight", ())):
+        return None
+    if config.get("activation_function") != "gelu_new" or not config.get("tie_word_embeddings", True):
         return None
     epsilon = config.get("layer_norm_epsilon", GPT2Config.layer_norm_epsilon)
     model = build_gpt2_model(**{name: config[name] for name in names}, dropout=0.0, layer_norm_epsilon=epsilon)

@@ -35,9 +35,13 @@ def named_tokenizer(name: str) -> Tokenizer:
         DataError: There is none of this name; the message carries the reason.
     """
     path = Path(name).expanduser()
-    if path.name == _CONTENT and path.is_file():
+    try:
+        is_content, is_directory = path.name == _CONTENT and path.is_file(), path.is_dir()
+    except OSError as error:  # a name longer than any file's
+        raise _not_loaded(name, error) from error
+    if is_content:
         return _from_files(name, {file: path.with_name(file) for file in (_CONTENT, *_ROLES)})
-    files = {file: path / file for file in (_CONTENT, *_ROLES)} if path.is_dir() else _from_hub(name)
+    files = {file: path / file for file in (_CONTENT, *_ROLES)} if is_directory else _from_hub(name)
     return _from_files(name, files) if files[_CONTENT].is_file() else _from_transformers(name)
 
 

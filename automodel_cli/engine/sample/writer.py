@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from automodel_cli.engine.bounded import shown
+from automodel_cli.engine.checkpoint.layout import CONFIG_FILE
 from automodel_cli.engine.checkpoint.load import load
 from automodel_cli.engine.config.config import read_configs
 from automodel_cli.engine.config.instantiate import instantiate
@@ -95,4 +97,14 @@ def load_writer(directory: Path, tokenizer_name: str | None = None, *, trust: bo
             help=f"its data was prepared with `{recorded['name']}`" if recorded else "name another --tokenizer",
         )
     window = config.get("dataset.seq_len") or config.get("model.n_positions") or 1024
-    return Writer(model, tokenizer, int(window), recorded.get("bos_id", tokenizer.bos_id))
+    bos_id = recorded.get("bos_id", tokenizer.bos_id)
+    if type(window) is not int or window < 1:
+        raise CheckpointError(
+            f"its configuration has an input length of {shown(window)}, not a whole number of at least 1",
+            where=str(directory / CONFIG_FILE),
+        )
+    if vocab_size is not None and bos_id is not None and bos_id >= vocab_size:
+        raise CheckpointError(
+            f"a document begins with the token {bos_id:,}, but the model knows {vocab_size:,}", where=str(directory)
+        )
+    return Writer(model, tokenizer, window, bos_id)
