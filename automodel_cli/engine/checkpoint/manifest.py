@@ -20,6 +20,7 @@ from typing import Any
 
 from automodel_cli.engine.bounded import (
     BLANK_DIGEST,
+    MAX_NAME_BYTES,
     UnsoundError,
     is_sealed,
     parse_json,
@@ -199,7 +200,8 @@ def _parsed(path: Path, content: bytes) -> Manifest:
 def _contained(path: Path, name: str) -> str:
     """`name`, if it can only mean a file inside the checkpoint."""
     parts = name.split("/")
-    is_plain = "\\" not in name and "\0" not in name and len(parts) <= _MAX_DEPTH
+    is_plain = not set("\\\0") & set(name) and len(parts) <= _MAX_DEPTH
+    is_plain = is_plain and all(len(part.encode()) <= MAX_NAME_BYTES for part in parts)
     if not is_plain or any(part in ("", ".", "..", MANIFEST_NAME) for part in parts):
         raise _damaged(path, f"it lists {shown(name)}, which is not a plain path inside the checkpoint")
     return name

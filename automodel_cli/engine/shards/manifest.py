@@ -14,6 +14,7 @@ from typing import Any
 
 from automodel_cli.engine.bounded import (
     BLANK_DIGEST,
+    MAX_NAME_BYTES,
     UnsoundError,
     is_sealed,
     parse_json,
@@ -246,7 +247,8 @@ def _parsed(path: Path, content: bytes) -> DataManifest:
     if not manifest.splits or len(set(names)) < len(names):
         raise UnsoundError("it lists no split, or a shard twice")
     for name in names:
-        if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
+        is_plain = name.isprintable() and not set("/\\") & set(name) and len(name.encode()) <= MAX_NAME_BYTES
+        if name in ("", ".", "..") or not is_plain:
             raise UnsoundError(f"it lists {shown(name)}, which is not the name of a file beside it")
     return manifest
 
