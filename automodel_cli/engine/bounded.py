@@ -17,6 +17,7 @@ import re
 import stat
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -49,16 +50,14 @@ def open_regular(path: Path, max_bytes: int | None = None) -> io.FileIO:
         UnsoundError: It is no regular file, or larger than `max_bytes`.
         OSError: It is not there, or cannot be read.
     """
-    _check_regular(path.stat(), max_bytes)
-    # Without waiting: between the two looks a pipe may have taken the place of the file.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    file = io.FileIO(descriptor)
-    try:
-        _check_regular(os.fstat(descriptor), max_bytes)
-    except UnsoundError:
-        file.close()
-        raise
-    return file
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsoundError("it is not a regular file")
+    if max_bytes is not None and status.st_size > max_bytes:
+        raise UnsoundError(f"it has {status.st_size:,} bytes, and at most {max_bytes:,} are read")
+    # Without waiting: in the meantime a pipe may have taken the place of the file.
+    flags = getattr(os, "O_NONBLOCK", 0)
+    return io.FileIO(path, opener=lambda name, mode: os.open(name, mode | flags))
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
@@ -73,13 +72,6 @@ def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     if len(content) > max_bytes:
         raise UnsoundError(f"it has more than the {max_bytes:,} bytes that are read")
     return content
-
-
-def _check_regular(status: os.stat_result, max_bytes: int | None) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise UnsoundError("it is not a regular file")
-    if max_bytes is not None and status.st_size > max_bytes:
-        raise UnsoundError(f"it has {status.st_size:,} bytes, and at most {max_bytes:,} are read")
 
 
 def parse_json(
@@ -107,14 +99,16 @@ def parse_json(
             parse_float=_finite,
             parse_int=_whole if _LONG_NUMBER.search(content) else None,
         )
+        if not _is_flat(content, max_depth) or not content.isascii() or b"\\u" in content:
+            _check_values(value, max_depth)
     except UnicodeDecodeError as error:
         raise UnsoundError(f"byte {error.start:,} is not UTF-8") from None
+    except UnicodeEncodeError as error:
+        raise UnsoundError(f"it holds half of a surrogate pair in {shown(error.object)}") from None
     except json.JSONDecodeError as error:
         raise UnsoundError(f"it is not JSON: {error}") from None
     except RecursionError:
         raise UnsoundError(f"it is nested more than {max_depth} deep") from None
-    if not _is_flat(content, max_depth) or not content.isascii() or b"\\u" in content:
-        _check_values(value, max_depth)
     return value
 
 
@@ -129,8 +123,7 @@ def _is_flat(content: bytes, max_depth: int) -> bool:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise UnsoundError(f"the key {shown(twice)} stands twice")
     return found
 
@@ -152,7 +145,7 @@ def _whole(text: str) -> int:
 
 
 def _check_values(value: Any, max_depth: int) -> None:
-    """Refuses what is nested too deep, and texts that cannot be written anywhere."""
+    """Refuses what is nested too deep, and by a `UnicodeEncodeError` texts that cannot be written anywhere."""
     level, depth = [value], 0
     while level:
         following: list[Any] = []
@@ -163,17 +156,10 @@ def _check_values(value: Any, max_depth: int) -> None:
             elif isinstance(item, list):
                 following += item
             elif isinstance(item, str) and not item.isascii():
-                _check_text(item)
+                item.encode()
         if depth == max_depth and any(isinstance(item, dict | list) for item in level):
             raise UnsoundError(f"it is nested more than {max_depth} deep")
         level, depth = following, depth + 1
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UnsoundError(f"it holds half of a surrogate pair in {shown(text)}") from None
 
 
 def read_object(

@@ -177,7 +177,7 @@ _TEXTS = "STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE B
 _TEXTS += "BINBYTES8 BYTEARRAY8"
 _WHOLES = "INT BININT BININT1 BININT2 LONG LONG1 LONG4"
 
-_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+_ACTIONS: dict[str, Callable[[_Machine, Any], object]] = {
     **dict.fromkeys(_TEXTS.split(), _Machine.text),
     **dict.fromkeys(_WHOLES.split(), _Machine.whole),
     **dict.fromkeys(("FLOAT", "BINFLOAT"), _Machine.push),
