@@ -74,7 +74,8 @@ def claimed(directory: Path, *, overwrite: bool) -> Iterator[Unfinished | None]:
                 marker.unlink()
             raise
         yield unfinished
-        (directory / PROGRESS_NAME).unlink(missing_ok=True)
+        with explain_write_errors(directory / PROGRESS_NAME):
+            (directory / PROGRESS_NAME).unlink(missing_ok=True)
         marker.unlink()
 
 
@@ -103,9 +104,11 @@ def clear(directory: Path, *, allowed: bool, keep: frozenset[str] = frozenset())
         )
     # The manifest goes first: if this is interrupted, no manifest may speak of missing shards.
     for name in (MANIFEST_NAME, PROGRESS_NAME) if not keep else ():
-        (directory / name).unlink(missing_ok=True)
+        with explain_write_errors(directory / name):
+            (directory / name).unlink(missing_ok=True)
     for path in leftovers:
-        path.unlink()
+        with explain_write_errors(path):
+            path.unlink()
 
 
 def check_same(directory: Path, existing: Mapping[str, Any], wanted: Mapping[str, Any], state: str) -> None:

@@ -148,7 +148,10 @@ class _Cursor:
     @classmethod
     def from_json(cls, text: str, num_files: int) -> _Cursor:
         try:
-            cursor = typed(cls, parse_json(text.encode()))
+            raw = parse_json(text.encode())
+            if not isinstance(raw, dict) or raw.keys() != {"file", "at", "documents"}:
+                raise UnsoundError("it must have file, at and documents")
+            cursor = typed(cls, raw)
         except UnsoundError as error:
             raise DataError(f"{shown(text)} is no cursor of a source: {error}") from error
         if not 0 <= cursor.file <= num_files:
