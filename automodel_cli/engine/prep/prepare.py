@@ -18,6 +18,7 @@ from automodel_cli.engine.prep.output_dir import check_complete, check_same, cla
 from automodel_cli.engine.prep.plan import Plan, make_plan, output_directory
 from automodel_cli.engine.prep.progress import PROGRESS_NAME, Unfinished, load_progress
 from automodel_cli.engine.prep.session import OnNote, OnProgress, PrepProgress, Session
+from automodel_cli.engine.shards.durable import explain_write_errors
 from automodel_cli.engine.shards.manifest import DataManifest, ReadingRecord, load_manifest, write_manifest
 from automodel_cli.errors import DataError
 
@@ -84,7 +85,8 @@ def prepare(
         check_same(directory, identity(existing), identity(plan.manifest), "data")
         check_complete(directory, existing)
         # A run that was killed after its last act but one leaves this behind.
-        (directory / PROGRESS_NAME).unlink(missing_ok=True)
+        with explain_write_errors(directory / PROGRESS_NAME):
+            (directory / PROGRESS_NAME).unlink(missing_ok=True)
         return PrepResult(directory, existing, True, _notes(existing, plan.hold_out))
     with claimed(directory, overwrite=options.overwrite) as unfinished, Committer() as committer:
         session = Session(plan, committer, on_progress, on_note)

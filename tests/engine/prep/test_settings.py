@@ -269,6 +269,21 @@ def test_manifests_of_the_first_format_are_still_read(wanted, tmp_path):
         prepare(replace(wanted, max_length=9))
 
 
+def test_a_directory_in_the_place_of_the_progress_is_named(wanted, tmp_path):
+    """Before there is a manifest and after."""
+    (tmp_path / "out/progress.json").mkdir(parents=True)
+    with pytest.raises(DataError, match="not a regular file"):
+        prepare(wanted)
+    (tmp_path / "out/progress.json").rmdir()
+    prepare(wanted)
+    (tmp_path / "out/progress.json").mkdir()
+
+    with pytest.raises(DataError) as caught:
+        prepare(wanted)
+
+    assert caught.value.where == str(tmp_path / "out/progress.json")
+
+
 def test_a_plan_names_the_directory_by_its_source(wanted):
     """`data/<name>` for files and for data sets on the hub alike."""
     assert make_plan(replace(wanted, output_dir=None)).directory == Path("data/corpus")
