@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from automodel_cli import terminal
 from automodel_cli.commands import complete, render, render_config
 from automodel_cli.commands.config_paths import configuration_at
 from automodel_cli.commands.options import (
@@ -150,7 +151,8 @@ def init(
         typer.echo(template(preset), nl=False)
         return
     write_template(path, preset, overwrite=force)
-    typer.echo(f"wrote {path}\nnext: amcli config show -c {path} --check, then amcli pretrain -c {path}")
+    with terminal.going_on_unread():
+        typer.echo(f"wrote {path}\nnext: amcli config show -c {path} --check, then amcli pretrain -c {path}")
 
 
 @config_app.command("schema")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 from typer.core import TyperCommand
 
+from automodel_cli import terminal
 from automodel_cli.commands import complete, config_paths
 from automodel_cli.errors import UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ConfigOption = Annotated[
     list[Path] | None,
@@ -136,3 +142,15 @@ def with_set_options(args: list[str], *, is_complete: bool = True) -> list[str]:
             value = rest.pop(0)
         found += ["--set", f"{name}={value}"]
     return found
+
+
+def working(command: Callable[P, R]) -> Callable[P, R]:
+    """A command whose work counts, not what it prints: it goes on where standard output cannot be written to."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        terminal.quiet_libraries()
+        with terminal.going_on_unread():
+            return command(*args, **kwargs)
+
+    return run

@@ -23,7 +23,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import elastic_launch
 
-from automodel_cli.engine.distributed.environment import LAUNCHER_PID, REPORT_DIRECTORY
+from automodel_cli import terminal
+from automodel_cli.engine.distributed.environment import LAUNCHER_PID, REPORT_DIRECTORY, stop_signals
 from automodel_cli.engine.distributed.launch_plan import LaunchPlan, num_cores
 from automodel_cli.engine.distributed.report import RankReport, announced, read_reports, root_cause
 from automodel_cli.engine.distributed.watch import Watch
@@ -61,9 +62,10 @@ def run_ranks(
         try:
             config, program, program_arguments = torchrun.config_from_args(_torchrun_arguments(plan, arguments))
             config.shutdown_timeout = grace_seconds
+            config.signals_to_handle = ""  # see `_stopped_by_signals`
             quiet = {local_rank: Std.ALL for local_rank in range(1, plan.ranks_per_node)}
             config.logs_specs = DefaultLogsSpecs(log_dir=str(Path(directory) / "logs"), redirects=quiet)
-            with _save_requests_passed_on(Path(directory)), watch.running():
+            with _stopped_by_signals(), _save_requests_passed_on(Path(directory)), watch.running():
                 elastic_launch(config, program)(*program_arguments)
             _raise_if_stopped(Path(directory))
         except SignalException as error:
@@ -72,6 +74,31 @@ def run_ranks(
             raise watch.verdict() or _after_failure(Path(directory), error.failures) from None
         finally:
             del os.environ[REPORT_DIRECTORY], os.environ[LAUNCHER_PID]
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Ends the agent by the first stop signal: it passes it on to the ranks, and waits for them to save.
+
+    The agent's own handlers would also end a run that was started by `nohup`, and end the wait by the second SIGHUP
+    of a terminal that is closed.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        if received and signal.Signals(number).name == "SIGHUP":
+            return
+        received.append(number)
+        terminal.hurry()
+        raise SignalException(f"{signal.Signals(number).name} received", signal.Signals(number))
+
+    previous = {number: signal.signal(number, stop) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            is_over = number.name == "SIGHUP" and bool(received)
+            signal.signal(number, signal.SIG_IGN if is_over else handler)
 
 
 @contextmanager
@@ -125,12 +152,14 @@ def _raise_if_stopped(directory: Path) -> None:
 
 
 def _after_signal(directory: Path, received: signal.Signals) -> AmcliError:
-    """What the ranks said when the signal had reached them; without a word, the shell's code for the signal."""
+    """What the ranks reported when the signal had reached them; without a report, the shell's code for the signal."""
     report = root_cause(read_reports(directory))
     if report is not None:
         return _failed(report)
     return RankFailedError(
-        f"{received.name} received: stopped before there was anything to save", exit_code=128 + received
+        f"{received.name} received: the ranks have ended, and none reported that it saved the step that it was in",
+        exit_code=128 + received,
+        help="`amcli inspect-ckpt` on the run's directory shows the checkpoints that are there",
     )
 
 

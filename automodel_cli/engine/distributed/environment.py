@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import zlib
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
@@ -19,6 +20,16 @@ from automodel_cli.errors import UsageError
 REPORT_DIRECTORY = "AMCLI_REPORT_DIR"
 LAUNCHER_PID = "AMCLI_LAUNCHER_PID"
 _PORTS = (20_000, 20_000)  # the first, and how many: clear of the range that systems hand out by themselves
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask a run to save and stop.
+
+    SIGHUP and SIGQUIT only where they were not ignored when the process began, as by `nohup` or `disown`.
+    """
+    optional = [getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name)]  # not on Windows
+    heeded = [number for number in optional if signal.getsignal(number) is not signal.SIG_IGN]
+    return [signal.SIGINT, signal.SIGTERM, *heeded]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ class ConsoleSink:
         stream: Where to print; the standard output if None.
     """
 
+    name = "the console"
+    num_gone = 0
+
     def __init__(self, max_steps: int, start_step: int = 0, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
         self._bar = _Bar(self._stream, max_steps, start_step) if _is_live_terminal(self._stream) else None

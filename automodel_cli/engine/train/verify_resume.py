@@ -22,9 +22,9 @@ from typing import Any
 
 from automodel_cli.engine.checkpoint.layout import TRAIN_STATE_FILE, list_steps, resolve, step_directory_name
 from automodel_cli.engine.checkpoint.manifest import read_manifest
+from automodel_cli.engine.observe.jsonl import METRICS_FILE, read_records, read_records_backwards, step_in
 from automodel_cli.errors import AmcliError, CheckpointError
 
-METRICS = "metrics.jsonl"
 _POLL_SECONDS = 0.02
 # Keys of the training state that are each run's own: its clock and its name on a dashboard.
 _OWN = {"train_seconds", "run_id"}
@@ -193,23 +193,18 @@ def _failed(code: int, log: Path) -> AmcliError:
 
 
 def _reports(root: Path) -> dict[int, dict[str, Any]]:
-    """The last report of each step."""
-    path = root / METRICS
-    found: dict[int, dict[str, Any]] = {}
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # being written, or cut by a kill
-        if isinstance(record, dict) and record.get("event") == "step":
-            found[record["step"]] = record
-    return found
+    """The report of each step."""
+    records = (record for record in read_records(root / METRICS_FILE) if record.get("event") == "step")
+    return {step: record for record in records if (step := step_in(record)) is not None}
 
 
 def _last_report(root: Path, since: float = 0.0) -> dict[str, Any]:
-    """The report of the highest step that was written after a moment; empty before there is one."""
-    found = {step: record for step, record in _reports(root).items() if record.get("time", 0.0) >= since}
-    return found[max(found)] if found else {}
+    """The report of the last step, if it was written after a moment; empty before there is one."""
+    for record in read_records_backwards(root / METRICS_FILE):
+        if record.get("event") == "step" and step_in(record) is not None:
+            written = record.get("time")
+            return record if isinstance(written, float | int) and written >= since else {}
+    return {}
 
 
 def _compared(straight: Path, killed: Path, steps: int, seed: int, kills: list[Kill]) -> Verification:
