@@ -35,7 +35,7 @@ def options(source, directory, **settings_) -> PrepOptions:
 
 def read_split(directory: Path, split: str) -> list[int]:
     """All tokens of a split, shard after shard."""
-    shards = [open_tokens(read_shard_header(path)) for path in sorted(directory.glob(f"{split}_*.bin"))]
+    shards = [open_tokens(read_shard_header(path))[:] for path in sorted(directory.glob(f"{split}_*.bin"))]
     return np.concatenate(shards).tolist() if shards else []
 
 

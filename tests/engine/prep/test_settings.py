@@ -35,7 +35,7 @@ def wanted(corpus, tmp_path) -> PrepOptions:
 
 
 def train_of(directory: Path) -> list[int]:
-    shards = [open_tokens(read_shard_header(path)) for path in sorted(directory.glob("train_*.bin"))]
+    shards = [open_tokens(read_shard_header(path))[:] for path in sorted(directory.glob("train_*.bin"))]
     return np.concatenate(shards).tolist()
 
 
