@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from automodel_cli import __version__
+from automodel_cli.engine.checkpoint.run_lock import run_lock
 from automodel_cli.engine.checkpoint.save import save
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.checkpoint.weights import read_model_config, read_weights
@@ -56,7 +57,7 @@ def import_model(source: Path, root: Path) -> Imported:
         root: Directory of checkpoints; must not hold a step 0 yet.
 
     Raises:
-        CheckpointError: The directory cannot be read, or its architecture is not known.
+        CheckpointError: The directory cannot be read, its architecture is not known, or a run is working in `root`.
     """
     config = read_model_config(source)
     if config is None:
@@ -66,6 +67,11 @@ def import_model(source: Path, root: Path) -> Imported:
             help="name a Hugging Face directory; bare weights can start a run with checkpoint.init_from",
         )
     section = _gpt2_section(config) or _transformers_section(config, source)
+    with run_lock(root, advice="wait for it, stop it, or name another directory with --out"):
+        return _import(source, root, config, section)
+
+
+def _import(source: Path, root: Path, config: dict[str, Any], section: dict[str, Any]) -> Imported:
     run_config = Config({"model": section})
     model: nn.Module = instantiate(run_config, "model", {"device": torch.device("cpu")})
     tensors = read_weights(source)

@@ -100,10 +100,18 @@ def verify_resume(
     Raises:
         CheckpointError: The directory is in the way, or a run failed by itself.
     """
-    if directory.exists():
-        raise CheckpointError("it exists already", where=str(directory), help="name another with --directory")
     straight, killed = directory / "straight", directory / "killed"
-    directory.mkdir(parents=True)
+    try:
+        directory.mkdir(parents=True)
+        (directory / "straight.log").touch()
+    except FileExistsError:
+        raise CheckpointError("it exists already", where=str(directory), help="name another with --directory") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"the directory of both runs cannot be written to: {error.strerror}",
+            where=str(directory),
+            help="name one that can be written to with --directory",
+        ) from error
     say(f"training {steps} steps straight through")
     _run_to_end(_command("pretrain", arguments, straight, steps, every), directory / "straight.log")
     done = [

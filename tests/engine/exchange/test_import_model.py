@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from automodel_cli import app
 from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.checkpoint.run_lock import run_lock
 from automodel_cli.engine.config.config import read_configs
 from automodel_cli.engine.config.instantiate import instantiate
 from automodel_cli.engine.models.adopt import adopt_weights
@@ -124,3 +125,13 @@ def test_milestones_are_kept(tiny_run):
 
     assert sorted(path.name for path in Path("checkpoints").glob("step_*")) == ["step_000004", "step_000006"]
     assert load_file("checkpoints/step_000004/model/model.safetensors")
+
+
+def test_a_directory_in_which_a_run_is_working_is_left_alone(source, capsys):
+    """A step 0 that appears under a run would be pruned by it, or be resumed instead of it."""
+    source(GPT2)
+
+    with run_lock(Path("run")):
+        assert app.run(["import", "source", "--out", "run"]) == 4
+        assert "another run is saving into this directory" in capsys.readouterr().err
+        assert list(Path("run").glob("step_*")) == []
