@@ -17,7 +17,7 @@ from automodel_cli.commands.options import own_arguments
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.durations import DurationError, in_seconds
 from automodel_cli.engine.distributed.environment import RankPlace, rank_place
-from automodel_cli.engine.distributed.launch_plan import NPROC_WORDS, LaunchPlan, launch_plan
+from automodel_cli.engine.distributed.launch_plan import NPROC_WORDS, LaunchPlan, check_port, launch_plan
 from automodel_cli.engine.observe.fanout import Fanout
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.errors import UsageError
@@ -120,7 +120,10 @@ class Ranks:
 
         Raises:
             RankFailedError: One of them failed.
+            UsageError: The port at which the machines are to meet is taken.
         """
+        check_port(plan)
+
         from automodel_cli.engine.distributed.agent import run_ranks
 
         if "--traceback" in sys.argv:  # a root option, which the ranks' command line does not have

@@ -13,11 +13,14 @@ import logging
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import TCPStore
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -25,12 +28,14 @@ from torch.distributed.launcher.api import elastic_launch
 
 from automodel_cli import terminal
 from automodel_cli.engine.distributed.environment import LAUNCHER_PID, REPORT_DIRECTORY, stop_signals
-from automodel_cli.engine.distributed.launch_plan import LaunchPlan, num_cores
+from automodel_cli.engine.distributed.launch_plan import LaunchPlan, num_cores, port_is_taken, taken_endpoint
 from automodel_cli.engine.distributed.report import RankReport, announced, read_reports, root_cause
 from automodel_cli.engine.distributed.watch import Watch
 from automodel_cli.errors import AmcliError, ExitCode, RankFailedError
 
 _TAIL_LINES = 8
+# How long another launcher may take to answer at the rendezvous.
+_ANSWER_TIME = timedelta(seconds=1)
 
 
 def run_ranks(
@@ -52,8 +57,10 @@ def run_ranks(
 
     Raises:
         RankFailedError: A rank failed; the message says which and why, the exit code is that rank's.
+        UsageError: The machines are to meet at a port that another program has.
     """
     _quiet()
+    _check_endpoint(plan)
     # torchrun would set 1 for several processes and nothing for one; who has chosen a number keeps it.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // plan.ranks_per_node)))
     with tempfile.TemporaryDirectory(prefix="amcli-ranks-") as directory:
@@ -74,6 +81,38 @@ def run_ranks(
             raise watch.verdict() or _after_failure(Path(directory), error.failures) from None
         finally:
             del os.environ[REPORT_DIRECTORY], os.environ[LAUNCHER_PID]
+
+
+def _check_endpoint(plan: LaunchPlan) -> None:
+    """Refuses a port of this machine at which something listens that is no launcher: it would be waited for.
+
+    Raises:
+        UsageError: That is so.
+    """
+    taken = taken_endpoint(plan)
+    if taken is not None and not _answers_as_a_store(*taken):
+        raise port_is_taken(plan)
+
+
+def _answers_as_a_store(host: str, port: int) -> bool:
+    """Whether a store of torch listens there, that of another launcher: asked by a process that can be given up."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # torch prints the frames of a refusal
+            TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_ANSWER_TIME)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + _ANSWER_TIME.total_seconds()
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status == 0
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
 
 
 @contextmanager
@@ -131,9 +170,7 @@ def _torchrun_arguments(plan: LaunchPlan, arguments: Sequence[str]) -> Any:
     if plan.max_nodes == 1 and not plan.rdzv_endpoint:
         line += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", f"--rdzv-id={os.getpid()}"]
     else:
-        # A static rendezvous has the machines numbered by hand; c10d numbers them as they come.
-        backend = plan.rdzv_backend or ("c10d" if plan.node_rank is None else "static")
-        line += [f"--rdzv-backend={backend}", f"--rdzv-endpoint={plan.rdzv_endpoint}", "--rdzv-id=amcli"]
+        line += [f"--rdzv-backend={plan.backend}", f"--rdzv-endpoint={plan.rdzv_endpoint}", "--rdzv-id=amcli"]
     if plan.node_rank is not None:
         line.append(f"--node-rank={plan.node_rank}")
     return torchrun.get_args_parser().parse_args([*line, "--module", "automodel_cli", *arguments])
