@@ -38,7 +38,6 @@ from automodel_cli.errors import AmcliError, ExitCode, InterruptedTrainingError
 
 TRACEBACK_OPTION = "--traceback"
 TRACEBACK_VARIABLE = "AMCLI_TRACEBACK"
-_COMPLETE_VARIABLE = "_AMCLI_COMPLETE"  # set by the shell that asks what can follow
 _LINE_LENGTH = 2000  # of a message; what is longer was written by no person
 
 # Rich help and pretty exceptions cost 0.15 s at every start (benchmarks/startup.py), more than all the rest.
@@ -112,7 +111,7 @@ def run(argv: list[str]) -> int:
     except typer.Abort:
         return _report("aborted", None, 130)
     except KeyboardInterrupt:
-        return 130 if _COMPLETE_VARIABLE in os.environ else _report("interrupted", None, 130, label="")
+        return _report("interrupted", None, 130, label="")
     except Exception as error:
         return _report_failure(error, _describe(error), wants_traceback, ExitCode.INTERNAL)
 

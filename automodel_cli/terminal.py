@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def quiet_libraries() -> None:
             if record.levelno >= logging.ERROR or not is_of_library(record.pathname):
                 super().handle(record)
 
-    if sys.stderr is not sys.__stderr__ and warnings.showwarning is _show_warning:
+    if warnings.showwarning is _show_warning:
         logging.setLoggerClass(Quiet)
 
 
@@ -159,8 +160,10 @@ def is_of_library(filename: str) -> bool:
     """Whether a source file belongs to Python, to an installed package or to amcli, and not to the user."""
     import sysconfig
 
-    places = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return filename.startswith(("<", os.path.dirname(__file__), *places))  # noqa: PTH120
+    # By name: a virtual environment may take packages from another one.
+    is_installed = not {"site-packages", "dist-packages"}.isdisjoint(Path(filename).parts)
+    own = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+    return is_installed or filename.startswith(("<", *own))
 
 
 def _text(raw: Descriptor, before: TextIO | None, *, line_buffering: bool) -> TextIO:

@@ -185,6 +185,15 @@ def test_libraries_are_heard_only_on_request(tmp_path):
     assert all(words in full.stderr for words in ("A" * 9, "B" * 9, "Traceback"))
 
 
+def test_ctrl_c_while_the_shell_completes_a_line_prints_nothing():
+    """Into a prompt, of all places; also while modules are still being imported."""
+    code = "import automodel_cli, signal; signal.raise_signal(signal.SIGINT)"
+
+    done = shell(f"_AMCLI_COMPLETE=complete_bash {sys.executable} -c '{code}'; exit $?")
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def wait_for(is_so, what: str, seconds: float = 30) -> None:
     """Waits until it is so; fails by saying for what it has waited."""
     deadline = time.monotonic() + seconds
