@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -78,12 +79,23 @@ def tiny_run(tiny_data, tmp_path, monkeypatch) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def hollow_shard():
+    """Writes a whole shard of zeros, which take no room on the disk: for checks that read no token."""
+
+    def write(path: Path, num_tokens: int = 2_000_000) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(struct.pack("<4i", 278895051, 1, num_tokens, 2).ljust(1024, b"\0"))
+        os.truncate(path, 1024 + 2 * num_tokens)
+
+    return write
+
+
 @pytest.fixture
-def named_shards(tmp_path, monkeypatch) -> Path:
-    """The working directory of the test: empty files where the examples and presets expect their shards."""
+def named_shards(tmp_path, monkeypatch, hollow_shard) -> Path:
+    """The working directory of the test: shards of zeros where the examples and presets expect theirs."""
     for directory in ("data/shakespeare", "data/fineweb"):
-        (tmp_path / directory).mkdir(parents=True)
         for split in ("train", "val"):
-            (tmp_path / directory / f"{split}_000000.bin").touch()
+            hollow_shard(tmp_path / directory / f"{split}_000000.bin")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -19,7 +19,7 @@ from automodel_cli.commands.options import (
     UnsetOption,
 )
 from automodel_cli.commands.render_config import Format
-from automodel_cli.engine.config.check import checked
+from automodel_cli.engine.config.check import Settings, checked
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.diff import changed_only, differences
 from automodel_cli.engine.config.load import load_config
@@ -116,16 +116,16 @@ def show(
     else:
         shown = changed_only(printed, built_in=not config) if changed else printed
         try:
-            problem, notes = None, checked(final).notes
+            problem, settings = None, checked(final)
         except AmcliError as error:
-            problem, notes = error, ()
+            problem, settings = error, None
         # From wrong numbers nothing follows; data that is not there yet changes none.
         follows = not (changed or no_origins or isinstance(problem, ConfigError))
         derived = _derived(final) if follows and form in (Format.YAML, Format.JSON) else None
         render_config.configuration(shown, form, origins=not no_origins, derived=derived)
-        if problem is not None:
-            raise problem
-        render.notes(notes, _aside)
+        if settings is None:
+            raise problem or ConfigError("the configuration could not be checked")
+        _say_notes(settings)
 
 
 @config_app.command("init")
@@ -209,7 +209,15 @@ def _check(
         render_config.verdict(source, problems=error.problems or (error,))
         raise typer.Exit(error.exit_code) from error
     if as_json:
-        render_config.verdict(source, notes=settings.notes)
-    else:
-        typer.echo(f"{source}: every check passed")
-        render.notes(settings.notes, _aside)
+        render_config.verdict(source, settings=settings)
+        return
+    from automodel_cli.engine.config.notes import unchecked_words
+
+    typer.echo(f"{source}: {settings.num_checks} checks passed{unchecked_words(settings.unchecked)}")
+    _say_notes(settings)
+
+
+def _say_notes(settings: Settings) -> None:
+    from automodel_cli.engine.config.notes import unchecked_notes
+
+    render.notes([*settings.notes, *unchecked_notes(settings)], _aside)

@@ -14,6 +14,7 @@ import typer
 
 from automodel_cli.commands import render
 from automodel_cli.commands.options import own_arguments
+from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.durations import DurationError, in_seconds
 from automodel_cli.engine.distributed.environment import RankPlace, rank_place
@@ -108,6 +109,17 @@ class Ranks:
     def sink(self, open_sink: OpenSink) -> OpenSink:
         """What this rank reports to: nothing, unless it is the first."""
         return open_sink if self.place.speaks else lambda: nullcontext(Fanout([]))
+
+    def check_for_certain(self, config: Config, settings: Settings) -> None:
+        """Checks what source did not tell, by importing it, before a rank starts; the ranks themselves need not.
+
+        Raises:
+            ConfigError: A target cannot be imported or called, or does not take its keywords.
+        """
+        if settings.unchecked and not self.place.is_ours:
+            from automodel_cli.engine.config.check_targets import check_for_certain
+
+            check_for_certain(config, settings.unchecked)
 
     def start(self, context: typer.Context, plan: LaunchPlan, until: float | None, *, timeout_minutes: float) -> None:
         """Runs this command line on every rank, until all have ended.

@@ -11,6 +11,7 @@ from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption, 
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.load import load_config
+from automodel_cli.engine.config.notes import unchecked_notes
 from automodel_cli.errors import DataError
 
 
@@ -64,7 +65,8 @@ def _say_what_is_off(config: Config, world_size: int | None) -> None:
     """Refuses a configuration that is wrong; data that is not there yet is only said, since a plan comes first."""
     aside = render.speaker(as_json=True)
     try:
-        notes = checked(config, world_size).notes
+        settings = checked(config, world_size)
+        notes = (*settings.notes, *unchecked_notes(settings))
     except DataError as error:
         notes = tuple(map(str, error.problems or (error,)))
     render.notes(notes, aside)

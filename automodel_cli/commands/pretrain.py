@@ -107,6 +107,7 @@ def pretrain(
         )
     say = ranks.speaker(json_, quiet=quiet)
     render.notes(settings.notes, say)
+    ranks.check_for_certain(final, settings)
     if not config:
         say("no -c given: this is the built-in configuration, a small GPT-2 on the embedded Shakespeare")
         say("for real data: amcli prep fineweb --max-tokens 2B, then amcli pretrain -c my.yaml (see examples/)")

@@ -23,6 +23,7 @@ from automodel_cli.engine.config.emit import flat, inline, label, printable, to_
 from automodel_cli.errors import AmcliError
 
 if TYPE_CHECKING:
+    from automodel_cli.engine.config.check import Settings
     from automodel_cli.engine.config.explain import Explanation
     from automodel_cli.engine.plan.plan import Derived
 
@@ -106,10 +107,18 @@ def explanation(found: Explanation, *, as_json: bool) -> None:
         typer.echo("\n".join(lines) if lines else head + shown)
 
 
-def verdict(source: str, *, problems: Sequence[AmcliError] = (), notes: Sequence[str] = ()) -> None:
+def verdict(source: str, *, problems: Sequence[AmcliError] = (), settings: Settings | None = None) -> None:
     """Prints as JSON whether a configuration is sound, everything that is wrong, and what was not checked."""
     listed = [{"where": found.where, "message": found.message, "help": found.help} for found in problems]
-    document = {"config": source, "ok": not problems, "problems": listed, "notes": list(notes)}
+    unchecked = settings.unchecked if settings else ()
+    document = {
+        "config": source,
+        "ok": not problems,
+        "problems": listed,
+        "checks": settings.num_checks if settings else None,
+        "not_checked": [{"what": each.what, "why": each.why} for each in unchecked],
+        "notes": list(settings.notes) if settings else [],
+    }
     typer.echo(json.dumps(document, indent=2))
 
 

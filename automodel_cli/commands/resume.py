@@ -78,6 +78,7 @@ def resume(
     say = ranks.speaker(json_, quiet=quiet)
     render.changes(plan.changes, say)
     render.notes(plan.settings.notes, say)
+    ranks.check_for_certain(plan.config, plan.settings)
     if ranks.plan is not None:
         ranks.start(context, ranks.plan, until, timeout_minutes=plan.settings.dist_env.timeout_minutes)
         return

@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from automodel_cli.engine.config.check_checkpoint import check_checkpoint
 from automodel_cli.engine.config.check_elastic import check_elastic
@@ -48,14 +48,20 @@ from automodel_cli.engine.config.sections import (
 )
 from automodel_cli.engine.config.suggest import hint
 from automodel_cli.engine.config.validation_sets import SECTION, is_named_sets
-from automodel_cli.errors import AmcliError, ConfigError, DataError
+from automodel_cli.errors import AmcliError, ConfigError
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.config.check_targets import Unchecked
 
 
 @dataclass(frozen=True)
 class Settings:
     """The sections of amcli itself, typed; what has a `_target_` stays in the `Config`.
 
-    `notes` are for the user: what could not be checked, what stands in for what, what has no effect yet.
+    Args:
+        notes: For the user: what stands in for what, whose code runs, what has no effect or another than it seems.
+        num_checks: Values, keywords and files that were looked at, and found sound.
+        unchecked: What could not be checked without running code, for `check_for_certain`.
     """
 
     general: General
@@ -73,6 +79,8 @@ class Settings:
     tensorboard: TensorboardSection
     mfu: MfuSection
     notes: tuple[str, ...] = ()
+    num_checks: int = 0
+    unchecked: tuple[Unchecked, ...] = ()
 
 
 def checked(config: Config, world_size: int | None = None) -> Settings:
@@ -87,8 +95,8 @@ def checked(config: Config, world_size: int | None = None) -> Settings:
         ConfigError: One error that lists everything that is wrong.
     """
     # Imported here: reading source takes modules that printing or completing a configuration does not need.
-    from automodel_cli.engine.config.check_data import data_problems
-    from automodel_cli.engine.config.check_targets import check_targets
+    from automodel_cli.engine.config.check_data import check_data
+    from automodel_cli.engine.config.check_targets import check_targets, one_error
     from automodel_cli.engine.config.notes import notes_on
 
     problems: list[AmcliError] = []
@@ -100,16 +108,22 @@ def checked(config: Config, world_size: int | None = None) -> Settings:
     settings = Settings(general=general, **sections) if is_whole else None
     if settings is not None:
         _check_across(config, settings, world_size, problems)
-    targets = check_targets(config)
-    problems += targets.problems
-    problems += data_problems(config)
-    if settings is not None and not problems:
-        return replace(settings, notes=notes_on(config, targets))
-    if len(problems) == 1:
-        raise problems[0]
-    kind = DataError if all(isinstance(problem, DataError) for problem in problems) else ConfigError
-    count = f"{len(problems)}" if len(problems) <= MAX_PROBLEMS else f"more than {MAX_PROBLEMS}"
-    raise kind(f"{count} problems in the configuration", problems=problems[:MAX_PROBLEMS])
+    targets, data = check_targets(config), check_data(config)
+    problems += [*targets.problems, *data.problems]
+    if settings is None or problems:
+        raise one_error(problems)
+    return replace(
+        settings,
+        notes=notes_on(config, settings, targets, data),
+        num_checks=_num_own_values(config) + targets.num_checks + data.num_checks,
+        unchecked=(*targets.unchecked, *data.unchecked),
+    )
+
+
+def _num_own_values(config: Config) -> int:
+    owners: tuple[type[Any], ...] = (General, *SECTIONS)
+    prefixes: dict[type[Any], KeyPath] = {owner: (owner.name,) if owner.name else () for owner in owners}
+    return sum(config.has(dotted((*prefixes[owner], name))) for owner in owners for name in section_fields(owner))
 
 
 def with_defaults(config: Config) -> Config:
