@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,7 @@ from automodel_cli.engine.config.sections import (
     top_level_names,
     type_words,
 )
-from automodel_cli.engine.config.suggest import hint
+from automodel_cli.engine.config.suggest import hint, nearest
 from automodel_cli.engine.config.validation_sets import SECTION, is_named_sets
 from automodel_cli.errors import AmcliError, ConfigError
 
@@ -155,9 +156,7 @@ def _check_top_level(config: Config, problems: list[AmcliError]) -> None:
     allowed = top_level_names()
     for name in [name for name in config.values if name not in allowed][:MAX_PROBLEMS]:
         where = str(config.key_origin((name,)))
-        problems.append(
-            ConfigError(f"unknown section `{name}`", where=where, help=hint(name, allowed, noun="sections"))
-        )
+        problems.append(ConfigError(f"unknown section `{name}`", where=where, help=_section_hint(name, allowed)))
     for name, required in TARGET_SECTIONS.items():
         value = config.get(name)
         if value is None:
@@ -169,6 +168,16 @@ def _check_top_level(config: Config, problems: list[AmcliError]) -> None:
             message = f"`{name}` must be a section with a `{TARGET}` that names what to build"
             message += ", or sections of that kind by name" if name == SECTION else ""
             problems.append(ConfigError(message, where=str(config.origin((name,)))))
+
+
+def _section_hint(name: str, allowed: list[str]) -> str:
+    """The section that was meant, or the place of a key that stands outside its section."""
+    if nearest(name, allowed) is None:
+        inner = {key: f"{section.name}.{key}" for section in SECTIONS for key in section_fields(section)}
+        inner |= {"lr": "optimizer.lr", "weight_decay": "optimizer.weight_decay"}
+        if match := nearest(name, inner):
+            return f"did you mean `{inner[match]}`?"
+    return hint(name, allowed, noun="sections")
 
 
 def _build(section: type[Any], config: Config, prefix: KeyPath, problems: list[AmcliError]) -> Any:
@@ -196,9 +205,10 @@ def _build(section: type[Any], config: Config, prefix: KeyPath, problems: list[A
             except ConfigError as error:
                 problems.append(error)
         elif is_required(item):
-            section_origin = str(config.origin(prefix)) if prefix in config.origins else None
+            origin = config.origins.get(prefix)
+            where = str(origin) if origin is not None and origin.kind != "default" else None
             message = f"`{dotted(path)}` is missing: {item.metadata['meaning']}"
-            problems.append(ConfigError(message, where=section_origin))
+            problems.append(ConfigError(message, where=where))
     return section(**arguments) if len(problems) == num_problems else None
 
 
@@ -248,7 +258,8 @@ def _check_across(config: Config, settings: Settings, world_size: int | None, pr
     """Rules that tie one section to another."""
 
     def refuse(path: str, message: str, help_: str | None) -> None:
-        problems.append(ConfigError(message, where=str(config.origin(tuple(path.split(".")))), help=help_))
+        where = config.origin(_most_deliberate(config, path, message))
+        problems.append(ConfigError(message, where=str(where), help=help_))
 
     check_schedule(config, settings, refuse)
     check_validation(config, settings, refuse)
@@ -257,3 +268,23 @@ def _check_across(config: Config, settings: Settings, world_size: int | None, pr
     check_elastic(config, settings, refuse)
     check_checkpoint(settings, refuse)
     check_sinks(config, settings, refuse)
+
+
+# Who says two things that do not go together has the later one in mind: an option stands over a file.
+_DELIBERATE = {"default": 0, "file": 1, "checkpoint": 1, "option": 2}
+
+
+def _most_deliberate(config: Config, path: str, message: str) -> KeyPath:
+    """Of the keys that a message names, the one to look at: `path`, or one that was set more deliberately.
+
+    A key of the same section may stand in the message without its section.
+    """
+
+    def rank(key: str) -> int:
+        return _DELIBERATE[config.origin(tuple(key.split("."))).kind]
+
+    named = re.findall(r"[A-Za-z_]\w*(?:\.\w+)*", message)
+    section = path.rpartition(".")[0]
+    keys = [key for name in named for key in (name, f"{section}.{name}") if "." in key and config.has(key)]
+    best = max([path, *keys], key=rank)  # of equals the first
+    return tuple(best.split("."))

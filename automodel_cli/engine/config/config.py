@@ -6,7 +6,7 @@ A `Config` is never changed in place: merging and overriding return a new one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,21 @@ class Config:
         return node
 
     def origin(self, path: KeyPath) -> Origin:
-        """Origin of the value at `path`, or of the nearest section around it."""
+        """Origin of the value at `path`, or of the nearest section around it.
+
+        Of a section that nobody wrote, such as one of defaults alone: that of the first value in it.
+        """
+        inside = None if path in self.origins or not path else self._first_inside(path)
+        if inside is not None:
+            return inside
         for length in range(len(path), -1, -1):
             if path[:length] in self.origins:
                 return self.origins[path[:length]]
         return DEFAULT
+
+    def _first_inside(self, path: KeyPath) -> Origin | None:
+        found = (origin for known, origin in self.origins.items() if known[: len(path)] == path)
+        return next(found, None)
 
     def key_origin(self, path: KeyPath) -> Origin:
         """Origin of the key at `path`: where an unknown key is reported."""
@@ -111,6 +121,10 @@ class Config:
         origins, key_origins = dict(self.origins), dict(self.key_origins)
         node: Any = values
         for depth, part in enumerate(path[:-1]):
+            if isinstance(node, dict) and node.get(str(part)) is None:
+                # A section that this makes came from here, too, and not from the top of some file.
+                origins[path[: depth + 1]] = origin
+                key_origins.pop(path[: depth + 1], None)
             node = _step_into(node, part, path[:depth], origin)
         real_path = _place(node, path, value, origin)
         _forget(origins, real_path)
@@ -136,7 +150,7 @@ def from_parsed(parsed: Parsed) -> Config:
     return Config(parsed.value or {}, parsed.origins, parsed.key_origins)
 
 
-def read_configs(paths: Iterable[Path], *, trust: bool = False) -> Config:
+def read_configs(paths: Sequence[Path], *, trust: bool = False) -> Config:
     """The YAML files merged left to right; a checkpoint directory stands for the `config.yaml` in it.
 
     Args:
@@ -152,6 +166,9 @@ def read_configs(paths: Iterable[Path], *, trust: bool = False) -> Config:
         kind: Kind = "checkpoint" if in_checkpoint and not trust else "file"
         parsed = read_yaml(path / "config.yaml" if in_checkpoint else path, kind)
         config = config.merged(from_parsed(parsed))
+    if not config.values:
+        message = "this holds no configuration: it is empty, or has nothing but comments"
+        raise ConfigError(message, where=", ".join(map(str, paths)), help="amcli config init my.yaml writes one")
     return config
 
 

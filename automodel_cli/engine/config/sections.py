@@ -82,7 +82,9 @@ class StepSchedulerSection:
         minimum=1,
         words=(AUTO,),
     )
-    val_every_steps: int | None = key("validate every so many steps; null never", default=None, minimum=1)
+    val_every_steps: int | None = key(
+        "validate every so many steps, and at the end; null only at the end", default=None, minimum=1
+    )
     val_batches: int | None = key("validation batches, the first of the set; null takes all", default=50, minimum=1)
     val_tokens: int | str | None = key(
         "label tokens of each validation set to validate on, as in 10M tokens; takes the place of val_batches",

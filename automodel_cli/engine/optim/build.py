@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from automodel_cli.engine.config.suggest import hint
 from automodel_cli.engine.optim.param_groups import GroupRule, hidden_matrices, parameter_groups
 from automodel_cli.errors import ConfigError
 
@@ -59,7 +60,23 @@ def build_optimizer(
         arguments.setdefault("hidden_names", hidden_matrices(model, rules))
     if factory in _FUSED and not _CHOOSES_KERNEL & arguments.keys():
         arguments["fused"] = True
-    return factory(groups, **arguments)
+    optimizer = factory(groups, **arguments)
+    _refuse_idle_options(optimizer, rules)
+    return optimizer
+
+
+def _refuse_idle_options(optimizer: torch.optim.Optimizer, rules: Sequence[GroupRule]) -> None:
+    """Refuses an option of a rule that no group of the optimizer has by itself, and that it therefore never reads."""
+    parts = [optimizer] if optimizer.defaults else getattr(optimizer, "optimizers", [])
+    known = {name for part in parts for name in part.defaults}
+    for rule in rules:
+        idle = [name for name in rule.options if known and name not in known]
+        if idle:
+            raise ConfigError(
+                f"{type(optimizer).__name__} reads no `{idle[0]}` of a group of parameters",
+                where=rule.where,
+                help=hint(idle[0], known, noun="options of a group"),
+            )
 
 
 def avoid_fused_kernels(optimizer: torch.optim.Optimizer) -> None:
