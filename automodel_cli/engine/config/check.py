@@ -206,9 +206,9 @@ def _build(section: type[Any], config: Config, prefix: KeyPath, problems: list[A
                 problems.append(error)
         elif is_required(item):
             origin = config.origins.get(prefix)
-            where = str(origin) if origin is not None and origin.kind != "default" else None
+            is_written = origin is not None and origin.kind != "default"
             message = f"`{dotted(path)}` is missing: {item.metadata['meaning']}"
-            problems.append(ConfigError(message, where=where))
+            problems.append(ConfigError(message, where=str(origin) if is_written else None))
     return section(**arguments) if len(problems) == num_problems else None
 
 

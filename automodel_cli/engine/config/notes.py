@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automodel_cli.engine.config.aliases import substitution_note
-from automodel_cli.engine.config.check_data import DataCheck
+from automodel_cli.engine.config.aliases import resolved, substitution_note
+from automodel_cli.engine.config.check_data import OUR_DATASET, DataCheck
 from automodel_cli.engine.config.check_targets import TargetCheck, Unchecked
-from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.durations import in_steps, tokens_per_step
 from automodel_cli.engine.config.sections import SECTIONS, CheckpointSection, section_fields
 from automodel_cli.engine.config.validation_sets import validation_sets
@@ -69,11 +69,8 @@ def _idle_intervals(config: Config, settings: Settings) -> Iterator[str]:
     warmup = settings.lr_scheduler.lr_warmup_steps
     num_steps = in_steps(warmup, tokens_per_step(config))
     if num_steps >= last and num_steps:
-        steps_ = f"{warmup} ({num_steps:,} steps)" if isinstance(warmup, str) else f"{warmup}"
-        yield (
-            f"lr_scheduler.lr_warmup_steps is {steps_}, and the run has max_steps = {last}: "
-            "the learning rate never reaches optimizer.lr"
-        )
+        length = f"{warmup} ({num_steps:,} steps)" if isinstance(warmup, str) else f"{warmup}"
+        yield f"lr_scheduler.lr_warmup_steps is {length}, and max_steps is {last}: the whole run is warm-up"
 
 
 def _idle_settings(config: Config, settings: Settings) -> Iterator[str]:
@@ -112,6 +109,9 @@ def _idle_settings(config: Config, settings: Settings) -> Iterator[str]:
         default = _default_of(key)
         if is_idle and config.has(key) and config.origin(path).kind != "default" and config.get(key) != default:
             yield f"{key} does nothing while {why}"
+    is_ours = resolved(str(config.get(f"dataset.{TARGET}"))) == OUR_DATASET
+    if is_ours and config.get("dataset.shuffle_files") is True and config.get("dataset.shuffle", True) is True:
+        yield "dataset.shuffle_files does nothing while dataset.shuffle is true, which mixes the samples of all shards"
     if config.has("mfu") and settings.mfu.peak_tflops is None:
         yield "mfu names no peak_tflops: the utilisation is measured only on a GPU whose peak amcli knows"
 
