@@ -6,6 +6,7 @@ What source does not tell is listed as unchecked, with the reason; `check_for_ce
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,8 +177,9 @@ def _check_passed_on(
     """Keywords that only `**kwargs` takes: one that looks like a name that it knows is a mistake, others are listed."""
     if result.signature is None or result.definition is None:
         return
-    names = result.signature.names
-    known = {*names, *words_of_kwargs(sources, result.definition), *_names_of_instances(sources, result.definition)}
+    known = {*result.signature.names, *_names_of_instances(sources, result.definition)}
+    with suppress(Undecided, OSError):
+        known |= words_of_kwargs(sources, result.definition)
     unknown = [name for name in _given(config, path) if name not in known]
     # Code of the user's own may well take both `layer` and `layers`.
     alike = known if is_well_known(result.definition.module.name) else ()

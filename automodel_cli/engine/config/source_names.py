@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,7 +138,8 @@ def names_like(sources: Sources, module: Module, name: str) -> list[str]:
         # Of many star imports only those whose module begins like the name are read.
         is_worth_it = len(stars) <= _FEW_STARS or (star.module or "").rpartition(".")[2][:3] == name.lower()[:3]
         if is_worth_it and source is not None and source.path is not None:
-            found |= sources.scope(source).exports or set(names_like(sources, source, name))
+            with suppress(Undecided):  # a name that is not offered is no error
+                found |= sources.scope(source).exports or set(names_like(sources, source, name))
     return sorted(each for each in found if not each.startswith("_"))
 
 
