@@ -106,7 +106,13 @@ def guide(tmp_path, monkeypatch, hollow_shard):
         (BY_IMPORT, ["nemo_automodel is not installed: build_gpt2_model is amcli's own"]),
         (AUTO_CONFIG, []),
         (GPT2_CONFIG, []),
-        (WHOLE, ["FSDP2Manager, NanogptDataset and build_gpt2_model are amcli's own"]),
+        (
+            WHOLE,
+            [
+                "FSDP2Manager, NanogptDataset and build_gpt2_model are amcli's own",
+                "dataset.shuffle_files does nothing while dataset.shuffle is true",
+            ],
+        ),
         (WANDB, []),
         (OTHER_SECTIONS, ["DDPManager, MaskedCrossEntropy and default_collater are amcli's own"]),
     ],
