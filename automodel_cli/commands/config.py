@@ -26,7 +26,7 @@ from automodel_cli.engine.config.load import load_config
 from automodel_cli.errors import AmcliError, ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from automodel_cli.engine.plan.plan import Derived
+    from automodel_cli.engine.plan.derive import Derived
 
 # Notes are no part of the output, which may be YAML that is read again.
 _aside = render.speaker(as_json=True)
@@ -181,7 +181,7 @@ def _form(form: Format | None, json_: bool, *single: bool) -> Format:
 
 
 def _derived(config: Config) -> Derived:
-    from automodel_cli.engine.plan.plan import derive
+    from automodel_cli.engine.plan.derive import derive
 
     return derive(config)
 

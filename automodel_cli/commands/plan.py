@@ -47,8 +47,8 @@ def plan(
       amcli plan -c my.yaml --nproc-per-node 8 --nnodes 4 --gpu-memory 40GB --set distributed.tp_size=2
     """
     from automodel_cli.commands import render_plan
+    from automodel_cli.engine.plan.derive import plan as plan_of
     from automodel_cli.engine.plan.devices import device_named, memory_bytes
-    from automodel_cli.engine.plan.plan import plan as plan_of
 
     chosen = device_named(device)
     capacity = None if gpu_memory is None else memory_bytes(gpu_memory)

@@ -24,7 +24,7 @@ from automodel_cli.errors import AmcliError
 
 if TYPE_CHECKING:
     from automodel_cli.engine.config.explain import Explanation
-    from automodel_cli.engine.plan.plan import Derived
+    from automodel_cli.engine.plan.derive import Derived
 
 _LEAST = 8  # characters that a column keeps in however narrow a terminal
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import typer
 
-from automodel_cli.engine.plan.plan import RESERVED_SHARE, Derived, Plan
+from automodel_cli.engine.plan.derive import RESERVED_SHARE, Derived, Plan
 
 _NOT_KNOWN = "not known"
 # What each category of memory holds, as short as it can be said.

@@ -20,9 +20,8 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
-from automodel_cli.engine.loss.options import check_options
+from automodel_cli.engine.loss.masked_ce import HeadLossSettings, check_options, row_losses
 from automodel_cli.engine.loss.products import onednn_is_faster, times_transposed
-from automodel_cli.engine.loss.row_losses import HeadLossSettings, row_losses
 from automodel_cli.engine.loss.split_vocabulary import VocabularyPart, part_of, split_block_loss
 from automodel_cli.engine.protocols import IGNORED_LABEL
 from automodel_cli.errors import ConfigError

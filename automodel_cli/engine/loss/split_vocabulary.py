@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Shard
 
-from automodel_cli.engine.loss.row_losses import HeadLossSettings, row_losses
+from automodel_cli.engine.loss.masked_ce import HeadLossSettings, row_losses
 from automodel_cli.engine.protocols import IGNORED_LABEL
 from automodel_cli.errors import ConfigError
 

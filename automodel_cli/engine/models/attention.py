@@ -14,9 +14,8 @@ from torch.backends.cuda import (
 )
 
 from automodel_cli.engine.models.calling import is_hugging_face
-from automodel_cli.engine.models.document_blocks import LEAST_HEAD_SIZE
+from automodel_cli.engine.models.document_attention import LEAST_HEAD_SIZE, refuse_states
 from automodel_cli.engine.models.gpt2 import GPT2LMHeadModel
-from automodel_cli.engine.models.windows import refuse_states
 
 _SDPA = "scaled_dot_product_attention"
 _BLOCKS = "flex_attention, in the blocks of pairs that a document has"

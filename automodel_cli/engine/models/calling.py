@@ -1,7 +1,7 @@
 """How the engine calls a model: with the token ids, and with what else a batch holds and the model takes.
 
 Our GPT-2 takes `position_ids` and `document_ids`. A Hugging Face model takes `position_ids`, and gets
-the borders of documents as an attention mask, within its windows where it has some (windows.py); its
+the borders of documents as an attention mask, within its windows where it has some (document_attention.py); its
 key-value cache, which only generation uses, is off.
 Any other module is given the token ids, and what its `forward` names.
 
@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from automodel_cli.engine.models.document_blocks import document_blocks
-from automodel_cli.engine.models.windows import masks_within_windows, window_of
+from automodel_cli.engine.models.document_attention import document_blocks, masks_within_windows, window_of
 from automodel_cli.errors import ConfigError
 
 # Batch keys that change what a model computes, beside `input_ids`.

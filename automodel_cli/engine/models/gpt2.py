@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from automodel_cli.engine.models.calling import document_mask
-from automodel_cli.engine.models.document_blocks import attend_in_blocks, document_blocks
+from automodel_cli.engine.models.document_attention import attend_in_blocks, document_blocks
 from automodel_cli.engine.models.outputs import CausalLMOutput
 from automodel_cli.errors import ConfigError
 

@@ -2,7 +2,7 @@
 
 The total is the sum of all categories, as if each were at its largest at the same time. They are not quite:
 gradients grow while activations go. So the total is an upper bound for these tensors; the CUDA context,
-workspaces of libraries and fragments of the allocator come on top (`plan.py` keeps a share for them).
+workspaces of libraries and fragments of the allocator come on top (`derive.py` keeps a share for them).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every parameter of a model by name and shape, without building it.
+"""Parameters of a model by name and shape, without building it, and the FLOPs that a token costs.
 
 The names are the model's own, so that a test can hold the list to `named_parameters()` of a real
 model, tensor by tensor; the count is then exact by construction. A block's tensors are listed once.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from automodel_cli.engine.observe import speed
 from automodel_cli.engine.plan.shape import Family, ModelShape
 
 
@@ -180,3 +181,21 @@ def _of_block(
     name: str, size: tuple[int, ...], shape: ModelShape, *, tp_dim: int | None = None, is_product: bool = False
 ) -> ParameterTensor:
     return ParameterTensor(name, size, Part.BLOCKS, shape.num_layers, tp_dim, is_product)
+
+
+def flops_per_token(shape: ModelShape, seq_len: int) -> int:
+    """Operations of the forward and the backward pass for one token: 6 N + 12 L H D T.
+
+    Source: Chowdhery et al. 2022 (PaLM), appendix B. A product with a matrix of N elements costs a multiplication
+    and an addition each, once forward and twice backward; attention multiplies queries with keys and scores with
+    values, 2 x 2 x H D T forward, and twice that backward.
+
+    N counts what is a factor of matrix products: the matrices of the blocks and the output layer, also where that is
+    the token embedding. Looked-up embeddings, norms and biases are not. As in the source, attention is counted in
+    full although a causal kernel skips half of it, and what is computed again for less memory is not counted.
+
+    Args:
+        shape: Of the model.
+        seq_len: Tokens of a sample, T.
+    """
+    return speed.flops_per_token(count_parameters(shape).products, shape.num_layers, shape.q_width, seq_len)

@@ -24,7 +24,7 @@ from automodel_cli.engine.config.sections import AUTO
 from automodel_cli.engine.config.yaml_reader import parse_value
 from automodel_cli.engine.data.loader import eval_batches
 from automodel_cli.engine.data.stream_loader import is_stream
-from automodel_cli.engine.plan.plan import RESERVED_SHARE, derive, memory_of_batch
+from automodel_cli.engine.plan.derive import RESERVED_SHARE, derive, memory_of_batch
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.device_memory import device_memory
 from automodel_cli.engine.train.dry_run import DryRun, undone

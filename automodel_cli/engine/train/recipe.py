@@ -28,8 +28,8 @@ from automodel_cli.engine.data.packed_dataset import pack_documents
 from automodel_cli.engine.data.stream_loader import StreamLoader
 from automodel_cli.engine.distributed.heartbeat import Phase, enter
 from automodel_cli.engine.observe.metrics import Sink
-from automodel_cli.engine.optim.build import avoid_fused_kernels, build_optimizer
 from automodel_cli.engine.optim.lr_schedule import schedule_of
+from automodel_cli.engine.optim.optimizer import avoid_fused_kernels, build_optimizer
 from automodel_cli.engine.optim.param_groups import group_rules
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.device import Placement, place

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
-from automodel_cli.engine.optim.build import build_optimizer
+from automodel_cli.engine.optim.optimizer import build_optimizer, load_optimizer_state, optimizer_state_tensors
 from automodel_cli.engine.optim.param_groups import GroupRule, parameter_groups
-from automodel_cli.engine.optim.state import load_optimizer_state, optimizer_state_tensors
 from automodel_cli.errors import CheckpointError, ConfigError
 
 

@@ -21,8 +21,8 @@ from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.calling import call
 from automodel_cli.engine.models.outputs import logits_of
 from automodel_cli.engine.models.recompute import recompute_activations
-from automodel_cli.engine.optim.build import build_optimizer
 from automodel_cli.engine.optim.muon import MuonWithAdamW
+from automodel_cli.engine.optim.optimizer import build_optimizer
 from automodel_cli.engine.plan.activations import activation_bytes
 from automodel_cli.engine.plan.memory import Memory, memory
 from automodel_cli.engine.plan.model_config import model_shape

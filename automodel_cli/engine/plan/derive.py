@@ -13,12 +13,10 @@ from automodel_cli.engine.config.check_data import training_tokens
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.layout import divisors
 from automodel_cli.engine.plan.devices import Device
-from automodel_cli.engine.plan.flops import flops_per_token
 from automodel_cli.engine.plan.memory import Memory, memory
 from automodel_cli.engine.plan.model_config import UnknownModelError, model_shape
-from automodel_cli.engine.plan.parameters import ParameterCounts, count_parameters
-from automodel_cli.engine.plan.run_sizes import RunSizes, run_sizes, with_environment
-from automodel_cli.engine.plan.schedule import Schedule, schedule
+from automodel_cli.engine.plan.parameters import ParameterCounts, count_parameters, flops_per_token
+from automodel_cli.engine.plan.run_sizes import RunSizes, Schedule, run_sizes, schedule, with_environment
 from automodel_cli.engine.plan.shape import ModelShape
 
 # Of a device's memory, for what the estimate leaves out: context, workspaces, fragments of the allocator.
@@ -118,7 +116,7 @@ def plan(
         gpu_memory: Bytes of one device.
         peak_tflops: Of one device; None takes the configuration's, else the device's. The latter is for bf16, so a
             run in fp32 has no hours without one of the others.
-        mfu: Share of the peak that training reaches, counted by `flops.py`.
+        mfu: Share of the peak that training reaches, counted by `parameters.flops_per_token`.
     """
     derived = derive(config, world_size)
     sizes, memory_bytes = derived.sizes, gpu_memory or device.memory_bytes
