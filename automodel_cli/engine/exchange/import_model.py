@@ -22,8 +22,8 @@ from automodel_cli.engine.checkpoint.weights import read_model_config, read_weig
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.instantiate import instantiate
-from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.models.export import export_model
+from automodel_cli.engine.models.stored_weights import adopt_weights
 from automodel_cli.errors import CheckpointError
 
 _GPT2_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")

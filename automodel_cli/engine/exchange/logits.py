@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.checkpoint.weights import read_weights
-from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.models.gpt2 import GPT2Config, build_gpt2_model
 from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.models.stored_weights import adopt_weights
 from automodel_cli.errors import CheckpointError
 
 _LENGTH = 32

@@ -14,8 +14,8 @@ from automodel_cli import app
 from automodel_cli.engine.checkpoint.load import load
 from automodel_cli.engine.config.config import read_configs
 from automodel_cli.engine.config.instantiate import instantiate
-from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.models.stored_weights import adopt_weights
 
 NO_SPECIAL = {"bos_token_id": None, "eos_token_id": None}
 GPT2 = transformers.GPT2Config(vocab_size=257, n_positions=16, n_embd=16, n_layer=2, n_head=2, **NO_SPECIAL)
