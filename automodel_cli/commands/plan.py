@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +13,9 @@ from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.load import load_config
 from automodel_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.plan.parameters import CountedModel
 
 
 def plan(
@@ -37,7 +41,8 @@ def plan(
 ) -> None:
     """Say what a run would need: memory, batch, tokens, hours.
 
-    Nothing is built or started, and no GPU is asked: it is arithmetic, for a machine that may be elsewhere.
+    Nothing is started and no GPU is asked: it is arithmetic, for a machine that may be elsewhere. A model that no
+    formula knows is built without memory and run once on tensors without content, which takes a few seconds.
     docs/plan.md has every formula and its source.
 
     \b
@@ -56,8 +61,26 @@ def plan(
     # Nothing of it runs, so there is nothing to consent to.
     final = load_config(config, set_ or [], unset or (), trust=True)
     _say_what_is_off(final, world_size)
-    found = plan_of(final, world_size=world_size, device=chosen, gpu_memory=capacity, peak_tflops=peak_tflops, mfu=mfu)
+    plan_for = partial(
+        plan_of, final, world_size=world_size, device=chosen, gpu_memory=capacity, peak_tflops=peak_tflops, mfu=mfu
+    )
+    found = plan_for()
+    if found.derived.model is None and final.get("model"):
+        # Tracing runs the model's code, so here a checkpoint's configuration counts as what it is.
+        model = _traced(load_config(config, set_ or [], unset or ()))
+        found = plan_for(model=model) if model is not None else found
     render_plan.plan(found, as_json=json_)
+
+
+def _traced(config: Config) -> CountedModel | None:
+    """The model counted by a trace; None, and a note that says why, where it cannot be."""
+    from automodel_cli.engine.train.traced_model import UntraceableError, traced
+
+    try:
+        return traced(config)
+    except UntraceableError as error:
+        render.notes([f"the model is not known by a formula, and {error}"], render.speaker(as_json=True))
+        return None
 
 
 def _say_what_is_off(config: Config, world_size: int | None) -> None:

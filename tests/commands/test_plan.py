@@ -105,6 +105,18 @@ def test_an_unknown_model_and_optimizer_are_said_to_be_unknown(plan, tmp_path):
     assert re.search(r"  weights +3.37 MB", optimizer)
 
 
+def test_a_model_of_ones_own_is_counted_by_a_trace(plan):
+    """Parameters, FLOPs, memory and the batch that fits, as for a model with formulas."""
+    model = "model={_target_: 'examples/custom_model.py:build_model', vocab_size: 257, width: 64}"
+
+    found = json.loads(plan("--set", model, "--json").out)
+
+    assert found["derived"]["model"] == "GatedRecurrence"
+    assert found["derived"]["parameters"]["total"] == 91_264
+    assert found["memory"]["activations"] > 0
+    assert found["largest_local_batch_size"] > 1
+
+
 def test_an_fp32_run_has_no_hours_by_a_bf16_peak(plan):
     """Until a peak is given."""
     assert re.search(r"time +not known .*--peak-tflops", plan("--set", "precision=fp32").out)

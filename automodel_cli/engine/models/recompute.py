@@ -20,7 +20,7 @@ from automodel_cli.errors import ConfigError
 _aten = torch.ops.aten
 # Products of matrices and attention are nearly all the time of a block; what lies between them (norms,
 # activations, masks) is nearly all the memory and cheap to compute again.
-_KEPT = frozenset(
+KEPT_PRODUCTS = frozenset(
     {
         _aten.mm.default,
         _aten.addmm.default,
@@ -71,7 +71,7 @@ def _recomputed(forward: Callable[..., Any], contexts: dict[str, Any]) -> Callab
 
 def _keeping_products() -> tuple[Any, Any]:
     def policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-        return CheckpointPolicy.MUST_SAVE if operation in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+        return CheckpointPolicy.MUST_SAVE if operation in KEPT_PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
 
     contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(policy)
     return contexts

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from automodel_cli.engine.config.check_data import training_tokens
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.layout import divisors
+from automodel_cli.engine.plan.activations import activation_bytes
 from automodel_cli.engine.plan.devices import Device
 from automodel_cli.engine.plan.memory import Memory, memory
 from automodel_cli.engine.plan.model_config import UnknownModelError, model_shape
-from automodel_cli.engine.plan.parameters import ParameterCounts, count_parameters, flops_per_token
+from automodel_cli.engine.plan.parameters import (
+    CountedModel,
+    ParameterCounts,
+    count_parameters,
+    flops_per_token,
+    parameter_tensors,
+)
 from automodel_cli.engine.plan.run_sizes import RunSizes, Schedule, run_sizes, schedule, with_environment
 from automodel_cli.engine.plan.shape import ModelShape
 
@@ -28,7 +36,7 @@ class Derived:
     """Numbers that follow from a configuration.
 
     Args:
-        shape: Of the model; None where it is not known without building it.
+        model: None where it is not known without building it.
         unknown: Why not.
         parameters: Of the model.
         sizes: What the configuration says.
@@ -37,7 +45,7 @@ class Derived:
         flops: Of the whole run.
     """
 
-    shape: ModelShape | None
+    model: CountedModel | None
     unknown: str | None
     parameters: ParameterCounts | None
     sizes: RunSizes
@@ -81,21 +89,22 @@ class Plan:
         return None if total is None else total <= budget(self.gpu_memory)
 
 
-def derive(config: Config, world_size: int | None = None) -> Derived:
+def derive(config: Config, world_size: int | None = None, model: CountedModel | None = None) -> Derived:
     """The numbers that follow from a configuration that has passed the checks.
 
     Args:
         config: As it is shown; environment variables are looked up here.
         world_size: Ranks of the run; None takes as few as the layout allows.
+        model: Counted by a trace; None counts by formulas, where there are some.
     """
     config = with_environment(config)
-    shape, unknown = _shape_or_reason(config)
+    model, unknown = (model, None) if model is not None else _by_formulas_or_reason(config)
     sizes = run_sizes(config, world_size)
-    parameters = count_parameters(shape) if shape else None
+    parameters = count_parameters(model.tensors) if model else None
     amounts = schedule(sizes, parameters.total if parameters else None, training_tokens(config))
-    per_token = flops_per_token(shape, sizes.seq_len) if shape and sizes.seq_len else None
+    per_token = model.flops_per_token(sizes.seq_len) if model and sizes.seq_len else None
     flops = per_token * amounts.tokens if per_token and amounts.tokens else None
-    return Derived(shape, unknown, parameters, sizes, amounts, per_token, flops)
+    return Derived(model, unknown, parameters, sizes, amounts, per_token, flops)
 
 
 def plan(
@@ -106,6 +115,7 @@ def plan(
     gpu_memory: int | None = None,
     peak_tflops: float | None = None,
     mfu: float = 0.4,
+    model: CountedModel | None = None,
 ) -> Plan:
     """A plan for a configuration that has passed the checks.
 
@@ -117,8 +127,9 @@ def plan(
         peak_tflops: Of one device; None takes the configuration's, else the device's. The latter is for bf16, so a
             run in fp32 has no hours without one of the others.
         mfu: Share of the peak that training reaches, counted by `parameters.flops_per_token`.
+        model: See `derive`.
     """
-    derived = derive(config, world_size)
+    derived = derive(config, world_size, model)
     sizes, memory_bytes = derived.sizes, gpu_memory or device.memory_bytes
     named = peak_tflops or sizes.peak_tflops
     peak = named * 1e12 if named else device.peak_flops if sizes.is_bf16 else None
@@ -149,9 +160,23 @@ def budget(gpu_memory: int) -> int:
     return int(gpu_memory * (1 - RESERVED_SHARE))
 
 
-def _shape_or_reason(config: Config) -> tuple[ModelShape | None, str | None]:
+def by_formulas(shape: ModelShape) -> CountedModel:
+    """A model of a family whose tensors, FLOPs and activations stand here as formulas."""
+    return CountedModel(
+        kind=str(shape.family),
+        tensors=parameter_tensors(shape),
+        num_layers=shape.num_layers,
+        vocab_size=shape.vocab_size,
+        channels=shape.channels,
+        is_tied=shape.is_tied,
+        flops_per_token=partial(flops_per_token, shape),
+        activation_bytes=partial(activation_bytes, shape),
+    )
+
+
+def _by_formulas_or_reason(config: Config) -> tuple[CountedModel | None, str | None]:
     try:
-        return model_shape(config), None
+        return by_formulas(model_shape(config)), None
     except UnknownModelError as error:
         return None, str(error)
 
@@ -161,10 +186,10 @@ Needs = Callable[[int, bool], Memory]
 
 def memory_of_batch(derived: Derived) -> Needs | None:
     """The memory as a function of the samples of a forward pass and of whether a step has several."""
-    shape, sizes, seq_len = derived.shape, derived.sizes, derived.sizes.seq_len
-    if shape is None or seq_len is None:
+    model, sizes, seq_len = derived.model, derived.sizes, derived.sizes.seq_len
+    if model is None or seq_len is None:
         return None
-    return lambda batch, accumulates: memory(shape, sizes, batch, seq_len, accumulates=accumulates)
+    return lambda batch, accumulates: memory(model, sizes, batch, seq_len, accumulates=accumulates)
 
 
 def _accumulates(sizes: RunSizes, batch: int) -> bool:

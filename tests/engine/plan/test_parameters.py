@@ -91,7 +91,7 @@ def test_every_tensor_of_the_real_model_is_listed_with_its_shape(config, publish
     """Names and shapes are those of the model on the meta device; the total is the published one."""
     real = real_tensors(config)
 
-    counts = count_parameters(model_shape(config))
+    counts = count_parameters(parameter_tensors(model_shape(config)))
 
     assert listed_tensors(config) == real
     assert counts.total == sum(parameter.numel() for parameter in built(config).parameters())
@@ -155,7 +155,7 @@ def test_any_small_shape_of_gpt2_is_counted(vocab_size, positions, layers, heads
 
 def test_the_parts_of_a_count_are_all_of_it():
     """Embedding, positions, blocks, norm and head; a tied embedding is a factor of products, positions are not."""
-    counts = count_parameters(model_shape(SHAPES["gpt2 124M"][0]))
+    counts = count_parameters(parameter_tensors(model_shape(SHAPES["gpt2 124M"][0])))
 
     assert counts.embedding + counts.positions + counts.blocks + counts.norm + counts.head == counts.total
     assert (counts.head, counts.positions) == (0, 1024 * 768)
