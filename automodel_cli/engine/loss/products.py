@@ -43,12 +43,25 @@ def is_whole(matrix: torch.Tensor) -> bool:
     return matrix.stride() in ((columns, 1), (1, rows))
 
 
-@functools.cache
-def onednn_is_faster() -> bool:
-    """Whether this torch multiplies with MKL on a processor for which oneDNN has the wider instructions.
+_may_take_onednn = True
 
-    The same for a machine at all times: a run that is resumed there gives the same bits.
+
+def choose_library(name: str) -> None:
+    """Sets the library of this process: `auto`, or `torch` for what torch takes by itself (key `cpu_matmul`)."""
+    global _may_take_onednn
+    _may_take_onednn = name == "auto"
+
+
+def onednn_is_faster() -> bool:
+    """Whether oneDNN may be taken, and this torch multiplies with MKL on a processor for which that is slower.
+
+    The same for a machine and a configuration at all times: a run that is resumed there gives the same bits.
     """
+    return _may_take_onednn and _mkl_falls_back()
+
+
+@functools.cache
+def _mkl_falls_back() -> bool:
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
     has_wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")

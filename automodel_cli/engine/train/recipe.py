@@ -143,6 +143,7 @@ def _run(
         num_threads,
         deterministic=bool(general.deterministic),
         gathers_bf16=settings.distributed.mp_policy == "bf16",
+        cpu_matmul=general.cpu_matmul,
     )
     situation.state, situation.placement = state, placement
     parts = _build(config, settings, placement, root, snapshot, team)
