@@ -117,7 +117,7 @@ def _for_every_part(hidden_BTC: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
 
 
 class _Gradients(NamedTuple):
-    """Sums of the gradients of the inputs, filled block by block; None where nobody asks."""
+    """Sums of the gradients of the inputs, filled block by block; None where they are not wanted."""
 
     hidden_NC: torch.Tensor | None
     weight_VC: torch.Tensor | None
@@ -225,8 +225,8 @@ def _rows_loss(
         logits: (rows, V); used up.
         labels: (rows,).
         buffer: For probabilities in fp32; None where the logits have that type and their memory serves.
-        settings: Of the call.
-        bias_sum_V: Where the gradient of the bias is summed up, if anybody asks for it.
+        settings: Settings of the call.
+        bias_sum_V: Accumulates the gradient of the bias, if it is wanted.
         with_gradients: Whether the gradients are wanted.
     """
     smoothing = settings.label_smoothing

@@ -66,15 +66,15 @@ def check_options(z_loss: float, label_smoothing: float) -> None:
 
 
 class HeadLossSettings(NamedTuple):
-    """What one call does not differentiate.
+    """Arguments of one call that are not differentiated.
 
     Args:
-        rows: Of a block.
+        rows: Rows of a block.
         z_loss: Weight of the squared log of the softmax's denominator.
         label_smoothing: Share of the target that is spread evenly over the vocabulary.
         num_label_tokens: Divisor of the loss.
-        dtype: Of the products.
-        with_gradients: Whether anybody is going to ask for them.
+        dtype: Type of the products.
+        with_gradients: Whether gradients will be asked for.
     """
 
     rows: int
@@ -93,8 +93,8 @@ def row_losses(
     Args:
         target: Logit of the label, (rows,).
         lse: Log of the softmax's denominator, (rows,).
-        mean: Of all logits of a row, (rows,); None without smoothing.
-        settings: Of the call.
+        mean: Mean of all logits of a row, (rows,); None without smoothing.
+        settings: Settings of the call.
     """
     smoothing = settings.label_smoothing
     losses = lse - target if mean is None else lse - (1 - smoothing) * target - smoothing * mean

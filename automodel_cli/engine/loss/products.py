@@ -19,8 +19,8 @@ def times_transposed(a_NK: torch.Tensor, b_MK: torch.Tensor, out_NM: torch.Tenso
     """The product a @ b.T, (N, M).
 
     Args:
-        a_NK: Of any strides.
-        b_MK: Of the same type.
+        a_NK: First factor, with any strides.
+        b_MK: Second factor, of the same dtype.
         out_NM: Memory that may be used for the result; without it, or where the library makes its own, it is fresh.
     """
     if a_NK.device.type == "cpu" and a_NK.dtype == torch.float32 and onednn_is_faster() and is_whole(b_MK):

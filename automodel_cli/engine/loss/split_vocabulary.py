@@ -31,8 +31,8 @@ class VocabularyPart:
     Args:
         group: The ranks that share the vocabulary, in its order.
         begin: First entry.
-        size: Of the part, v.
-        whole: Of the vocabulary, V.
+        size: Entries of the part, v.
+        whole: Entries of the vocabulary, V.
     """
 
     group: dist.ProcessGroup
@@ -82,10 +82,10 @@ def split_block_loss(
 
     Args:
         logits: (rows, v); used up.
-        labels: Of the whole vocabulary, (rows,); the same on all ranks.
-        buffer: (some rows, v) in the type of sums: so many rows are turned into probabilities at a time.
-        settings: Of the call.
-        bias_sum_v: Where the gradient of the bias is summed up, if anybody asks for it.
+        labels: Ids in the whole vocabulary, (rows,); the same on all ranks.
+        buffer: (block rows, v) in the dtype of sums; its rows are converted to probabilities at a time.
+        settings: Settings of the call.
+        bias_sum_v: Accumulates the gradient of the bias, if it is wanted.
         part: Which part of the vocabulary it is.
         with_gradients: Whether the gradients are wanted.
     """

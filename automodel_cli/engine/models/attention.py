@@ -23,7 +23,7 @@ _MASK = "a mask of every pair of tokens"
 
 
 def attention_in_words(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The kernel that attention runs on; None for a user's model, whose attention nobody knows.
+    """The kernel that attention runs on; None for a user's model, whose attention is not known.
 
     Args:
         model: Not wrapped yet.
@@ -51,7 +51,7 @@ def keep_within_documents(
     Args:
         model: Not wrapped yet; None is returned for a user's, which is given the borders and has its own way.
         device: Where it is.
-        may_change: Whether nobody has named the attention of a Hugging Face model.
+        may_change: Whether the attention of a Hugging Face model may be chosen: the configuration names none.
         splits_sequence: Whether context-parallel ranks have parts of a sample, which blocks do not allow.
 
     Raises:

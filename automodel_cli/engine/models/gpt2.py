@@ -194,7 +194,7 @@ class GPT2LMHeadModel(nn.Module):
         1/sqrt(2 * n_layer), so that the variance of the residual stream does not grow with depth.
 
         Args:
-            name: Of the module in this model.
+            name: Name of the module in this model.
             module: It, or one of its shapes.
         """
         std = self.config.initializer_range

@@ -46,7 +46,7 @@ def drawn(blank: nn.Module, seed: int, wanted: Collection[str] | None = None) ->
 
     Args:
         blank: A skeleton that nothing has been done to since it was built; left as it is.
-        seed: Of the run.
+        seed: Seed of the run.
         wanted: Names of buffers that alone are needed, such as those that no checkpoint holds; None for everything.
 
     Raises:

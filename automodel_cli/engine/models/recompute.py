@@ -41,7 +41,7 @@ def recompute_activations(model: nn.Module, mode: str, every: int = 1) -> str:
         model: Its blocks are the largest list of modules of one class.
         mode: `full` (a block keeps only its input) or `selective` (it keeps its products of
             matrices and its attention too).
-        every: Which blocks: every so many.
+        every: Recompute one block in `every`.
 
     Raises:
         ConfigError: The model has no blocks.

@@ -47,7 +47,7 @@ class StoredModel:
         refuse_another_architecture(model, own, given, stored)
 
     def shape(self, name: str) -> Sequence[int]:
-        """Of a whole tensor of the model."""
+        """Shape of a whole tensor of the model."""
         return transposed(self._model, name, self._stored.without_content(name)).shape
 
     def region(self, name: str, region: Region) -> torch.Tensor:

@@ -54,7 +54,7 @@ def owners(shapes: Sequence[Sequence[int]], num_ranks: int) -> list[int]:
 
 
 def buckets(items: Sequence[Item], num_elements: Callable[[Item], int], num_ranks: int) -> Iterator[list[Item]]:
-    """Consecutive items, so many at a time that the whole matrices of a rank are of bounded size.
+    """Splits items into consecutive buckets, so that the whole matrices of a rank have a bounded size.
 
     >>> [len(bucket) for bucket in buckets([2**23] * 7, lambda elements: elements, 2)]
     [4, 3]
@@ -78,7 +78,7 @@ def of_whole(
 
     Args:
         tensors: Sharded over `group`, in the same order on all of its ranks.
-        functions: Of whole matrices in bf16, to matrices of the same shape and type; one for each tensor.
+        functions: Functions of whole matrices in bf16, to matrices of the same shape and type; one for each tensor.
         group: As `shard_group` gave it for each of the tensors.
     """
     rank, num_ranks = dist.get_rank(group), group.size()
@@ -110,7 +110,7 @@ def _axis(tensor: DTensor) -> int:
 
 
 def _part_shapes(tensor: DTensor, num_ranks: int) -> list[torch.Size]:
-    """Of each rank's part: those of `torch.chunk`, so the last ones may be smaller, or empty."""
+    """Shape of each rank's part, as `torch.chunk` splits: the last parts may be smaller, or empty."""
     axis = _axis(tensor)
     length = tensor.shape[axis]
     rows = -(-length // num_ranks)

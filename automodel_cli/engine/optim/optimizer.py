@@ -22,7 +22,7 @@ from automodel_cli.errors import CheckpointError, ConfigError
 _FUSED = (torch.optim.AdamW, torch.optim.Adam)
 # With one of these the user has chosen a kernel, or one that the fused kernel cannot stand in for.
 _CHOOSES_KERNEL = {"fused", "foreach", "differentiable"}
-# Of torchao: their state lies in tensors that only torchao can take apart, so that the first save would fail.
+# Optimizers of torchao whose state lies in tensors that only torchao can split, so the first save would fail.
 _CANNOT_BE_SAVED = re.compile(r"Adam(W)?(4bit|8bit|Fp8)")
 
 
@@ -134,7 +134,7 @@ def load_optimizer_state(
     """Puts back what `optimizer_state_tensors` gave, bit for bit; the optimizer may keep the tensors.
 
     Args:
-        optimizer: Of the same class and over the same parameters, with no step done.
+        optimizer: The same class over the same parameters, before its first step.
         model: The model of that optimizer.
         tensors: A parameter without any begins anew, as it would have in the saved run: an optimizer
             holds no state for what never had a gradient, and plain SGD holds none at all.

@@ -27,7 +27,7 @@ from automodel_cli.engine.plan.parameters import (
 from automodel_cli.engine.plan.run_sizes import RunSizes, Schedule, run_sizes, schedule, with_environment
 from automodel_cli.engine.plan.shape import ModelShape
 
-# Of a device's memory, for what the estimate leaves out: context, workspaces, fragments of the allocator.
+# Share of a device's memory kept for what the estimate leaves out: context, workspaces, allocator fragments.
 RESERVED_SHARE = 0.1
 
 
@@ -38,11 +38,11 @@ class Derived:
     Args:
         model: None where it is not known without building it.
         unknown: Why not.
-        parameters: Of the model.
+        parameters: Parameters of the model by part.
         sizes: What the configuration says.
         schedule: Batches, steps and tokens.
         flops_per_token: Forward and backward.
-        flops: Of the whole run.
+        flops: FLOPs of the whole run.
     """
 
     model: CountedModel | None
@@ -61,14 +61,14 @@ class Plan:
     Args:
         derived: See `Derived`.
         world_size: Devices.
-        memory: Of one device; None for a model that is not known, or without batch and length.
-        gpu_memory: Of one device, in bytes.
+        memory: Memory of one device; None for a model that is not known, or without batch and length.
+        gpu_memory: Memory of one device, in bytes.
         largest_local_batch: Samples of a forward pass that fit; 0 if none does, None if that is not known.
         largest_divisor: The largest of them that divides a rank's samples of a step.
         device: What it is planned for.
-        peak_flops: Of one device in the run's precision; None where nobody has said.
+        peak_flops: Peak of one device in the run's precision; None where it is not known.
         mfu: Model FLOPs utilisation that is reached.
-        hours: Of the whole run at that; None where something is not known.
+        hours: Duration of the whole run at that utilisation; None where something is not known.
     """
 
     derived: Derived
@@ -124,7 +124,7 @@ def plan(
         world_size: See `derive`.
         device: Its peak and memory count where the next two are not given.
         gpu_memory: Bytes of one device.
-        peak_tflops: Of one device; None takes the configuration's, else the device's. The latter is for bf16, so a
+        peak_tflops: Peak of one device; None takes the configuration's, else the device's. The latter is for bf16, so a
             run in fp32 has no hours without one of the others.
         mfu: Share of the peak that training reaches, counted by `parameters.flops_per_token`.
         model: See `derive`.

@@ -77,7 +77,7 @@ class ParameterCounts:
 
 @dataclass(frozen=True)
 class CountedModel:
-    """What a plan needs to know of a model, whoever counted it: formulas, or a trace of the built model.
+    """A model as a plan needs it, counted by formulas or by a trace of the built model.
 
     Args:
         kind: The family or the class, for people.
@@ -223,7 +223,7 @@ def flops_per_token(shape: ModelShape, seq_len: int) -> int:
     full although a causal kernel skips half of it, and what is computed again for less memory is not counted.
 
     Args:
-        shape: Of the model.
+        shape: Shape of the model.
         seq_len: Tokens of a sample, T.
     """
     products = count_parameters(parameter_tensors(shape)).products

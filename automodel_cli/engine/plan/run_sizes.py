@@ -46,7 +46,7 @@ class RunSizes:
         finds_local_batch: Whether it is.
         max_steps: Steps of the run.
         is_bf16: Whether matrix products are computed in bf16; `auto` is, since a plan is for a GPU.
-        weight_bytes: Of one number of a weight, of its gradient and of what the optimizer keeps for it.
+        weight_bytes: Bytes of one number of a weight, of its gradient and of its optimizer state.
         degrees: How the ranks are divided.
         spread: The other keys of the layout.
         optimizer: None for one that is not known here.
@@ -54,9 +54,9 @@ class RunSizes:
         chunk_size: Rows of a chunk, if the configuration names them.
         recompute: What blocks keep for the backward pass, to compute the rest again: `full` their input,
             `selective` products of matrices and attention, too; None keeps everything.
-        recompute_every: Every so many blocks.
+        recompute_every: One block in `recompute_every` is recomputed.
         has_mask: Whether attention reads a mask of T x T.
-        peak_tflops: Of one device, if the configuration names it.
+        peak_tflops: Peak of one device, if the configuration names it.
     """
 
     seq_len: int | None
@@ -204,9 +204,9 @@ def schedule(sizes: RunSizes, num_parameters: int | None, data_tokens: int | Non
     """The amounts: products and quotients of numbers that stand in the configuration.
 
     Args:
-        sizes: Of the run.
-        num_parameters: Of the model, all of them; None where nobody knows.
-        data_tokens: Of the training data; None where no manifest says.
+        sizes: Sizes of the run.
+        num_parameters: All parameters of the model; None where the number is not known.
+        data_tokens: Tokens of the training data; None without a manifest.
     """
     per_step = sizes.global_batch_size * sizes.seq_len if sizes.global_batch_size and sizes.seq_len else None
     tokens = per_step * sizes.max_steps if per_step and sizes.max_steps else None

@@ -30,7 +30,7 @@ class Saving:
     Args:
         options: As they are typed behind `amcli pretrain` and `amcli resume`.
         note: What it costs, or changes beside the memory.
-        saved_bytes: Of one device; None where the model is not known without building it.
+        saved_bytes: Bytes saved on one device; None where the model is not known without building it.
     """
 
     options: str
@@ -51,9 +51,9 @@ def savings(config: Config, world_size: int, *, num_gpus: int = 0) -> list[Savin
     """The changes that help, the best first.
 
     Args:
-        config: Of the run, with the precision that it computes in instead of `auto`.
+        config: Configuration of the run, with the actual precision in place of `auto`.
         world_size: Ranks of the run.
-        num_gpus: Of this machine, where the run is on it alone; 0 for a run on CPUs, whose ranks share the memory.
+        num_gpus: GPUs of this machine, if the run uses no other; 0 for a run on CPUs, whose ranks share the memory.
     """
     now = derive(config, world_size)
     before = _known_bytes(now)
