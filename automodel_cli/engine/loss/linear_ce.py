@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head without its logits: hidden states times the head, rows by rows.
+"""Cross-entropy of a linear head without all of its logits: hidden states times the head, block of rows by block.
 
 The logits (N, V) are the largest tensor of a training step with a vocabulary of any size. Here a
 block of rows is multiplied, turned into probabilities and into gradients, and its buffer is used
@@ -109,7 +109,7 @@ class ChunkedLinearCrossEntropy:
 
 
 def _for_every_part(hidden_BTC: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
-    """Whole hidden states on each rank, whose gradients are summed up: a part of the vocabulary has one summand."""
+    """Hidden states, whole on each rank; their gradients are summed over ranks, one summand per vocabulary part."""
     if not isinstance(hidden_BTC, DTensor):
         hidden_BTC = DTensor.from_local(hidden_BTC, mesh, [Replicate()], run_check=False)
     whole: torch.Tensor = hidden_BTC.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
@@ -137,7 +137,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         settings: HeadLossSettings,
         part: VocabularyPart | None,
     ) -> torch.Tensor:
-        # Inside a function of autograd the mode is always off, so whether gradients are wanted is told.
+        # Grad mode is always off inside an autograd function, so the caller passes whether gradients are wanted.
         wanted = [settings.with_gradients and needed for needed in ctx.needs_input_grad]
         sums_dtype = torch.promote_types(settings.dtype, torch.float32)
         gradients = _Gradients(

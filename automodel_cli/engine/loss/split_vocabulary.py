@@ -60,7 +60,7 @@ def part_of(weight_VC: DTensor) -> VocabularyPart:
         )
     whole, ranks = weight_VC.shape[0], mesh.size()
     rows = -(-whole // ranks)
-    # Asked of the shape and not of the own part, so that all ranks refuse together.
+    # Decided from the whole shape, not from this rank's part, so that all ranks refuse together.
     if rows * (ranks - 1) >= whole:
         raise ConfigError(
             f"a vocabulary of {whole:,} split over {ranks} tensor-parallel ranks leaves one without an entry",

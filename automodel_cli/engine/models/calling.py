@@ -59,7 +59,7 @@ def is_hugging_face(model: nn.Module) -> bool:
 
 
 def document_mask(document_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Which position may see which: itself and what is before it in its document; (B, 1, T, T), true where it may."""
+    """Causal mask within documents, (B, 1, T, T): true where a position may attend."""
     same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
     return same_BTT.tril()[:, None]
 
@@ -81,7 +81,7 @@ def _hugging_face_arguments(model: nn.Module, given: dict[str, torch.Tensor]) ->
 
 
 def _mask(model: nn.Module, implementation: str, document_ids: torch.Tensor) -> Any:
-    """What keeps documents apart, in the form that an attention of transformers takes."""
+    """The document mask in the form that an attention implementation of transformers takes."""
     if window_of(model) is not None:
         return masks_within_windows(model, document_ids)
     if implementation == "flex_attention":
