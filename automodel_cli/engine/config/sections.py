@@ -61,6 +61,12 @@ class General:
         choices=(False, True, "elastic"),
         quiet=True,
     )
+    shift_labels: bool = key(
+        "labels of the data sets stand at the place of their own token, as in a copy of input_ids, and are shifted by "
+        "one when they are read",
+        default=False,
+        quiet=True,
+    )
     num_threads: int | None = key("CPU threads of torch; null takes what torch finds", default=None, minimum=1)
     cpu_matmul: str = key(
         "library for large fp32 products on a CPU: auto takes oneDNN where torch's MKL leaves AVX-512 unused, "

@@ -19,10 +19,8 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.models.document_attention import document_blocks, masks_within_windows, window_of
+from automodel_cli.engine.protocols import OPTIONAL_INPUTS
 from automodel_cli.errors import ConfigError
-
-# Batch keys that change what a model computes, beside `input_ids`.
-OPTIONAL_INPUTS = ("position_ids", "document_ids")
 
 
 def call(model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:

@@ -222,7 +222,7 @@ def _trial(config: Config, placement: Placement, parts: RunParts, team: Team | N
         model=parts.model,
         objective=parts.loss_fn,
         optimizer=parts.optimizer,
-        sample=_sample(config, parts.dataset, team),
+        sample=_sample(config, parts, team),
         device=placement.device,
         autocast_dtype=placement.autocast_dtype,
         spread=parts.spread,
@@ -230,10 +230,10 @@ def _trial(config: Config, placement: Placement, parts: RunParts, team: Team | N
     )
 
 
-def _sample(config: Config, dataset: Any, team: Team | None) -> dict[str, Any]:
+def _sample(config: Config, parts: RunParts, team: Team | None) -> dict[str, Any]:
     """One sample as the model gets it: a dataset's first; of a stream, which must not be read, one of its length."""
-    if not is_stream(dataset):
-        batch = next(eval_batches(dataset, 1, 1))
+    if not is_stream(parts.dataset):
+        batch = next(eval_batches(parts.dataset, 1, 1, section=parts.sections["dataset"]))
     else:
         length = derive(config, 1).sizes.seq_len
         if length is None:
