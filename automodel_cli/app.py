@@ -28,6 +28,7 @@ from automodel_cli.commands.pretrain import pretrain
 from automodel_cli.commands.resume import resume
 from automodel_cli.commands.sample import sample
 from automodel_cli.commands.verify_resume import verify_resume
+from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.engine.distributed.environment import rank_place
 from automodel_cli.engine.distributed.pages import ask_for_huge_pages
 from automodel_cli.engine.distributed.report import is_symptom, write_report
@@ -122,6 +123,7 @@ def main() -> None:
 
 def _report_failure(error: Exception, message: str, wants_traceback: bool, status: int) -> int:
     """Prints an error; a rank tells it to its launcher, too, and prints it only if that would not."""
+    message = masked_message(message)
     place = rank_place()
     if place.launcher:
         write_report(place, error, message)
@@ -140,7 +142,7 @@ def _report_failure(error: Exception, message: str, wants_traceback: bool, statu
 
 def _report(message: str, error: BaseException | None, status: int = ExitCode.INTERNAL) -> int:
     if error is not None:
-        sys.stderr.write("".join(traceback.format_exception(error)))
+        sys.stderr.write(masked_message("".join(traceback.format_exception(error))))
     colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     label = "\x1b[1;31merror:\x1b[0m" if colour else "error:"
     sys.stderr.write(f"{label} {_shown(message)}\n")
@@ -163,7 +165,7 @@ def _report_usage(error: TyperException, argv: list[str]) -> int:
 
     right, message = usage.explain(app, argv, error)
     sys.stderr.write(f"{right}\n")
-    return _report(message, None, ExitCode.USAGE)
+    return _report(masked_message(message), None, ExitCode.USAGE)
 
 
 def _describe(error: Exception) -> str:

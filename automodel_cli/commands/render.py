@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from automodel_cli.engine.config.diff import Change
+from automodel_cli.engine.config.secrets import masked_message
 
 if TYPE_CHECKING:
     from automodel_cli.engine.train.recipe import RunSummary
@@ -21,7 +22,7 @@ def speaker(as_json: bool, *, quiet: bool = False) -> Say:
     """Where notes go: standard output, standard error where that is kept for JSON, or nowhere."""
     if quiet:
         return lambda text: None
-    return lambda text: typer.echo(text, err=as_json)
+    return lambda text: typer.echo(masked_message(text), err=as_json)
 
 
 def changes(found: list[Change], say: Say) -> None:

@@ -20,6 +20,7 @@ import typer
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.diff import ABSENT, Change
 from automodel_cli.engine.config.emit import flat, inline, label, printable, to_flat, to_yaml
+from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.errors import AmcliError
 
 if TYPE_CHECKING:
@@ -108,8 +109,15 @@ def explanation(found: Explanation, *, as_json: bool) -> None:
 
 def verdict(source: str, *, problems: Sequence[AmcliError] = (), notes: Sequence[str] = ()) -> None:
     """Prints as JSON whether a configuration is sound, everything that is wrong, and what was not checked."""
-    listed = [{"where": found.where, "message": found.message, "help": found.help} for found in problems]
-    document = {"config": source, "ok": not problems, "problems": listed, "notes": list(notes)}
+    listed = [
+        {
+            "where": found.where,
+            "message": masked_message(found.message),
+            "help": found.help and masked_message(found.help),
+        }
+        for found in problems
+    ]
+    document = {"config": source, "ok": not problems, "problems": listed, "notes": list(map(masked_message, notes))}
     typer.echo(json.dumps(document, indent=2))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.config.origin import DEFAULT, KeyPath, Kind, Origin, dotted
-from automodel_cli.engine.config.secrets import masked_value
+from automodel_cli.engine.config.secrets import masked_text, masked_value
 from automodel_cli.engine.config.suggest import hint
 from automodel_cli.engine.config.yaml_reader import Parsed, parse_value, plain_types, read_yaml
 from automodel_cli.errors import ConfigError, UsageError
@@ -166,7 +166,8 @@ def apply_overrides(config: Config, assignments: Iterable[str]) -> Config:
         key, equals, text = assignment.partition("=")
         key = key.strip()
         if not equals or not key or not all(key.split(".")):
-            raise UsageError(f"--set takes KEY=VALUE, got `{assignment}`", help="for example --set model.n_layer=24")
+            message = f"--set takes KEY=VALUE, got `{masked_text(assignment)}`"
+            raise UsageError(message, help="for example --set model.n_layer=24")
         origin = Origin("option", f"--set {key}")
         value = parse_value(text, source=f"--set {key}")
         config = config.with_value(tuple(key.split(".")), value, origin)

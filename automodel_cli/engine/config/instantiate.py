@@ -10,7 +10,7 @@ from typing import Any
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
-from automodel_cli.engine.config.secrets import MASK, is_secret
+from automodel_cli.engine.config.secrets import is_masked
 from automodel_cli.engine.config.sections import ENGINE_KEYS
 from automodel_cli.engine.config.signature import keyword_problems, signature_of
 from automodel_cli.engine.config.target import refuse_blocked, resolve_target
@@ -81,7 +81,7 @@ def _build(config: Config, path: KeyPath, value: Any, runtime: dict[str, Any]) -
         return [_build(config, (*path, index), inner, runtime) for index, inner in enumerate(value)]
     origin = config.origin(path)
     refuse_remote_code(config, path, value)
-    if value == MASK and is_secret(dotted(path)):
+    if is_masked(dotted(path), value):
         message = f"{dotted(path)} holds a secret, which a saved configuration does not keep"
         help_ = f"give it again: --set {dotted(path)}=..., better '${{VAR}}' in the run's own file, named with -c"
         raise ConfigError(message, where=str(origin), help=help_)
