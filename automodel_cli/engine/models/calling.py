@@ -97,10 +97,13 @@ def _additive(mask: torch.Tensor, model: nn.Module) -> torch.Tensor:
 def _own_arguments(kind: type[nn.Module], given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ignored = [name for name in given if not _takes(kind, name)]
     if ignored:
+        name = kind.__name__.removeprefix("FSDP")  # the class that FSDP2 puts in the place of the user's
+        has_documents = "document_ids" in given
         raise ConfigError(
-            f"the batches hold {' and '.join(ignored)}, but {kind.__name__}.forward takes no such argument, "
-            "so its attention would cross the borders of documents",
-            help=f"add {', '.join(ignored)} to its forward, or train without packing and document mask",
+            f"the batches hold {' and '.join(ignored)}, but {name}.forward takes no such argument, so its "
+            + ("attention would cross the borders of documents" if has_documents else "positions would be wrong"),
+            help=f"add {', '.join(ignored)} to its forward, or train without "
+            + ("packing and document mask" if has_documents else "context parallelism and positions in the data"),
         )
     return given
 
