@@ -6,6 +6,7 @@ Nothing here or in `commands/` imports torch before a command needs it: `--help`
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import sys
@@ -116,6 +117,9 @@ def run(argv: list[str]) -> int:
 
 def main() -> None:
     """The console script."""
+    # Names of files that are not UTF-8 are printed as the bytes that they are.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
     wait_without_spinning()
     ask_for_huge_pages()
     raise SystemExit(run(sys.argv[1:]))

@@ -78,12 +78,15 @@ def merged(result: Merged, *, as_json: bool) -> None:
     """What was joined, and the next command."""
     if as_json:
         facts = {"directory": str(result.directory), "num_parts": result.num_parts, "num_linked": result.num_linked}
-        typer.echo(json.dumps({**facts, "manifest": result.manifest.to_dict()}, indent=2))
+        notes = {"notes": list(result.notes)}
+        typer.echo(json.dumps({**facts, **notes, "manifest": result.manifest.to_dict()}, indent=2))
         return
     typer.echo(f"{result.directory} is ready: {result.num_parts} parts, {result.num_linked} files linked")
     for name, split in result.manifest.splits.items():
         count = f"{split.num_tokens:>14,} tokens, {split.num_documents:,} documents, {_shards(len(split.shards))}"
         typer.echo(f"  {name:<5} {count}")
+    for text in result.notes:
+        typer.echo(f"  note: {text}")
 
 
 def document(found: DecodedDocument, *, as_json: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -147,9 +147,20 @@ def estimate(found: Estimate, *, as_json: bool) -> None:
     typer.echo(
         f"  estimated from {found.sample_documents:,} documents with {found.text_bytes_per_token:.2f} bytes per token"
     )
+    _left_out(found.skipped, found.first_skipped)
     for text in found.notes:
         typer.echo(f"  note: {text}")
     typer.echo(f"would write to {found.directory}; nothing was written")
+
+
+def _left_out(skipped: Mapping[str, int], first_skipped: Mapping[str, Mapping[str, str]]) -> None:
+    for reason, count in skipped.items():
+        first = first_skipped.get(reason)
+        # Data of earlier versions do not say where the first is.
+        found = (
+            "" if first is None else f", the first at {first['where']}" + f": {first['found']}" * bool(first["found"])
+        )
+        typer.echo(f"  left out: {count:,} documents ({reason}){found}")
 
 
 def result(prepared: PrepResult, *, verified: bool, as_json: bool) -> None:
@@ -177,8 +188,8 @@ def result(prepared: PrepResult, *, verified: bool, as_json: bool) -> None:
             f"  {name:<5} {split.num_tokens:>12,} tokens, {split.num_documents:,} documents, {shards}, "
             f"unigram entropy {split.unigram_entropy_nats:.3f} nats"
         )
-    for reason, count in (manifest.reading.skipped if manifest.reading else {}).items():
-        typer.echo(f"  left out: {count:,} documents ({reason})")
+    if manifest.reading is not None:
+        _left_out(manifest.reading.skipped, manifest.reading.first_skipped)
     over_length = sum(split.over_length_documents for split in manifest.splits.values())
     if over_length:
         typer.echo(f"  {over_length:,} documents were longer than {manifest.settings['max_length']:,} tokens")
