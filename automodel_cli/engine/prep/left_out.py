@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from automodel_cli.engine.prep.corpus.foreign import BROKEN, ENCODINGS
+from automodel_cli.engine.prep.documents import SourceDescription
 from automodel_cli.errors import DataError
 
 FirstSkipped = Mapping[str, Mapping[str, str]]
@@ -20,7 +21,7 @@ STDIN_NAME = "standard input"
 JSON_ARRAY = "a JSON array, not JSON lines"
 PRETTY_JSON = "pretty-printed JSON, not JSON lines"
 NO_BLANK_LINE = "without a blank line"
-WHOLE_FILE = "the whole file is one document"
+WHOLE_FILE = "in a file that is one document"
 
 _PHRASES = {
     "null": "null",
@@ -70,7 +71,12 @@ def describe(reason: str, found: str) -> str:
 
 
 def nothing_left(
-    skipped: Mapping[str, int], first_skipped: FirstSkipped, max_document_bytes: int, *, is_hub: bool, of: str = ""
+    skipped: Mapping[str, int],
+    first_skipped: FirstSkipped,
+    max_document_bytes: int,
+    *,
+    source: SourceDescription,
+    of: str = "",
 ) -> DataError:
     """The error for a source of which no document is left.
 
@@ -78,13 +84,16 @@ def nothing_left(
         skipped: Documents left out, by reason.
         first_skipped: The first of each.
         max_document_bytes: The limit.
-        is_hub: The files lie on the hub, where no command of the user's can change them.
+        source: What was read.
         of: Beginning of the message, such as the part that was prepared.
     """
-    total = sum(skipped.values())
+    total, is_hub = sum(skipped.values()), source.kind == "hub"
     if not total:
         message = f"{of}the source holds no text" if not of else of.removesuffix(": ")
-        return DataError(message, help="the files are empty, or hold blank lines alone, or a header without rows")
+        where = source.names[0] if len(source.names) == 1 else None
+        return DataError(
+            message, where=where, help="the files are empty, or hold blank lines alone, or a header without rows"
+        )
     if set(skipped) == {"empty"}:
         of = of or "the source holds no text: "
     reasons = []
@@ -121,7 +130,7 @@ def remedy(reason: str, first: Mapping[str, str], max_document_bytes: int, *, is
     found, name = first.get("found", ""), first.get("where", "").rpartition(":")[0]
     if reason == "too_large":
         option = f"raise --max-document-bytes, which is {max_document_bytes:,}"
-        is_joined = NO_BLANK_LINE in found or found == WHOLE_FILE
+        is_joined = NO_BLANK_LINE in found or WHOLE_FILE in found
         return f"--text-documents line makes each line a document; or {option}" if is_joined else option
     if reason in ("null", "not_text"):
         return "name the column or field that holds the text with --text-column"
@@ -154,6 +163,8 @@ def shell_word(text: str) -> str:
 
 
 def _about_encoding(name: str, found: str) -> str:
+    if Path(name).suffix.lower() in (".parquet", ".pq"):
+        return "the column must hold UTF-8; write the file again with its texts converted"
     encoding = next((known for known in ENCODINGS if known in found), None)
     if encoding is not None:
         return _converted(name, f"iconv -f {encoding} -t UTF-8", ".utf8")
@@ -162,7 +173,7 @@ def _about_encoding(name: str, found: str) -> str:
     if "unknown encoding" in found:
         guess = "" if name == STDIN_NAME else f", which `file -i {shell_word(name)}` may tell"
         return f"convert it to UTF-8 with iconv, from the encoding that it has{guess}"
-    if found.startswith("compressed"):
+    if "compressed by" in found:
         return "give the file the ending of its compression, .gz, .zst or .bz2, after the one that it has"
     return "only text, JSON lines, CSV and parquet can be read; take the text out of it first"
 

@@ -175,10 +175,10 @@ def no_text_left(plan: Plan, skipped: Mapping[str, int], first_skipped: FirstSki
         skipped: Documents left out, by reason.
         first_skipped: The first of each.
     """
-    limit, is_hub = plan.options.reading.max_document_bytes, plan.source.describe().kind == "hub"
+    limit, source = plan.options.reading.max_document_bytes, plan.source.describe()
     part = plan.options.partition
     if part is None:
-        return nothing_left(skipped, first_skipped, limit, is_hub=is_hub)
+        return nothing_left(skipped, first_skipped, limit, source=source)
     message = f"part {part} of the source holds no text"
     if not skipped:
         # A part of so little knows nothing of the rest, where the reason may be.
@@ -187,7 +187,7 @@ def no_text_left(plan: Plan, skipped: Mapping[str, int], first_skipped: FirstSki
                 return DataError(message, help="the source is too small: make fewer parts")
             skipped, first_skipped = add_skipped(skipped, first_skipped, batch)
         message = "the whole source holds no text"
-    return nothing_left(skipped, first_skipped, limit, is_hub=is_hub, of=f"{message}: ")
+    return nothing_left(skipped, first_skipped, limit, source=source, of=f"{message}: ")
 
 
 def _notes(manifest: DataManifest, plan: Plan) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ _WHOLE_FILE = Boundary(lambda _: 0, lambda _: 0)
 def no_text(begin: bytes) -> Rejection | None:
     """Why a file that begins so holds no text at all."""
     found = foreign(begin)
-    return ("invalid_utf8", found) if found else None
+    return ("invalid_utf8", f"the whole file is {found}") if found else None
 
 
 def blocks(
@@ -137,7 +137,7 @@ def _find_end(stream: Readable, held: bytes, boundary: Boundary, limit: int, tar
         if end or wanted > limit:
             return end, held
         # Doubled, since each look goes over all of the bytes again.
-        wanted *= 2
+        wanted = min(2 * wanted, limit + target)
         held += read_fully(stream, wanted - len(held))
     return len(held), held
 

@@ -69,18 +69,18 @@ def clean(rows: Rows, max_document_bytes: int) -> CleanTexts:
     for row in sorted(reasons):
         first.setdefault(reasons[row], row)
     found = {
-        reason: (rows.number(row), rows.found.get(row) or _found(reason, everything[row].as_buffer()))
+        reason: (rows.number(row), rows.found.get(row) or _found(reason, everything[row].as_buffer(), rows.unit))
         for reason, row in first.items()
     }
     return CleanTexts(texts, Counter(reasons.values()), found)
 
 
-def _found(reason: str, content: pa.Buffer | None) -> str:
+def _found(reason: str, content: pa.Buffer | None, unit: str) -> str:
     """What is in a row that is no document, where that says more than the reason."""
     if content is None:
         return ""
     if reason == "too_large":
-        return f"{content.size:,} bytes"
+        return f"{content.size:,} bytes {unit}".rstrip()
     return not_utf8(content.to_pybytes()) if reason == "invalid_utf8" else ""
 
 

@@ -6,11 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from automodel_cli.engine.prep.corpus.clean import CleanTexts, clean
 from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
 from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Reader
+from automodel_cli.engine.prep.corpus.streams import CODECS
 from automodel_cli.engine.prep.documents import DocumentBatch, OnBadDocument, SourceDescription
 from automodel_cli.engine.prep.left_out import describe, remedy
 from automodel_cli.engine.shards.manifest import SourceRecord
@@ -194,7 +196,9 @@ def _guarded(reader: Reader, at: Position | None) -> Iterator[Piece]:
         yield from reader.pieces(at)
     except (pa.ArrowException, OSError, EOFError) as error:
         reason = str(getattr(error, "strerror", None) or error).split("\n")[0]
-        raise DataError(f"the file cannot be read: {reason}", where=reader.name) from error
+        suffix = Path(reader.name).suffix.lower()
+        help_ = f"is it whole, and compressed as its ending {suffix} says?" if suffix in CODECS else None
+        raise DataError(f"the file cannot be read: {reason}", where=reader.name, help=help_) from error
 
 
 def _row_groups(readers: Sequence[ParquetReader], index: int, count: int) -> list[ParquetReader]:

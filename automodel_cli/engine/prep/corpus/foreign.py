@@ -8,6 +8,8 @@ _LOOKED_AT = 4096
 # So few zero bytes stand at odd places alone by chance in no text that was looked at.
 _MIN_ZEROS = 16
 _MIN_SHARE = 0.1
+# Alphabets and punctuation, each of 256 characters, in one text.
+_MAX_ALPHABETS = 4
 # iconv reads the byte-order mark itself; that of UTF-32 begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -57,9 +59,18 @@ def foreign(begin: bytes) -> str:
     if min(first, second) > 0.9 and fourth < 0.5:
         return "UTF-32BE"
     even, odd = first + third, second + fourth
-    if odd > 2 * _MIN_SHARE and not even:
+    if odd > 2 * _MIN_SHARE and not even and _reads_as(sample, "utf-16-le", sample[1::2]):
         return "UTF-16LE"
-    return "UTF-16BE" if even > 2 * _MIN_SHARE and not odd else ""
+    if even > 2 * _MIN_SHARE and not odd and _reads_as(sample, "utf-16-be", sample[::2]):
+        return "UTF-16BE"
+    return ""
+
+
+def _reads_as(sample: bytes, encoding: str, high_bytes: bytes) -> bool:
+    """Whether bytes are text of an alphabet, or of several, in a form of UTF-16."""
+    # The end may be cut inside a character.
+    text = sample[: len(sample) & ~1].decode(encoding, "replace")[:-1]
+    return len(set(high_bytes)) <= _MAX_ALPHABETS and all(sign.isprintable() or sign.isspace() for sign in text)
 
 
 def not_utf8(value: bytes) -> str:

@@ -106,6 +106,9 @@ def _parse_block(content: bytes, column: str) -> pa.LargeStringArray | None:
     # Arrow passes over blank lines and takes two objects on one line: then rows are no lines.
     if content.startswith(_BLANK_BEGINS) or BLANK_LINES.search(content):
         return None
+    # Nor does Arrow know names that are not UTF-8.
+    if not column.isprintable():
+        return None
     try:
         table = arrow_json.read_json(
             pa.BufferReader(content),
