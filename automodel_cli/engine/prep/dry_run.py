@@ -75,7 +75,9 @@ def estimate(options: PrepOptions) -> Estimate:
     plan = make_plan(options)
     begin = time.perf_counter()
     units = read_units(plan.source, Position(), options.seed, 0)
-    sample, skipped, first_skipped = None, {}, {}
+    sample = None
+    skipped: Mapping[str, int] = {}
+    first_skipped: FirstSkipped = {}
     for unit in units:
         skipped, first_skipped = add_skipped(skipped, first_skipped, unit)
         if len(unit.texts):

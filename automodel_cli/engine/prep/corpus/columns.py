@@ -19,7 +19,7 @@ def missing_column(column: str, columns: Iterable[str], where: str, inside: Iter
     """
     names, fields = sorted(columns), sorted(inside)
     # A field of this very name is meant rather than one that looks like it.
-    same = [field for field in fields if field.endswith(f".{column}")]
+    same = sorted((field for field in fields if field.endswith(f".{column}")), key=lambda field: field.count("."))
     return DataError(
         f"there is no column {column!r}; the columns are {', '.join(names) or 'none'}",
         where=where,

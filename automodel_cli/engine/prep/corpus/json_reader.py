@@ -86,7 +86,7 @@ class JsonReader:
                 if reason == "invalid_utf8" and reason not in rejected.values():
                     found[len(texts)] = not_utf8(line)
                 rejected[len(texts)] = reason
-            has_column = has_column or self._column in row or field_of(row, self._column) is not None
+            has_column = has_column or has_field(row, self._column)
             if not has_column and len(names) < _MAX_NAMES:
                 names.update(dict.fromkeys(row))
                 inside.update(dict.fromkeys(_inside(row)))
@@ -154,6 +154,22 @@ def field_of(row: Mapping[str, Any], column: str) -> Any:
     for name in column.split("."):
         at = at.get(name) if isinstance(at, dict) else None
     return at
+
+
+def has_field(row: Mapping[str, Any], column: str) -> bool:
+    """Whether an object has a field, or an object on the way to it that is null.
+
+    >>> [has_field(row, "doc.text") for row in ({"doc": {"text": None}}, {"doc": None}, {"doc": {}}, {"doc.text": ""})]
+    [True, True, False, True]
+    """
+    at: Any = row
+    for name in () if column in row else column.split("."):
+        if at is None:
+            break
+        if not isinstance(at, dict) or name not in at:
+            return False
+        at = at[name]
+    return True
 
 
 def _inside(row: Mapping[str, Any], before: str = "") -> Iterator[str]:

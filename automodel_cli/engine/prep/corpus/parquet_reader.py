@@ -171,7 +171,7 @@ def _parquet_file(source: Path | BinaryIO) -> parquet.ParquetFile:
         for group in large
         for column in range(group.num_columns)
     ):
-        return parquet.ParquetFile(source, metadata=opened.metadata, buffer_size=_STRETCH_BYTES)
+        return parquet.ParquetFile(source, metadata=opened.metadata, buffer_size=_STRETCH_BYTES, pre_buffer=False)
     return opened
 
 
