@@ -102,9 +102,26 @@ def test_documents_left_out_and_split_are_in_the_summary(run, tmp_path):
 
     result = run("mine.jsonl", "--tokenizer", "bytes", "--max-length", "9", "--val-tokens", "0", "--verify")
 
-    assert "left out: 1 documents (null)" in result.stdout
+    assert "left out: 1 documents (null), the first at mine.jsonl:1\n" in result.stdout
     assert "1 documents were longer than 9 tokens" in result.stdout
     assert "every byte was read again" in result.stdout
+
+
+def test_what_would_help_documents_left_out_is_in_the_summary_and_for_scripts(run, tmp_path):
+    """The size of the first, and the option with its value; in a dry run as in the summary."""
+    (tmp_path / "mine.jsonl").write_text('{"text": "a"}\n{"text": "%s"}\n' % ("x" * 50))
+    arguments = ["mine.jsonl", "--tokenizer", "bytes", "--max-document-bytes", "20", "--val-tokens", "0"]
+    found = "the first at mine.jsonl:2: 50 bytes"
+
+    dry, plain = run(*arguments, "--dry-run").stdout, run(*arguments).stdout
+    dry_json, again_json = (json.loads(run(*arguments, *more, "--json").stdout) for more in (["--dry-run"], []))
+
+    for printed in (dry, plain):
+        assert f"left out: 1 documents (too_large), {found}" in printed
+        assert "note: too_large, first at mine.jsonl:2: raise --max-document-bytes, which is 20" in printed
+    for document in (dry_json, again_json["manifest"]["reading"]):
+        assert document["skipped"] == {"too_large": 1}
+        assert document["first_skipped"] == {"too_large": {"where": "mine.jsonl:2", "found": "50 bytes"}}
 
 
 def test_every_option_of_the_source_reaches_it(run, tmp_path):
