@@ -175,6 +175,8 @@ def _about_encoding(name: str, found: str) -> str:
         return f"convert it to UTF-8 with iconv, from the encoding that it has{guess}"
     if "compressed by" in found:
         return "give the file the ending of its compression, .gz, .zst or .bz2, after the one that it has"
+    if "a parquet file" in found:
+        return "give it the ending .parquet"
     return "only text, JSON lines, CSV and parquet can be read; take the text out of it first"
 
 

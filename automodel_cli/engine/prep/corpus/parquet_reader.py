@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # A piece that holds more decoded bytes ends there, however few rows it has.
 _MAX_PIECE_BYTES = 1 << 24
-# Rows that are decoded at once: fewer where their texts could come to more bytes. One row always may.
-_ROWS_AT_ONCE = 8
+# Rows that are decoded at once, where texts are short; fewer where they are long and could come to more bytes.
+_ROWS_AT_ONCE = 32
 _MAX_BYTES_AT_ONCE = 1 << 27
 # A column of a row group that takes more bytes in the file is read in stretches, others whole.
 _MAX_BUFFER_BYTES = 1 << 26
@@ -155,7 +155,9 @@ class _Column:
         import pyarrow.compute as pc
 
         outer, *inner = self.path
-        return pc.struct_field(batch.column(outer), inner) if inner else batch.column(outer)
+        # A column of another name is there only where its dotted path is the same.
+        values = batch.column(0 if batch.num_columns == 1 else outer)
+        return pc.struct_field(values, inner) if inner else values
 
 
 def _parquet_file(source: Path | BinaryIO) -> parquet.ParquetFile:
@@ -186,7 +188,7 @@ def _stretches(
     num_rows = _rows_of_stretch(metadata.num_rows, num_bytes)
     parts: list[pa.Array] = []
     begin, held_bytes = first_row, 0
-    for row, texts in _decoded(parquet_file, column, group, first_row, num_rows, _rows_at_once(num_bytes)):
+    for row, texts in _decoded(parquet_file, column, group, first_row, num_rows, _rows_at_once(num_rows, num_bytes)):
         parts.append(texts)
         held_bytes += texts.nbytes
         end = row + len(texts)
@@ -214,7 +216,7 @@ def _decoded(
         at = max(row, first_row)
         while at < end:
             length = min(at_once, end - at, num_rows - at % num_rows)
-            yield at, _plain(values.slice(at - row, length))
+            yield at, _plain(values if length == len(values) else values.slice(at - row, length))
             at += length
         row = end
 
@@ -224,9 +226,11 @@ def _rows_of_stretch(num_rows: int, num_bytes: int) -> int:
     return max(1, min(PIECE_ROWS, PIECE_BYTES * num_rows // max(num_bytes, 1)))
 
 
-def _rows_at_once(num_bytes: int) -> int:
-    """Rows that may be decoded together where each may hold as many bytes as the whole column is stored in."""
-    return max(1, min(_ROWS_AT_ONCE, _MAX_BYTES_AT_ONCE // max(num_bytes, 1)))
+def _rows_at_once(num_rows: int, num_bytes: int) -> int:
+    """Rows of a stretch of `num_rows` that are decoded together; one text may hold as many bytes as are stored."""
+    # Where most texts are short, the time that every batch takes matters more.
+    usual = num_rows * _ROWS_AT_ONCE // (2 * PIECE_ROWS)
+    return max(1, min(_ROWS_AT_ONCE, max(usual, _MAX_BYTES_AT_ONCE // max(num_bytes, 1))))
 
 
 def _as_rows(texts: pa.Array, first_number: int) -> Rows:

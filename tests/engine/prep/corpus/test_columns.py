@@ -113,7 +113,7 @@ def test_equal_texts_that_are_stored_once_are_decoded_piece_by_piece(tmp_path, k
         del texts, piece
 
     assert rows == count
-    assert largest <= parquet_reader._MAX_PIECE_BYTES + 8 * len(text)
+    assert largest <= parquet_reader._MAX_PIECE_BYTES + parquet_reader._ROWS_AT_ONCE * len(text)
     assert peak < 64_000_000
 
 
@@ -122,6 +122,7 @@ def test_pieces_that_end_by_their_bytes_are_the_same_from_every_position(tmp_pat
     """Whatever the lengths of the texts, and wherever the reading begins."""
     monkeypatch.setattr(parquet_reader, "_MAX_PIECE_BYTES", 40)
     monkeypatch.setattr(parquet_reader, "PIECE_ROWS", 11)
+    monkeypatch.setattr(parquet_reader, "_ROWS_AT_ONCE", 4)
     texts = pa.array([f"{number}:" + "x" * (number * 7 % 23) for number in range(60)])
     column = texts.dictionary_encode() if kind == "dictionary" else texts
     parquet.write_table(pa.table({"text": column}), tmp_path / "a.parquet", row_group_size=25)
