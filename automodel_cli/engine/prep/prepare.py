@@ -153,6 +153,11 @@ def _check_not_empty(session: Session, plan: Plan, committer: Committer) -> None
 
 def _emptiness(train_tokens: int, val_tokens: int, plan: Plan, reading: Reading) -> DataError | None:
     hold_out = plan.hold_out
+    if not train_tokens and not val_tokens and reading.num_texts:
+        name = plan.tokenizer.name
+        return DataError(
+            f"the tokenizer {name!r} made no token of {reading.num_texts:,} documents", help="try another --tokenizer"
+        )
     if not train_tokens and not val_tokens:
         return no_text_left(plan, reading.skipped, reading.first_skipped)
     if not train_tokens:

@@ -129,6 +129,17 @@ def test_text_that_a_tokenizer_does_not_know_is_counted_and_said(tmp_path, wante
         assert any("3 of 8 tokens (37.50%) stand for text" in note for note in made.notes)
 
 
+def test_a_tokenizer_that_makes_no_token_is_named(tmp_path, wanted):
+    """The source does hold text."""
+    from tokenizers import Tokenizer, models
+
+    (tmp_path / "tok").mkdir()
+    Tokenizer(models.BPE({"@": 0}, [])).save(str(tmp_path / "tok/tokenizer.json"))
+
+    with pytest.raises(DataError, match="made no token of 200 documents"):
+        prepare(replace(wanted, tokenizer=str(tmp_path / "tok"), bos=False))
+
+
 def test_a_tokenizer_without_bos_says_what_to_do(tmp_path, wanted):
     """Neither a guess nor a silent stream without boundaries: --bos-token or --no-bos."""
     wanted = replace(wanted, tokenizer=save_tokenizer(tmp_path / "tok", eos_token="<end>"))
