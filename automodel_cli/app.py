@@ -107,6 +107,12 @@ def run(argv: list[str]) -> int:
         return _report("aborted", None, 130)
     except KeyboardInterrupt:
         return _report("interrupted", None, 130)
+    except SystemExit as error:
+        # Nothing of amcli ends that way; code that it runs must not turn a failure into exit code 0.
+        failure = RuntimeError(f"code that the run calls ended the process (SystemExit: {error})").with_traceback(
+            error.__traceback__
+        )
+        return _report_failure(failure, _describe(failure), wants_traceback, ExitCode.INTERNAL)
     except BrokenPipeError:
         # The reader (`| head`) has left. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -55,9 +55,10 @@ def _no_columns(monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
-    """Verdicts on tokenizers are kept, once for all tests, and never among the user's own."""
+    """Verdicts on tokenizers, and what was started, are kept for the tests, and never among the user's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 
 

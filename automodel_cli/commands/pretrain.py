@@ -132,6 +132,7 @@ def pretrain(
             say(f"checkpoint.restore_from is LATEST, and {root} holds no checkpoint: a new run")
     if plan is not None:
         render.changes(plan.changes, say)
+    ranks.remember_code(final if plan is None else plan.config, root, say)
     if ranks.plan is not None:
         if plan is None:
             check_new_run(settings, overwrite=overwrite)

@@ -78,6 +78,7 @@ def resume(
     say = ranks.speaker(json_, quiet=quiet)
     render.changes(plan.changes, say)
     render.notes(plan.settings.notes, say)
+    ranks.remember_code(plan.config, plan.root, say)
     if ranks.plan is not None:
         ranks.start(context, ranks.plan, until, timeout_minutes=plan.settings.dist_env.timeout_minutes)
         return

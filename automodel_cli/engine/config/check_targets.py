@@ -25,10 +25,11 @@ from automodel_cli.engine.config.static_target import StaticTarget, static_targe
 from automodel_cli.engine.config.suggest import nearest
 from automodel_cli.engine.config.target_errors import Place
 from automodel_cli.engine.config.trust import (
-    is_built_by_amcli,
+    is_known_definition,
+    is_known_name,
+    is_started_here,
     is_well_known,
-    may_import,
-    remote_code_problems,
+    trust_problems,
     untrusted,
 )
 from automodel_cli.errors import AmcliError, ConfigError
@@ -62,7 +63,7 @@ def check_targets(config: Config) -> TargetCheck:
             found.problems.append(error)
     if len(sections) > MAX_TARGETS:
         found.unchecked.append(f"only the first {MAX_TARGETS} targets are checked before they are called")
-    found.problems += remote_code_problems(config, list(TARGET_SECTIONS))
+    found.problems += trust_problems(config, sources=sources)
     return found
 
 
@@ -86,8 +87,10 @@ def _check(config: Config, path: KeyPath, section: Mapping[str, Any], found: Tar
             raise ConfigError(f"{dotted(key)} is {target!r}, but it must be text", where=str(origin))
         return
     found.targets.append(target)
+    if origin.kind == "checkpoint" and not is_known_name(target) and not is_started_here(target, origin, sources):
+        return  # said by `trust_problems`
     result = static_target(resolved(target), origin, dotted(key), sources)
-    _check_trust(target, result, Place(origin, dotted(key)), found)
+    _check_definition(target, result, Place(origin, dotted(key)), found, sources)
     if path == ("optimizer",):
         found.problems += param_group_problems(config, target, result.signature)
     given = [name for name in section if name not in {TARGET, *ENGINE_KEYS.get(dotted(path), ())}]
@@ -101,17 +104,16 @@ def _check(config: Config, path: KeyPath, section: Mapping[str, Any], found: Tar
     )
 
 
-def _check_trust(target: str, result: StaticTarget, place: Place, found: TargetCheck) -> None:
+def _check_definition(target: str, result: StaticTarget, place: Place, found: TargetCheck, sources: Sources) -> None:
     """Refuses what a checkpoint may not name, and keeps where code of the user's own or of others stands.
 
     Raises:
         ConfigError: It is refused. What source does not show is decided when it is resolved.
     """
-    if not may_import(resolved(target), place.origin):
-        raise untrusted(target, place)
     definition = result.definition
-    if place.origin.kind == "checkpoint" and definition and not is_built_by_amcli(definition.module.name):
-        raise untrusted(target, place)
+    is_known = place.origin.kind != "checkpoint" or definition is None or is_known_definition(definition)
+    if not is_known and not is_started_here(target, place.origin, sources):
+        raise untrusted(target, place, sources)
     for module in result.modules:
         if module.path is not None and not is_well_known(module.name):
             targets = found.foreign.setdefault(module.path, [])

@@ -140,7 +140,7 @@ def read_configs(paths: Iterable[Path], *, trust: bool = False) -> Config:
     """The YAML files merged left to right; a checkpoint directory stands for the `config.yaml` in it.
 
     Args:
-        paths: Files are code, checkpoints are data.
+        paths: Files are code, checkpoints are data, also where the `config.yaml` in one is named.
         trust: Whether the user consents to run what the checkpoints name, which makes them code too.
 
     Raises:
@@ -148,11 +148,17 @@ def read_configs(paths: Iterable[Path], *, trust: bool = False) -> Config:
     """
     config = Config({})
     for path in paths:
-        in_checkpoint = path.is_dir() and (path / "config.yaml").is_file()
-        kind: Kind = "checkpoint" if in_checkpoint and not trust else "file"
-        parsed = read_yaml(path / "config.yaml" if in_checkpoint else path, kind)
+        is_directory = path.is_dir() and (path / "config.yaml").is_file()
+        kind: Kind = "checkpoint" if (is_directory or _lies_in_checkpoint(path)) and not trust else "file"
+        parsed = read_yaml(path / "config.yaml" if is_directory else path, kind)
         config = config.merged(from_parsed(parsed))
     return config
+
+
+def _lies_in_checkpoint(path: Path) -> bool:
+    """Whether a file is the `config.yaml` of a checkpoint, which came along with it however it is named."""
+    file = path.resolve()
+    return file.name == "config.yaml" and all((file.parent / name).exists() for name in ("manifest.json", "model"))
 
 
 def apply_overrides(config: Config, assignments: Iterable[str]) -> Config:

@@ -24,7 +24,6 @@ from automodel_cli.engine.config.source_names import (
     lookup,
     names_like,
 )
-from automodel_cli.engine.config.static_blocked import refuse_by_source, refuse_name
 from automodel_cli.engine.config.suggest import nearest
 from automodel_cli.engine.config.target_errors import (
     Place,
@@ -110,13 +109,11 @@ def _member(sources: Sources, module: Module, names: list[str], target: str, pla
         if isinstance(found, Module):
             owner = found
             found = lookup(sources, owner, name)
-            refuse_by_source(sources, owner, name, found, target, place)
             if isinstance(found, Absent):
                 raise no_attribute("module", _short(owner), name, names_like(sources, owner, name), place)
             if isinstance(found, Unknown):
                 return _unchecked(_with_hint(sources, found, name))
         elif isinstance(found, Class) and index == len(names) - 1:
-            refuse_name(found.module.name, f"{found.node.name}.{name}", target, place)
             return _method(sources, found, name, target, place)
         elif isinstance(found, Builtin):
             return _unchecked("it is built into Python")

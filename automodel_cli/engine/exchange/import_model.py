@@ -22,6 +22,7 @@ from automodel_cli.engine.checkpoint.weights import read_model_config, read_weig
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.instantiate import instantiate
+from automodel_cli.engine.config.origin import Origin
 from automodel_cli.engine.models.export import export_model
 from automodel_cli.engine.models.stored_weights import adopt_weights
 from automodel_cli.errors import CheckpointError
@@ -66,7 +67,8 @@ def import_model(source: Path, root: Path) -> Imported:
             help="name a Hugging Face directory; bare weights can start a run with checkpoint.init_from",
         )
     section = _gpt2_section(config) or _transformers_section(config, source)
-    run_config = Config({"model": section})
+    # Its values come from a download, and are trusted no more than those of a checkpoint.
+    run_config = Config({"model": section}, {(): Origin("checkpoint", str(source / "config.json"))})
     model: nn.Module = instantiate(run_config, "model", {"device": torch.device("cpu")})
     tensors = read_weights(source)
     model.to(_type_of(tensors))

@@ -74,7 +74,9 @@ def _loaded(directory: Path, tensors: dict[str, torch.Tensor] | None) -> nn.Modu
     shows_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # this is a check within a command that has its own lines
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
     # transformers raises OSError, ValueError, KeyError and RuntimeError for what is one thing here.
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__

@@ -130,8 +130,12 @@ def _from_transformers(name: str, place: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(place)
+        # Without an answer it would ask on standard input whether to run code that lies beside the tokenizer.
+        loaded = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # as above
+        if "trust_remote_code" in str(error):
+            message = f"the tokenizer {name!r} is Python code of its own, which amcli does not run"
+            raise DataError(message, help=_ELSE) from error
         raise _not_loaded(name, error) from error
     if loaded.is_fast:
         return JsonTokenizer(name, loaded.backend_tokenizer.to_str(), loaded.bos_token, loaded.eos_token)
