@@ -109,12 +109,11 @@ def is_buildable(found: Any) -> bool:
     owner = getattr(found, "__self__", None)
     if isinstance(owner, type):
         is_method = _public(getattr(found, "__name__", "")) in _CLASS_METHODS
-        return is_method and owner.__module__.startswith(_KNOWN) and not base_names(owner).isdisjoint(_LOADED)
+        return is_method and _is_known_module(owner.__module__) and not base_names(owner).isdisjoint(_LOADED)
     if isinstance(found, type):
-        if found.__module__.startswith(_OURS):
-            offered = {name for base in found.__mro__ for name in vars(base)}
-            return any(names <= offered for names in _OFFERED)
-        return found.__module__.startswith(_KNOWN) and not base_names(found).isdisjoint(_BUILT)
+        offered = {name for base in found.__mro__ for name in vars(base)}
+        is_part = found.__module__.startswith(_OURS) and any(names <= offered for names in _OFFERED)
+        return is_part or (_is_known_module(found.__module__) and not base_names(found).isdisjoint(_BUILT))
     name = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
     return _BUILDERS.fullmatch(name) is not None
 
@@ -122,8 +121,12 @@ def is_buildable(found: Any) -> bool:
 def is_known_definition(definition: Class | Function) -> bool:
     """What `is_buildable` will say, as far as source tells; the bases of a class show when it is imported."""
     if isinstance(definition, Class):
-        return definition.module.name.startswith(_KNOWN)
+        return _is_known_module(definition.module.name)
     return _BUILDERS.fullmatch(f"{definition.module.name}.{getattr(definition.node, 'name', '')}") is not None
+
+
+def _is_known_module(module: str) -> bool:
+    return f"{module}.".startswith(_KNOWN)
 
 
 def base_names(kind: type) -> set[str]:
