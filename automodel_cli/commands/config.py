@@ -125,7 +125,7 @@ def show(
         render_config.configuration(shown, form, origins=not no_origins, derived=derived)
         if problem is not None:
             raise problem
-        render.notes(notes, _aside)
+        render.notes([*notes, *_consent_notes(config)], _aside)
 
 
 @config_app.command("init")
@@ -164,6 +164,12 @@ def schema() -> None:
     from automodel_cli.engine.config.schema import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _consent_notes(paths: list[Path] | None) -> list[str]:
+    from automodel_cli.engine.config.trust import consent_notes
+
+    return consent_notes(load_config(paths))
 
 
 def _form(form: Format | None, json_: bool, *single: bool) -> Format:

@@ -52,6 +52,7 @@ def plan(
       amcli plan -c my.yaml --nproc-per-node 8 --nnodes 4 --gpu-memory 40GB --set distributed.tp_size=2
     """
     from automodel_cli.commands import render_plan
+    from automodel_cli.engine.config.trust import consent_notes
     from automodel_cli.engine.plan.derive import plan as plan_of
     from automodel_cli.engine.plan.devices import device_named, memory_bytes
 
@@ -61,6 +62,7 @@ def plan(
     # Nothing of it runs, so there is nothing to consent to.
     final = load_config(config, set_ or [], unset or (), trust=True)
     _say_what_is_off(final, world_size)
+    render.notes(consent_notes(load_config(config)), render.speaker(as_json=True))
     plan_for = partial(
         plan_of, final, world_size=world_size, device=chosen, gpu_memory=capacity, peak_tflops=peak_tflops, mfu=mfu
     )

@@ -28,11 +28,13 @@ from automodel_cli.engine.config.trust import (
     is_known_definition,
     is_known_name,
     is_started_here,
-    is_well_known,
     trust_problems,
     untrusted,
 )
 from automodel_cli.errors import AmcliError, ConfigError
+
+# Code of these is not listed before it runs: everybody who uses amcli has it.
+_WELL_KNOWN = ("automodel_cli", "torch", "transformers", "datasets", "tokenizers", "numpy", "nemo_automodel")
 
 
 @dataclass
@@ -115,7 +117,7 @@ def _check_definition(target: str, result: StaticTarget, place: Place, found: Ta
     if not is_known and not is_started_here(target, place.origin, sources):
         raise untrusted(target, place, sources)
     for module in result.modules:
-        if module.path is not None and not is_well_known(module.name):
+        if module.path is not None and module.name.partition(".")[0] not in _WELL_KNOWN:
             targets = found.foreign.setdefault(module.path, [])
             targets += [] if target in targets else [target]
 

@@ -54,14 +54,12 @@ _LOADED = {
 }
 # Our data sets and losses have no base class; they are known by what they offer.
 _OFFERED = ({"__len__", "__getitem__"}, {"__iter__"}, {"__call__"}, {"of_hidden"})
-# Code of these is not listed before it runs: everybody who uses amcli has it.
-_WELL_KNOWN = ("automodel_cli", "torch", "transformers", "datasets", "tokenizers", "numpy", "nemo_automodel")
 
 _REMOTE_CODE = "trust_remote_code"
 # Arguments by which a call would run more than its target: the values that a checkpoint may give, and what others do.
 _ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
     _REMOTE_CODE: ((None, False), "runs code that lies beside the weights or is downloaded"),
-    "weights_only": ((None, True), "unpickles weights, which runs what the file says"),
+    "weights_only": ((None, True), "unpickles weights, and so runs what the file says"),
     "use_safetensors": ((None, True), "reads pickled weights"),
     **dict.fromkeys(("use_kernels", "allow_all_kernels"), ((None, False), "runs kernels that are downloaded")),
     "kernel_config": ((None,), "runs kernels that are downloaded"),
@@ -72,12 +70,8 @@ _ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
     "proxies": ((None,), "chooses where files are downloaded from"),
 }
 _IMPLEMENTATION = re.compile(r".*(?:attn|attention|experts|kernels?)_implementation.*")
+_MAX_PARTS = 32  # of an import path that is looked up
 _BUILT_IN = re.compile(r"\w+(?:\|\w+)?")  # `sdpa`, `paged|eager`; a repository of kernels has a `/` in its name
-
-
-def is_well_known(module: str) -> bool:
-    """Whether code of this module need not be listed before it runs."""
-    return module.partition(".")[0] in _WELL_KNOWN
 
 
 def is_known_name(target: str) -> bool:
@@ -146,6 +140,11 @@ def never_ask(factory: Any, arguments: dict[str, Any]) -> None:
         vars(module)["TIME_OUT_REMOTE_CODE"] = 0
 
 
+def consent_notes(config: Config) -> list[str]:
+    """What a configuration that is only looked at would ask consent for if it were run; a line each."""
+    return [f"{problem.where}: {problem.message.splitlines()[0]}" for problem in trust_problems(config)]
+
+
 def untrusted(target: str, place: Place, sources: Sources | None = None) -> ConfigError:
     """A checkpoint names code that amcli would not build by itself; with the files that would run."""
     code = _code_of(target, place.origin, sources or Sources())
@@ -184,7 +183,7 @@ def trust_problems(
             is_refused = isinstance(value, str) and not is_known_name(value)
             if is_refused and not is_started_here(value, origin, sources):
                 found.append(untrusted(value, place, sources))
-        elif (danger := _danger(path, value)) and _argument(config, path) not in code_started_in(_run_of(origin)):
+        elif (danger := _danger(path, value)) and not _is_argument_started_here(config, path):
             message = f"a checkpoint's configuration sets it to {masked_value(dotted(path), value)!r}, which {danger}"
             found.append(place.error(message, f"{TRUST_OPTION} consents, or --set {dotted(path)}=null"))
     return found
@@ -203,9 +202,15 @@ def remember_code(config: Config, root: Path) -> str | None:
     sources = Sources()
     code: set[Code] = set()
     for path, value in _values(config, [(name,) for name in TARGET_SECTIONS]):
-        if path[-1] == TARGET and isinstance(value, str) and not resolved(value).startswith(_OURS):
-            code |= set(_code_of(value, config.origin(path), sources))
-        elif path[-1] != TARGET and _danger(path, value):
+        origin = config.origin(path)
+        is_data = origin.kind == "checkpoint"
+        if path[-1] == TARGET and isinstance(value, str):
+            _, definition = _located(resolved(value), sources)
+            is_known = is_known_name(value) and (definition is None or is_known_definition(definition))
+            # A checkpoint adds nothing: what it names by itself is no consent of the user.
+            if not is_known and (not is_data or is_started_here(value, origin, sources)):
+                code |= set(_code_of(value, origin, sources))
+        elif path[-1] != TARGET and _danger(path, value) and (not is_data or _is_argument_started_here(config, path)):
             code.add(_argument(config, path))
     return remember(root, code)
 
@@ -251,24 +256,35 @@ def _run_of(origin: Origin) -> Path:
 
 def _code_of(target: str, origin: Origin, sources: Sources) -> tuple[Code, ...]:
     """The files that a target runs, as far as source shows: the module that is named, and that of the definition."""
-    named = absolute_target(target, origin)
+    try:
+        named = absolute_target(target, origin)
+    except (OSError, ValueError, RuntimeError):  # a null byte, a circle of links
+        return ()
     path, colon, _ = named.rpartition(":")
-    modules = [sources.file(Path(path))] if colon and path.endswith(".py") else _modules_of(resolved(target), sources)
-    return tuple(Code.of(named, module.path) for module in dict.fromkeys(modules))
+    if colon and path.endswith(".py"):
+        return (Code.of(named, Path(path)),)
+    module, definition = _located(resolved(target), sources)
+    modules = [one for one in (module, definition and definition.module) if one is not None]
+    return tuple(Code.of(named, one.path) for one in dict.fromkeys(modules))
 
 
-def _modules_of(target: str, sources: Sources) -> list[Module]:
+def _located(target: str, sources: Sources) -> tuple[Module | None, Class | Function | None]:
+    """The innermost module of an import path, and the definition that its next name stands for, by source."""
     parts = target.split(".")
-    for length in range(len(parts), 0, -1):
+    for length in range(min(len(parts), _MAX_PARTS), 0, -1):
         module = sources.module(".".join(parts[:length]))
-        if module is None:
-            continue
-        try:
-            found = lookup(sources, module, parts[length]) if length < len(parts) else None
-        except (SyntaxError, SourceLimitError, OSError):
-            found = None
-        return [module, found.module] if isinstance(found, Class | Function) else [module]
-    return []
+        if module is not None:
+            try:
+                found = lookup(sources, module, parts[length]) if length < len(parts) else None
+            except (SyntaxError, SourceLimitError, OSError):
+                found = None
+            return module, found if isinstance(found, Class | Function) else None
+    return None, None
+
+
+def _is_argument_started_here(config: Config, path: KeyPath) -> bool:
+    started = code_started_in(_run_of(config.origin(path)))
+    return bool(started) and _argument(config, path) in started
 
 
 def _argument(config: Config, path: KeyPath) -> Code:
