@@ -66,7 +66,7 @@ def resolve_target(target: str, origin: Origin, key: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]  # just shown to be callable
 
 
-def _import(target: str, place: Place) -> tuple[ModuleType, list[str]]:
+def _import(target: str, place: Place) -> tuple[ModuleType | None, list[str]]:
     """The innermost module of an import path, and the names below it."""
     parts = target.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):

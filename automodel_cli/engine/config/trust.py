@@ -36,6 +36,7 @@ from automodel_cli.engine.config.target_errors import Place
 from automodel_cli.errors import ConfigError
 
 TRUST_OPTION = "--trust-config"
+_SECTIONS: tuple[KeyPath, ...] = tuple((name,) for name in TARGET_SECTIONS)
 
 # Packages whose classes a checkpoint may name.
 _OURS = tuple(f"automodel_cli.engine.{package}." for package in ("models", "loss", "optim", "data"))
@@ -167,9 +168,7 @@ def is_started_here(target: str, origin: Origin, sources: Sources | None = None)
 
 
 def trust_problems(
-    config: Config,
-    paths: Iterable[KeyPath] = tuple((name,) for name in TARGET_SECTIONS),
-    sources: Sources | None = None,
+    config: Config, paths: Iterable[KeyPath] = _SECTIONS, sources: Sources | None = None
 ) -> list[ConfigError]:
     """What a checkpoint's own values at and below these paths ask for without consent; nothing is imported."""
     sources = sources or Sources()
@@ -201,7 +200,7 @@ def remember_code(config: Config, root: Path) -> str | None:
     """
     sources = Sources()
     code: set[Code] = set()
-    for path, value in _values(config, [(name,) for name in TARGET_SECTIONS]):
+    for path, value in _values(config, _SECTIONS):
         origin = config.origin(path)
         is_data = origin.kind == "checkpoint"
         if path[-1] == TARGET and isinstance(value, str):
@@ -264,8 +263,8 @@ def _code_of(target: str, origin: Origin, sources: Sources) -> tuple[Code, ...]:
     if colon and path.endswith(".py"):
         return (Code.of(named, Path(path)),)
     module, definition = _located(resolved(target), sources)
-    modules = [one for one in (module, definition and definition.module) if one is not None]
-    return tuple(Code.of(named, one.path) for one in dict.fromkeys(modules))
+    modules = dict.fromkeys((module, definition.module if definition else module))
+    return tuple(Code.of(named, one.path) for one in modules if one is not None)
 
 
 def _located(target: str, sources: Sources) -> tuple[Module | None, Class | Function | None]:
