@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 import traceback
+from pathlib import Path
 
 import typer
 from typer.exceptions import TyperException
@@ -108,7 +109,9 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return _report("interrupted", None, 130)
     except SystemExit as error:
-        # Nothing of amcli ends that way; code that it runs must not turn a failure into exit code 0.
+        if _is_of_typer(error):  # it ends completion so, and a command whose reader has left
+            raise
+        # Code that a run calls must not turn a failure into exit code 0.
         failure = RuntimeError(f"code that the run calls ended the process (SystemExit: {error})").with_traceback(
             error.__traceback__
         )
@@ -119,6 +122,11 @@ def run(argv: list[str]) -> int:
         return 128 + 13
     except Exception as error:
         return _report_failure(error, _describe(error), wants_traceback, ExitCode.INTERNAL)
+
+
+def _is_of_typer(error: SystemExit) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.startswith(str(Path(typer.__file__).parent))
 
 
 def main() -> None:
