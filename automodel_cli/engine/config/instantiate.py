@@ -7,7 +7,7 @@ Before anything of a section is built, what a checkpoint asks for in it without 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from automodel_cli.engine.config.config import TARGET, Config
@@ -20,7 +20,6 @@ from automodel_cli.engine.config.target import resolve_target
 from automodel_cli.engine.config.target_errors import Place
 from automodel_cli.engine.config.trust import MODEL, base_names, never_ask, trust_problems
 from automodel_cli.engine.config.validation_sets import validation_sets
-from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.errors import AmcliError, ConfigError
 
 # Of these a length and elements, or lines, can be had, but no samples.
@@ -112,7 +111,10 @@ def call(factory: Callable[..., Any], arguments: dict[str, Any], config: Config,
     Raises:
         Exception: As `instantiate`.
     """
-    origin = config.origin((*path, TARGET))
+    origin, key = config.origin((*path, TARGET)), dotted((*path, TARGET))
+    is_part = path in (("model",), ("dataset",), ("loss_fn",), *validation_sets(config).values())
+    if is_part and _makes_its_own_kind(factory):
+        _check_kind(str(path[0]), factory, key, origin)
     try:
         built = factory(**arguments)
     except AmcliError as error:
@@ -121,33 +123,48 @@ def call(factory: Callable[..., Any], arguments: dict[str, Any], config: Config,
         raise
     except SystemExit as error:
         message = f"it ended the process (SystemExit: {error}) instead of returning what it builds"
-        raise Place(origin, dotted((*path, TARGET))).error(message) from error
+        raise Place(origin, key).error(message) from error
     except Exception as error:
         error.add_note(f"while building `{dotted(path)}` from {origin}")
         raise
-    if path in (("model",), ("dataset",), ("loss_fn",), *validation_sets(config).values()):
-        problem = _unfit(str(path[0]), built)
-        if problem:
-            raise Place(origin, dotted((*path, TARGET))).error(problem)
+    if is_part:
+        _check_kind(str(path[0]), type(built), key, origin, built=built)
     return built
 
 
-def _unfit(section: str, built: Any) -> str | None:
-    """Why a section cannot use what its target returned; None if it can."""
+def _check_kind(section: str, kind: type, key: str, origin: Origin, *, built: Any = None) -> None:
+    """Refuses what a section cannot use, before it is used; a class that is called, before it is.
+
+    Raises:
+        ConfigError: What is returned, and what is wanted.
+    """
+    offered = {name for base in kind.__mro__ if base is not object for name in vars(base)}
     if section == "model":
-        is_fit, wanted = MODEL in base_names(type(built)), "an nn.Module"
+        is_fit, wanted = MODEL in base_names(kind), "an nn.Module"
     elif section == "loss_fn":
-        is_fit, wanted = callable(built) and not isinstance(built, type), "a loss that can be called"
+        is_fit, wanted = bool(offered & {"__call__", "of_hidden"}) and kind is not type, "a loss that can be called"
     else:
-        is_fit = isinstance(built, MapDataset | Iterable) and not isinstance(built, _NO_DATASETS)
+        is_fit = {"__len__", "__getitem__"} <= offered or "__iter__" in offered
+        is_fit = is_fit and not issubclass(kind, _NO_DATASETS)
         wanted = "a dataset: an object with __len__ and __getitem__, or an iterable of samples"
     if is_fit:
-        return None
+        return
+    what, help_ = kind.__name__, None
     if isinstance(built, tuple):
-        inside = ", ".join(type(one).__name__ for one in built[:4])
-        return f"it returned a tuple ({inside}), not {wanted}; let it return that part alone"
-    what = f"the class {built.__name__}" if isinstance(built, type) else type(built).__name__
-    return f"it returned {what}, not {wanted}"
+        what = f"a tuple ({', '.join(type(one).__name__ for one in built[:4])})"
+        help_ = f"return {wanted} alone"
+    elif isinstance(built, type):
+        what, help_ = f"the class {built.__name__}", "return an object of it"
+    raise ConfigError(f"{key} returned {what}, not {wanted}", where=str(origin), help=help_)
+
+
+def _makes_its_own_kind(factory: Any) -> bool:
+    """Whether calling a class gives an object of it: no `__new__` or metaclass of its own says otherwise."""
+    if not isinstance(factory, type):
+        return False
+    return issubclass(factory, _NO_DATASETS) or (
+        factory.__new__ is object.__new__ and type(factory).__call__ is type.__call__
+    )
 
 
 def _where_of_argument(

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -83,6 +82,8 @@ def remember(root: Path, code: Collection[Code]) -> str | None:
 
 
 def _add(path: Path, root: str, code: Collection[Code]) -> None:
+    import tempfile  # takes time that a command which only reads need not spend
+
     now = time.time()
     runs = {name: entry for name, entry in _read(path).items() if abs(now - entry[0]) < _MAX_AGE_SECONDS}
     when, before = runs.get(root, (0.0, frozenset()))

@@ -42,8 +42,8 @@ def build_optimizer(
         rules: What holds for some of them.
 
     Raises:
-        ConfigError: The model has no trainable parameter, a rule fits none or not this optimizer, or checkpoints
-            cannot hold its state.
+        ConfigError: The model has no trainable parameter, a rule fits none or not this optimizer, checkpoints
+            cannot hold its state, or the factory made something else.
     """
     name, module = getattr(factory, "__name__", ""), getattr(factory, "__module__", "")
     if module.startswith("torchao.") and _CANNOT_BE_SAVED.fullmatch(name):
@@ -64,7 +64,10 @@ def build_optimizer(
         arguments.setdefault("hidden_names", hidden_matrices(model, rules))
     if factory in _FUSED and not _CHOOSES_KERNEL & arguments.keys():
         arguments["fused"] = True
-    return factory(groups, **arguments)
+    optimizer = factory(groups, **arguments)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"optimizer._target_ returned {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    return optimizer
 
 
 def avoid_fused_kernels(optimizer: torch.optim.Optimizer) -> None:

@@ -28,6 +28,8 @@ def pair(): return Net(1), "tokenizer"
 def nothing(): pass
 def a_class(): return Net
 def leaves(): raise SystemExit(0)
+class Opens:
+    def __init__(self, filename, mode): open(filename, mode).close()
 def archive(): return __import__("bz2").BZ2File(__file__)
 VALUE = 3
 """
@@ -151,18 +153,18 @@ def test_bind_leaves_what_the_engine_supplies_to_the_engine(here):
 @pytest.mark.parametrize(
     ("section", "target", "returned"),
     [
-        ("model", "parts.py:text", "it returned str, not an nn.Module"),
-        ("model", "parts.py:pair", "it returned a tuple (Net, str), not an nn.Module; let it return that part alone"),
-        ("model", "parts.py:nothing", "it returned NoneType, not an nn.Module"),
-        ("model", "parts.py:a_class", "it returned the class Net, not an nn.Module"),
-        ("dataset", "parts.py:text", "it returned str, not a dataset"),
-        ("dataset", "parts.py:nothing", "it returned NoneType, not a dataset"),
-        ("dataset", "parts.py:a_class", "it returned the class Net, not a dataset"),
-        ("dataset", "parts.py:pair", "it returned a tuple (Net, str), not a dataset"),
-        ("dataset", "parts.py:archive", "it returned BZ2File, not a dataset"),
-        ("dataset", "builtins.dict", "it returned dict, not a dataset"),
-        ("loss_fn", "parts.py:nothing", "it returned NoneType, not a loss"),
-        ("loss_fn", "parts.py:a_class", "it returned the class Net, not a loss"),
+        ("model", "parts.py:text", "returned str, not an nn.Module"),
+        ("model", "parts.py:pair", "returned a tuple (Net, str), not an nn.Module"),
+        ("model", "parts.py:nothing", "returned NoneType, not an nn.Module"),
+        ("model", "parts.py:a_class", "returned the class Net, not an nn.Module"),
+        ("dataset", "parts.py:text", "returned str, not a dataset"),
+        ("dataset", "parts.py:nothing", "returned NoneType, not a dataset"),
+        ("dataset", "parts.py:a_class", "returned the class Net, not a dataset"),
+        ("dataset", "parts.py:pair", "returned a tuple (Net, str), not a dataset"),
+        ("dataset", "parts.py:archive", "returned BZ2File, not a dataset"),
+        ("dataset", "builtins.dict", "returned dict, not a dataset"),
+        ("loss_fn", "parts.py:nothing", "returned NoneType, not a loss"),
+        ("loss_fn", "parts.py:a_class", "returned the class Net, not a loss"),
     ],
 )
 def test_what_a_section_cannot_use_is_refused_before_it_is_used(here, section, target, returned):
@@ -170,8 +172,21 @@ def test_what_a_section_cannot_use_is_refused_before_it_is_used(here, section, t
     with pytest.raises(ConfigError) as caught:
         instantiate(here(f"{section}:\n  _target_: {target}\n"), section)
 
-    assert caught.value.message.startswith(f"{section}._target_: {returned}")
+    assert caught.value.message.startswith(f"{section}._target_ {returned}")
     assert "run.yaml:2:" in caught.value.where
+    assert ("return " in (caught.value.help or "")) == ("tuple" in returned or "class" in returned)
+
+
+@pytest.mark.parametrize(("section", "target"), [("dataset", "bz2.BZ2File"), ("model", "parts.py:Opens")])
+def test_a_class_of_another_kind_is_not_even_called(here, tmp_path, section, target):
+    """`bz2.BZ2File` for writing would empty a file before anybody saw that it is no dataset."""
+    file = tmp_path / "x.bz2"
+    file.write_text("kept")
+
+    with pytest.raises(ConfigError, match="not a"):
+        instantiate(here(f"{section}: {{_target_: '{target}', filename: '{file}', mode: w}}"), section)
+
+    assert file.read_text() == "kept"
 
 
 def test_each_of_several_validation_sets_must_be_a_dataset(here):
@@ -179,7 +194,7 @@ def test_each_of_several_validation_sets_must_be_a_dataset(here):
     text = "validation_dataset: {web: {_target_: builtins.list}, code: {_target_: builtins.str}}"
 
     assert instantiate(here(text), "validation_dataset.web") == []
-    with pytest.raises(ConfigError, match=r"validation_dataset\.code\._target_: it returned str"):
+    with pytest.raises(ConfigError, match=r"validation_dataset\.code\._target_ returned str"):
         instantiate(here(text), "validation_dataset.code")
 
 
