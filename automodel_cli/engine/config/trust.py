@@ -45,7 +45,11 @@ _BUILDERS = re.compile(r"automodel_cli\.engine\.models\.\w+\.build_\w+")
 _CLASS_METHODS = ("from_config", "from_pretrained")
 # Base classes of what amcli builds, and of what has those two methods, by name: torch need not be imported for them.
 MODEL = "torch.nn.modules.module.Module"
-_BUILT = {MODEL, "torch.optim.optimizer.Optimizer", "transformers.configuration_utils.PreTrainedConfig"}
+_BUILT = {
+    MODEL,
+    "torch.optim.optimizer.Optimizer",
+    *(f"transformers.configuration_utils.{name}" for name in ("PreTrainedConfig", "PretrainedConfig")),
+}
 _LOADED = {
     *_BUILT,
     "transformers.tokenization_utils_base.PreTrainedTokenizerBase",
@@ -92,10 +96,7 @@ def is_known_name(target: str) -> bool:
 
 
 def is_known_below(names: list[str]) -> bool:
-    """Whether what is named below a module is one name, or a class and one of the two class methods.
-
-    Whatever is longer leads through attributes to objects of other modules.
-    """
+    """Whether below a module stand one name, or a class and one of the two methods: more leads to other modules."""
     return len(names) == 1 or (len(names) == 2 and _public(names[1]) in _CLASS_METHODS)
 
 
@@ -142,7 +143,7 @@ def never_ask(factory: Any, arguments: dict[str, Any]) -> None:
 
 
 def consent_notes(config: Config) -> list[str]:
-    """What a configuration that is only looked at would ask consent for if it were run; a line each."""
+    """What a configuration that is only shown would ask consent for, a line each."""
     return [f"{problem.where}: {problem.message.splitlines()[0]}" for problem in trust_problems(config)]
 
 
