@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
@@ -158,7 +158,7 @@ def _check_kind(section: str, kind: type, key: str, origin: Origin, *, built: An
     raise ConfigError(f"{key} returned {what}, not {wanted}", where=str(origin), help=help_)
 
 
-def _makes_its_own_kind(factory: Any) -> bool:
+def _makes_its_own_kind(factory: Any) -> TypeGuard[type]:
     """Whether calling a class gives an object of it: no `__new__` or metaclass of its own says otherwise."""
     if not isinstance(factory, type):
         return False
