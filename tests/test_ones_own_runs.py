@@ -97,5 +97,5 @@ def test_code_that_ends_the_process_is_a_failure(tiny_run, tmp_path, amcli):
     code, said = amcli("pretrain", "-c", str(tiny_run), "--quiet")
 
     assert code == 1
-    assert "ended the process (SystemExit: 0)" in said
+    assert "ended the program with sys.exit(0)" in said
     assert "mine.py" in said

@@ -60,7 +60,10 @@ UNKNOWN = [
     ),
     *("automodel_cli.app.run", "automodel_cli.engine.config.instantiate.instantiate", "automodel_cli.commands.sample"),
     *("automodel_cli.engine.checkpoint.weights.read_weights", "automodel_cli.engine.models.export.import_tensors"),
-    *("automodel_cli.engine.models.adopt.adopt_weights", "automodel_cli.engine.optim.build.build_optimizer"),
+    *(
+        "automodel_cli.engine.models.stored_weights.adopt_weights",
+        "automodel_cli.engine.optim.optimizer.build_optimizer",
+    ),
     *("automodel_cli.engine.models.gpt2.torch.load", "automodel_cli.engine.data.packed_dataset.pack_documents"),
     *("numpy.load", "datasets.load_dataset", "datasets.Dataset.from_generator", "tokenizers.Tokenizer.from_file"),
     *("mine.py:build", "/tmp/mine.py:build", "~/mine.py:build", "wandb.init", "just_a_word", "torch..nn.Linear", ""),
