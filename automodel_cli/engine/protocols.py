@@ -47,7 +47,8 @@ def in_users_code(note: Callable[[], str]) -> Iterator[None]:
     except SystemExit as error:
         ended = RuntimeError(f"the code ended the program with sys.exit({error.code!r})")
         ended.add_note(note())
-        raise ended from error
+        # With the frames of the user's code, so that the place in the message is theirs.
+        raise ended.with_traceback(error.__traceback__) from None
     except Exception as error:
         error.add_note(note())
         raise
