@@ -54,10 +54,8 @@ def keys_of(capsys):
         (["prep", "shakespeare", "--dry-run"], "prep --dry-run --json"),
     ],
 )
-def test_the_documented_keys_are_printed(keys_of, tiny_data, tmp_path, monkeypatch, arguments, line):
+def test_the_documented_keys_are_printed(keys_of, tiny_data, arguments, line):
     """All of them, and no others."""
-    monkeypatch.chdir(tmp_path)
-
     assert keys_of(*(str(tiny_data) if word == "DATA" else word for word in arguments)) == documented()[line]
 
 

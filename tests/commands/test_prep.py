@@ -18,9 +18,8 @@ app.command("prep")(prep)
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run():
     """Runs `amcli prep` with these arguments in an empty working directory; an error is raised as it is."""
-    monkeypatch.chdir(tmp_path)
     runner = CliRunner()
     return lambda *arguments: runner.invoke(app, arguments, catch_exceptions=False)
 

@@ -81,9 +81,8 @@ packed_sequence: {packed_sequence_size: 0}
 
 
 @pytest.fixture
-def guide(tmp_path, monkeypatch):
+def guide(tmp_path):
     """Checks a block laid over the built-in configuration, in a directory with the files that the guide names."""
-    monkeypatch.chdir(tmp_path)
     shards = tmp_path / "tools/fineweb_max_tokens_500M/dataset.bin"
     shards.parent.mkdir(parents=True)
     shards.touch()

@@ -26,9 +26,8 @@ EXACT_GELU = transformers.GPT2Config(**{**GPT2.to_dict(), "activation_function":
 
 
 @pytest.fixture
-def source(tmp_path, monkeypatch):
+def source():
     """Writes a model of transformers into `source`."""
-    monkeypatch.chdir(tmp_path)
 
     def write(config):
         torch.manual_seed(3)
@@ -84,9 +83,8 @@ def test_a_run_starts_from_imported_weights(source, tiny_run, capsys):
     assert losses["source"] == losses["run"] == losses["source/model.safetensors"] != losses[None]
 
 
-def test_what_cannot_be_imported_is_told(tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_imported_is_told(capsys):
     """No configuration, an unknown architecture, code beside the weights."""
-    monkeypatch.chdir(tmp_path)
     Path("source").mkdir()
     assert app.run(["import", "source"]) == 4
     assert "no config.json" in capsys.readouterr().err

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import pty
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -116,29 +114,20 @@ def test_each_line_reaches_a_pipe_at_once() -> None:
     assert flushed[-1].count("\n") == 2
 
 
-def on_a_terminal(work: Callable[[ConsoleSink], None]) -> str:
+@pytest.fixture
+def on_a_terminal(terminal) -> Callable[[Callable[[ConsoleSink], None]], str]:
     """What a terminal of 80 columns receives."""
-    master, slave = pty.openpty()
-    received: list[bytes] = []
 
-    def read() -> None:
-        # Linux reports the end of a terminal as an error, other systems as no bytes.
-        try:
-            while chunk := os.read(master, 65536):
-                received.append(chunk)
-        except OSError:
-            return
+    def run(work: Callable[[ConsoleSink], None]) -> str:
+        screen = terminal()
+        with os.fdopen(os.dup(screen.theirs), "w") as stream:
+            work(ConsoleSink(max_steps=3, stream=stream))
+        return screen.close()
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    with os.fdopen(slave, "w") as stream:
-        work(ConsoleSink(max_steps=3, stream=stream))
-    reader.join()
-    os.close(master)
-    return b"".join(received).decode()
+    return run
 
 
-def test_a_terminal_gets_the_lines_and_a_bar_below(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_the_lines_and_a_bar_below(monkeypatch: pytest.MonkeyPatch, on_a_terminal) -> None:
     """Every line is there once and unbroken; the bar is drawn, says what is left, and gives the cursor back."""
     monkeypatch.setenv("TERM", "xterm-256color")
 
@@ -153,7 +142,7 @@ def test_a_terminal_gets_the_lines_and_a_bar_below(monkeypatch: pytest.MonkeyPat
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
 
-def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch, on_a_terminal) -> None:
     """It could not move a cursor."""
     monkeypatch.setenv("TERM", "dumb")
 

@@ -377,10 +377,8 @@ def test_more_validation_than_text_is_refused(tmp_path):
         prepare(options(source, tmp_path / "out", val_tokens=10))
 
 
-def test_the_embedded_text_needs_no_option(tmp_path, monkeypatch):
+def test_the_embedded_text_needs_no_option():
     """`amcli prep shakespeare`: bytes, both splits, 5 to 10 % held out, nothing to note."""
-    monkeypatch.chdir(tmp_path)
-
     result = prepare(PrepOptions("shakespeare"))
 
     manifest = result.manifest
