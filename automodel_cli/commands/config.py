@@ -23,6 +23,7 @@ from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.diff import changed_only, differences
 from automodel_cli.engine.config.load import load_config
+from automodel_cli.engine.config.suggest import command
 from automodel_cli.errors import AmcliError, ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -150,7 +151,8 @@ def init(
         typer.echo(template(preset), nl=False)
         return
     write_template(path, preset, overwrite=force)
-    typer.echo(f"wrote {path}\nnext: amcli config show -c {path} --check, then amcli pretrain -c {path}")
+    typer.echo(f"wrote {path}\nnext: {command('config', 'show', '-c', path, '--check')}")
+    typer.echo(f"then: {command('pretrain', '-c', path)}")
 
 
 @config_app.command("schema")

@@ -109,7 +109,7 @@ def pretrain(
     render.notes(settings.notes, say)
     if not config:
         say("no -c given: this is the built-in configuration, a small GPT-2 on the embedded Shakespeare")
-        say("for real data: amcli prep fineweb --max-tokens 2B, then amcli pretrain -c my.yaml (see examples/)")
+        say("for real data: amcli prep fineweb --max-tokens 2B, and amcli config init my.yaml --preset nanogpt-124m")
 
     from automodel_cli.engine.train.preflight import check_new_run, ensure_embedded_corpus, new_run, on_ranks, run_begun
 
@@ -140,7 +140,7 @@ def pretrain(
         ranks.start(context, ranks.plan, until, timeout_minutes=settings.dist_env.timeout_minutes)
         return
     if plan is not None:
-        continue_run(plan, ranks, until, as_json=json_, quiet=quiet)
+        continue_run(plan, ranks, until, context, as_json=json_, quiet=quiet)
         return
 
     @contextmanager

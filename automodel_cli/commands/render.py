@@ -11,6 +11,7 @@ import typer
 
 from automodel_cli.engine.config.diff import Change
 from automodel_cli.engine.config.secrets import masked_message
+from automodel_cli.engine.config.suggest import on_run
 
 if TYPE_CHECKING:
     from automodel_cli.engine.train.recipe import RunSummary
@@ -63,9 +64,8 @@ def run_summary(summary: RunSummary, *, as_json: bool) -> None:
         rows.append(("unigram entropy", entropy))
     rows.append(("speed", f"{summary.tokens_per_second:,.0f} tokens/s, {summary.seconds:.1f} s in all"))
     if summary.checkpoint is not None:
-        root = summary.checkpoint.parent
-        place = "" if str(root) == "checkpoints" else f" {root}"
         rows.append(("checkpoint", str(summary.checkpoint)))
-        rows.append(("next", f"amcli sample{place}   amcli inspect-ckpt{place}"))
+        looks = ["sample", "inspect-ckpt"] if summary.has_tokenizer else ["inspect-ckpt"]
+        rows += zip(("next", "or"), (on_run(name, summary.checkpoint.parent) for name in looks), strict=False)
     width = max(len(name) for name, _ in rows)
     typer.echo("\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from automodel_cli.commands.render_prep import next_command
+
 if TYPE_CHECKING:
     from automodel_cli.engine.prep.read_back import DecodedDocument
     from automodel_cli.engine.prep.tokenizer import Tokenizer
@@ -87,6 +89,7 @@ def merged(result: Merged, *, as_json: bool) -> None:
         typer.echo(f"  {name:<5} {count}")
     for text in result.notes:
         typer.echo(f"  note: {text}")
+    typer.echo(f"next: {next_command(result.directory, result.manifest)}")
 
 
 def document(found: DecodedDocument, *, as_json: bool) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from automodel_cli.engine.config.builtin import builtin_config
+from automodel_cli.engine.config.emit import setting
+from automodel_cli.engine.config.suggest import command, quoted
 from automodel_cli.engine.prep.presets import PRESETS
 
 if TYPE_CHECKING:
     from automodel_cli.engine.prep.dry_run import Estimate
     from automodel_cli.engine.prep.prepare import PrepProgress, PrepResult
+    from automodel_cli.engine.shards.manifest import DataManifest
 
 # A line on a pipe at least so often, for sources whose end is not known.
 _LINE_SECONDS = 60.0
@@ -199,15 +206,54 @@ def result(prepared: PrepResult, *, verified: bool, as_json: bool) -> None:
         typer.echo("  every byte was read again and is as the manifest says")
     for text in prepared.notes:
         typer.echo(f"  note: {text}")
-    typer.echo(f"next: {_next_command(prepared)}")
+    typer.echo(f"next: {next_command(prepared.directory, prepared.manifest)}")
 
 
-def _next_command(prepared: PrepResult) -> str:
-    if prepared.directory.as_posix() == "data/shakespeare" and prepared.manifest.tokenizer.name == "bytes":
-        return "amcli pretrain"
-    splits = prepared.manifest.splits
-    validation = f".file_pattern='{prepared.directory}/val_*.bin'" if "val" in splits else "=null"
-    return (
-        f"amcli pretrain --set dataset.file_pattern='{prepared.directory}/train_*.bin' "
-        f"--set validation_dataset{validation} --set model.vocab_size={prepared.manifest.tokenizer.vocab_size}"
-    )
+def next_command(directory: Path, manifest: DataManifest) -> str:
+    """The command that trains the built-in model on a directory; for one of several parts, the one that joins them."""
+    splits, settings = manifest.splits, manifest.settings
+    if count := str(settings.get("partition") or "").partition("/")[2]:
+        # All parts, where they will lie; the shell finds their names.
+        parts = f"{quoted(directory.parent)}/part-*-of-{int(count):05d}"
+        return f"{command('data', 'merge')} {parts} --output {quoted(directory.parent / 'whole')}"
+    is_megatron = settings.get("format") == "megatron"
+    is_builtin = directory == Path("data/shakespeare") and "val" in splits and manifest.tokenizer.name == "bytes"
+    if is_builtin and not is_megatron:
+        return command("pretrain")
+    dataset = _megatron if is_megatron else _token_shards
+    values = [dataset("dataset", directory, "train")]
+    if "val" in splits:
+        values.append(dataset("validation_dataset", directory, "val"))
+    else:
+        values += [("validation_dataset", None), ("step_scheduler.val_every_steps", None)]
+    values.append(("model.vocab_size", manifest.tokenizer.vocab_size))
+    return command("pretrain", *(word for key, value in values for word in ("--set", setting(key, value))))
+
+
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+_MEGATRON_SPLITS = {"train": "train", "val": "validation"}
+
+
+def _token_shards(section: str, directory: Path, split: str) -> tuple[str, Any]:
+    return f"{section}.file_pattern", f"{_literally(directory)}/{split}_*.bin"
+
+
+def _megatron(section: str, directory: Path, split: str) -> tuple[str, Any]:
+    name = _MEGATRON_SPLITS[split]
+    return section, {
+        "_target_": "automodel_cli.engine.data.megatron_dataset.MegatronPretraining",
+        "paths": {name: f"{_literally(directory)}/{split}_*"},
+        "splits_to_build": name,
+        "seq_length": builtin_config().get("dataset.seq_len"),
+    }
+
+
+def _literally(directory: Path) -> str:
+    """A directory as the beginning of a pattern in a configuration, which gives `*`, `~` and `${` a meaning.
+
+    >>> _literally(Path("a[1]/${b}/\\udcff"))
+    'a[[]1]/[$]{b}/?'
+    """
+    place = directory.absolute() if str(directory).startswith("~") else directory
+    # Bytes that are no text cannot stand in YAML.
+    return _NO_TEXT.sub("?", glob.escape(str(place)).replace("${", "[$]{"))

@@ -7,14 +7,13 @@ of a group, keys of the configuration without their section, and arguments that 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.exceptions import TyperException
 
-from automodel_cli.engine.config.suggest import nearest
+from automodel_cli.engine.config.suggest import command, nearest, quoted
 
 _EXTRA_ARGUMENTS = re.compile(r"Got unexpected extra arguments?(?:\(s\))? \((?P<first>\S+).*\)")
 _NUMBER = re.compile(r"a valid float(?: range)?")
@@ -80,14 +79,14 @@ def _instead_of_command(context: typer.Context, word: str, rest: list[str]) -> s
         if not inner:
             return f"the commands are: {', '.join(names)}"
         return f"did you mean `{inner[0]}`?"
-    return f"did you mean `{shlex.join([*context.command_path.split(), match, *after])}`?"
+    return f"did you mean `{command(*context.command_path.split()[1:], match, *after)}`?"
 
 
 def _instead_of_option(root: typer.Context, context: typer.Context, rest: list[str], option: str) -> str | None:
     """A key of the configuration, else the commands that have this very option, else the nearest one."""
     known = _options(context)
     if "--set" in known and (key := _key_named(option)):
-        return f"it is a key of the configuration: --set {shlex.quote(f'{key}={_value_of(option, rest)}')}"
+        return f"it is a key of the configuration: --set {quoted(f'{key}={_value_of(option, rest)}')}"
     owners = [path for path, command in _commands(root) if option in _options_of(command)]
     if owners:
         return f"it is an option of {', '.join(f'`{owner}`' for owner in owners)}"
@@ -107,9 +106,9 @@ def _value_of(option: str, rest: list[str]) -> str:
 def _instead_of_argument(context: typer.Context, argument: str) -> str | None:
     known = _options(context)
     if "--config" in known and argument.endswith((".yaml", ".yml")):
-        return f"did you mean -c {shlex.quote(argument)}?"
+        return f"did you mean -c {quoted(argument)}?"
     if "--set" in known and "=" in argument:
-        return f"did you mean --set {shlex.quote(argument)}?"
+        return f"did you mean --set {quoted(argument)}?"
     return None
 
 

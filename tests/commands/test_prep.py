@@ -172,8 +172,8 @@ def test_the_next_command_fits_data_of_ones_own(run, tmp_path):
     result = run("mine.jsonl", "--val-tokens", "0", "--tokenizer", "gpt2")
 
     assert result.stdout.rstrip().endswith(
-        "next: amcli pretrain --set dataset.file_pattern='data/mine/train_*.bin' "
-        "--set validation_dataset=null --set model.vocab_size=50257"
+        "next: amcli pretrain --set 'dataset.file_pattern=data/mine/train_*.bin' --set validation_dataset=null "
+        "--set step_scheduler.val_every_steps=null --set model.vocab_size=50257"
     )
 
 

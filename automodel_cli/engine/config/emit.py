@@ -136,6 +136,15 @@ def inline(value: Any, *, nested: bool = False) -> str:
     return _scalar(value, nested=nested)
 
 
+def setting(key: str, value: Any) -> str:
+    """What follows `--set`.
+
+    >>> setting("dataset.file_pattern", "a: b/*.bin"), setting("seed", 3)
+    ('dataset.file_pattern="a: b/*.bin"', 'seed=3')
+    """
+    return f"{key}={inline(value)}"
+
+
 def _scalar(value: Any, *, nested: bool = False) -> str:
     if value is None:
         return "null"

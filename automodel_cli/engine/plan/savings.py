@@ -7,6 +7,7 @@ difference of two estimates by `memory.py`, in which what is not known of both c
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -98,8 +99,8 @@ def _bytes_after(candidate: Candidate, config: Config, world_size: int) -> int |
 
 
 def _as_typed(candidate: Candidate) -> str:
-    ranks = [f"--nproc-per-node {candidate.world_size}"] if candidate.world_size else []
-    return " ".join([*ranks, *(f"--set {assignment}" for assignment in candidate.assignments)])
+    ranks = ["--nproc-per-node", str(candidate.world_size)] if candidate.world_size else []
+    return shlex.join([*ranks, *(word for assignment in candidate.assignments for word in ("--set", assignment))])
 
 
 def _candidates(sizes: RunSizes, config: Config, num_gpus: int) -> Iterator[Candidate]:

@@ -93,7 +93,7 @@ def read_shard_header(path: Path | str) -> ShardInfo:
         raise DataError(
             f"the file has {file_bytes:,} bytes, but a shard begins with a header of {HEADER_BYTES:,}",
             where=str(path),
-            help="this is no token shard, or writing it was interrupted; `amcli prep` makes it again",
+            help="this is no token shard, or writing it was interrupted: prepare the data again",
         )
     magic, version, num_tokens, itemsize = (int(value) for value in np.frombuffer(raw, dtype="<i4", count=4))
     if magic not in (MAGIC, LEGACY_MAGIC):

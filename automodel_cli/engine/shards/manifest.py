@@ -22,7 +22,7 @@ FORMAT_VERSION = 2
 # Version 1 lacks `reading` and `versions`, and the fields that have a default here.
 _READABLE_VERSIONS = (1, 2)
 
-_AGAIN = "run `amcli prep` again with --overwrite"
+_AGAIN = "prepare the data again, with --overwrite"
 
 
 @dataclass(frozen=True)

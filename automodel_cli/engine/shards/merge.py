@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from automodel_cli.engine.config.suggest import command
 from automodel_cli.engine.durable import sync_directory, sync_file
 from automodel_cli.engine.shards.bos_index import bos_index_path
 from automodel_cli.engine.shards.directory import ShardDirectory, open_directory
@@ -189,7 +190,7 @@ def _verify(parts: Sequence[_Part], on_progress: OnProgress) -> dict[str, Int64A
             raise DataError(
                 f"the part is damaged: {first.where}: {first.message}",
                 where=str(part.directory.path),
-                help=f"`amcli data verify {part.directory.path}` lists all {len(found.problems)} problems",
+                help=f"`{command('data', 'verify', part.directory.path)}` lists all {len(found.problems)} problems",
             )
         for name, values in verifier.counts.items():
             counts[name] = sum_counts(counts.get(name, values[:0]), values)

@@ -23,6 +23,7 @@ from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.instantiate import bind, instantiate
 from automodel_cli.engine.config.origin import dotted
+from automodel_cli.engine.config.suggest import on_run
 from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.engine.data.packed_dataset import pack_documents
 from automodel_cli.engine.data.stream_loader import StreamLoader
@@ -79,6 +80,7 @@ class RunSummary:
     tokens_per_second: float
     seconds: float
     checkpoint: Path | None
+    has_tokenizer: bool = False
 
 
 def pretrain(
@@ -172,7 +174,7 @@ def _run(
         train(run, state, stop)
     saved = settings.checkpoint.enabled and state.step > 0
     if stop.requested and not run.steps.is_last(state.step):
-        what = f"saved; `amcli resume {root}` continues there" if saved else "nothing is saved"
+        what = f"saved; `{on_run('resume', root)}` continues there" if saved else "nothing is saved"
         raise InterruptedTrainingError(f"{stop.reason}: stopped after step {state.step}, {what}")
     return RunSummary(
         step=state.step,
@@ -183,6 +185,7 @@ def _run(
         tokens_per_second=state.tokens_seen / state.train_seconds if state.train_seconds else 0.0,
         seconds=time.perf_counter() - began,
         checkpoint=root / "LATEST" if saved else None,
+        has_tokenizer=bool(state.tokenizer),
     )
 
 
