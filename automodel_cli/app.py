@@ -23,7 +23,7 @@ from automodel_cli.commands.data import data_app
 from automodel_cli.commands.export import export
 from automodel_cli.commands.import_ import import_
 from automodel_cli.commands.inspect_ckpt import inspect_ckpt
-from automodel_cli.commands.options import OverridableCommand, with_launch_options_behind
+from automodel_cli.commands.options import Group, OverridableCommand, with_help_behind, with_launch_options_behind
 from automodel_cli.commands.plan import plan
 from automodel_cli.commands.prep import prep
 from automodel_cli.commands.pretrain import pretrain
@@ -42,7 +42,14 @@ TRACEBACK_VARIABLE = "AMCLI_TRACEBACK"
 _LINE_LENGTH = 2000  # of a message; what is longer was written by no person
 
 # Rich help and pretty exceptions cost 0.15 s at every start (benchmarks/startup.py), more than all the rest.
-app = typer.Typer(name="amcli", rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(
+    name="amcli",
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
 
 app.command("prep")(prep)
 app.command("plan", cls=OverridableCommand)(plan)
@@ -93,7 +100,8 @@ def run(argv: list[str]) -> int:
     """Runs one command line and returns its exit code; never raises for an error of the user."""
     # The option is honoured wherever it stands: people append it to the command that failed.
     wants_traceback = TRACEBACK_OPTION in argv or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
-    argv = with_launch_options_behind([argument for argument in argv if argument != TRACEBACK_OPTION])
+    argv = with_help_behind([argument for argument in argv if argument != TRACEBACK_OPTION])
+    argv = with_launch_options_behind(argv)
     try:
         status = app(args=argv, prog_name="amcli", standalone_mode=False)
         return status if isinstance(status, int) else ExitCode.OK

@@ -12,6 +12,7 @@ from automodel_cli.commands import complete, render, render_config
 from automodel_cli.commands.config_paths import configuration_at
 from automodel_cli.commands.options import (
     ConfigOption,
+    Group,
     JsonOption,
     OverridableCommand,
     SetOption,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 # Notes are no part of the output, which may be YAML that is read again.
 _aside = render.speaker(as_json=True)
 
-config_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+config_app = typer.Typer(cls=Group, rich_markup_mode=None, no_args_is_help=True)
 
 
 @config_app.callback()

@@ -15,11 +15,15 @@ DEFAULT_ROOT = Path("checkpoints")
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate that `name` was most likely meant to be, or None.
 
-    >>> nearest("n_layers", ["n_layer", "n_head"])
-    'n_layer'
+    >>> nearest("n_layers", ["n_layer", "n_head"]), nearest("ste", ["set"]), nearest("plot", ["import"])
+    ('n_layer', 'set', None)
     """
-    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    for match in difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.6):
+        # Of what has 60 % in common, much only shares a few letters.
+        is_close = difflib.SequenceMatcher(None, match, name).ratio() >= 0.7
+        if is_close or sorted(match) == sorted(name) or match in name or name in match:
+            return match
+    return None
 
 
 def hint(name: str, candidates: Iterable[str], *, noun: str = "keys") -> str:
