@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from automodel_cli.commands import columns
 from automodel_cli.engine.config.diff import Change
 from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.engine.config.suggest import on_run
@@ -65,7 +66,11 @@ def run_summary(summary: RunSummary, *, as_json: bool) -> None:
     rows.append(("speed", f"{summary.tokens_per_second:,.0f} tokens/s, {summary.seconds:.1f} s in all"))
     if summary.checkpoint is not None:
         rows.append(("checkpoint", str(summary.checkpoint)))
+    typer.echo()
+    columns.show(rows, text=[1])
+    if summary.checkpoint is not None:
+        # Commands are pasted, so they are never wrapped.
+        width = max(len(name) for name, _ in rows)
         looks = ["sample", "inspect-ckpt"] if summary.has_tokenizer else ["inspect-ckpt"]
-        rows += zip(("next", "or"), (on_run(name, summary.checkpoint.parent) for name in looks), strict=False)
-    width = max(len(name) for name, _ in rows)
-    typer.echo("\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+        for word, name in zip(("next", "or"), looks, strict=False):
+            typer.echo(f"{word:<{width}}  {on_run(name, summary.checkpoint.parent)}")

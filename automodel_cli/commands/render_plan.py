@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import typer
 
+from automodel_cli.commands import columns
 from automodel_cli.engine.plan.derive import RESERVED_SHARE, Derived, Plan
 
 _NOT_KNOWN = "not known"
@@ -172,10 +173,7 @@ def _strategy(found: Plan) -> str:
 
 
 def _aligned(rows: Iterator[Row] | list[Row]) -> str:
-    rows = list(rows)
-    name_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
-    lines = (f"{row.name:<{name_width}}  {row.value:>{value_width}}  {row.note}".rstrip() for row in rows)
-    return "\n".join(lines)
+    return "\n".join(columns.lines(list(rows), columns.room(), right=[1], text=[2]))
 
 
 def _count(number: int | None) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from automodel_cli.commands import columns
 from automodel_cli.engine.config.builtin import builtin_config
 from automodel_cli.engine.config.emit import setting
 from automodel_cli.engine.config.suggest import command, quoted
@@ -38,11 +39,8 @@ def presets(*, as_json: bool) -> None:
         (preset.name, preset.hub.label if preset.hub else "in the package", preset.tokenizer, preset.description)
         for preset in PRESETS.values()
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        typer.echo("  ".join([*cells, row[-1]]))
-    typer.echo("\nor files of your own: amcli prep 'books/*.txt', or any data set: amcli prep --dataset OWNER/NAME")
+    columns.show(rows, first_to_go=(1, 2), text=[3])
+    typer.echo("\nor files of your own: amcli prep 'books/*.txt'\nor any data set: amcli prep --dataset OWNER/NAME")
 
 
 @contextmanager
@@ -60,21 +58,18 @@ def progress(source: str, *, quiet: bool) -> Iterator[Callable[[PrepProgress], N
 @contextmanager
 def _bar(source: str) -> Iterator[Callable[[PrepProgress], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[facts]}"),
-    )
+    from automodel_cli.engine.observe.console import FittedProgress
+
     # Transient: the summary that follows says the same with exact numbers.
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"preparing {source}", total=None, facts="")
+    with FittedProgress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, before=f"preparing {source}", facts=[])
 
         def show(state: PrepProgress) -> None:
+            done = [] if state.fraction is None else [f"{state.fraction:.0%}"]
             total = None if state.fraction is None else 1.0
-            bar.update(task, total=total, completed=state.fraction or 0.0, facts=_facts(state) + _time_left(state))
+            facts = [*done, *_time_left(state), *_facts(state)]
+            bar.update(task, total=total, completed=state.fraction or 0.0, facts=facts)
 
         yield show
 
@@ -88,28 +83,31 @@ def _plain_lines(source: str) -> Callable[[PrepProgress], None]:
         # The end has the summary; a line for it too would say everything twice.
         if shown_tenths < tenths < 10 or time.monotonic() - shown_at > _LINE_SECONDS:
             shown_tenths, shown_at = tenths, time.monotonic()
-            done = "" if state.fraction is None else f"{state.fraction:.0%}, "
-            typer.echo(f"preparing {source}: {done}{_facts(state)}{_time_left(state)}", err=True)
+            done = [] if state.fraction is None else [f"{state.fraction:.0%}"]
+            typer.echo(f"preparing {source}: {', '.join([*done, *_facts(state), *_time_left(state)])}", err=True)
 
     return show
 
 
-def _facts(state: PrepProgress) -> str:
-    return (
-        f"{state.train_tokens + state.val_tokens:,} tokens of {state.num_documents:,} documents, "
-        f"{_short(state.tokens_per_second)} tokens/s, {state.text_bytes_per_second / 1e6:.1f} MB/s, "
-        f"{state.workers_busy}/{state.workers} workers busy, limited by {state.limited_by}"
-    )
+def _facts(state: PrepProgress) -> list[str]:
+    """The most important first."""
+    return [
+        f"{state.train_tokens + state.val_tokens:,} tokens of {state.num_documents:,} documents",
+        f"{_short(state.tokens_per_second)} tokens/s",
+        f"{state.text_bytes_per_second / 1e6:.1f} MB/s",
+        f"{state.workers_busy}/{state.workers} workers busy",
+        f"limited by {state.limited_by}",
+    ]
 
 
-def _time_left(state: PrepProgress) -> str:
-    return "" if state.seconds_left is None else f", {_duration(state.seconds_left)} left"
+def _time_left(state: PrepProgress) -> list[str]:
+    return [] if state.seconds_left is None else [f"{duration(state.seconds_left)} left"]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time for people.
 
-    >>> [_duration(seconds) for seconds in (0.4, 75, 7300)]
+    >>> [duration(seconds) for seconds in (0.4, 75, 7300)]
     ['0 s', '1 min 15 s', '2 h 1 min']
     """
     whole = round(seconds)
@@ -149,7 +147,7 @@ def estimate(found: Estimate, *, as_json: bool) -> None:
     else:
         typer.echo(
             f"  about {_short(found.num_tokens)} tokens, {_short(found.output_bytes)}B on disk, "
-            f"{_duration(found.seconds)}"
+            f"{duration(found.seconds)}"
         )
     typer.echo(
         f"  estimated from {found.sample_documents:,} documents with {found.text_bytes_per_token:.2f} bytes per token"
@@ -201,7 +199,7 @@ def result(prepared: PrepResult, *, verified: bool, as_json: bool) -> None:
     if over_length:
         typer.echo(f"  {over_length:,} documents were longer than {manifest.settings['max_length']:,} tokens")
     if prepared.tokens_per_second:
-        typer.echo(f"  {_short(prepared.tokens_per_second)} tokens/s for {_duration(prepared.seconds)}")
+        typer.echo(f"  {_short(prepared.tokens_per_second)} tokens/s for {duration(prepared.seconds)}")
     if verified:
         typer.echo("  every byte was read again and is as the manifest says")
     for text in prepared.notes:

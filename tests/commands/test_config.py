@@ -116,17 +116,6 @@ def test_the_table_has_a_row_for_each_value(show):
     assert show("--format", "table", "--no-origins").out.splitlines()[0].split() == ["key", "value"]
 
 
-@pytest.mark.parametrize("columns", [40, 60, 80])
-def test_the_table_keeps_to_columns(show, monkeypatch, columns):
-    """COLUMNS is respected in a pipe too, and what does not fit ends in an ellipsis."""
-    monkeypatch.setenv("COLUMNS", str(columns))
-
-    lines = show("--format", "table").out.splitlines()
-
-    assert max(map(len, lines)) <= columns
-    assert any("…" in line for line in lines)
-
-
 def test_a_pipe_gets_whole_lines(show, monkeypatch):
     """A script must not lose the end of a path."""
     monkeypatch.delenv("COLUMNS", raising=False)
