@@ -22,7 +22,7 @@ _LEAST = 8  # characters that a column is aligned to in however narrow a termina
 _LEAST_TEXT = 24
 _BELOW = 4
 # What belongs to the number before it.
-_UNIT = re.compile(r"(?<=\d) (?=(?:[KMGT]i?B|bytes|tokens|nats|ms|s|min|h|x|TFLOP/s)\b)")
+_UNIT = re.compile(r"(?<=\d) (?=(?:[KMGT]i?B|bytes|tokens|nats|ms|s|min|h|x|TFLOP/s)\b)|(?<=\d x) (?=\d)")
 
 # The style of the cell in a row and column; empty for none.
 Style = Callable[[int, int], str]

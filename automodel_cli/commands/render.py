@@ -36,7 +36,7 @@ def changes(found: list[Change], say: Say) -> None:
 def notes(found: Sequence[str], say: Say) -> None:
     """Says what the checks could not tell, and what has no effect yet."""
     for note in found:
-        say(f"note: {note}")
+        say("\n".join(columns.wrapped(f"note: {note}", columns.room(), "  ")))
 
 
 def run_summary(summary: RunSummary, *, as_json: bool) -> None:
