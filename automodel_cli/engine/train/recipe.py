@@ -23,7 +23,7 @@ from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.instantiate import bind, instantiate
 from automodel_cli.engine.config.origin import dotted
-from automodel_cli.engine.config.suggest import on_run
+from automodel_cli.engine.config.suggest import command
 from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.engine.data.packed_dataset import pack_documents
 from automodel_cli.engine.data.stream_loader import StreamLoader
@@ -174,7 +174,7 @@ def _run(
         train(run, state, stop)
     saved = settings.checkpoint.enabled and state.step > 0
     if stop.requested and not run.steps.is_last(state.step):
-        what = f"saved; `{on_run('resume', root)}` continues there" if saved else "nothing is saved"
+        what = f"saved; `{command('resume', root)}` continues there" if saved else "nothing is saved"
         raise InterruptedTrainingError(f"{stop.reason}: stopped after step {state.step}, {what}")
     return RunSummary(
         step=state.step,
