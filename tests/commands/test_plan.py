@@ -108,7 +108,8 @@ def test_an_unknown_model_and_optimizer_are_said_to_be_unknown(plan, tmp_path):
 
 def test_a_model_of_ones_own_is_counted_by_a_trace(plan):
     """Parameters, FLOPs, memory and the batch that fits, as for a model with formulas."""
-    model = "model={_target_: 'examples/custom_model.py:build_model', vocab_size: 257, width: 64}"
+    own = FINEWEB.with_name("custom_model.py")
+    model = f"model={{_target_: '{own}:build_model', vocab_size: 257, width: 64}}"
 
     found = json.loads(plan("--set", model, "--json").out)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.models.calling import call
@@ -16,7 +18,7 @@ from automodel_cli.engine.train.traced_model import UntraceableError, traced
 from tests.engine.plan.conftest import SMALL_LLAMA, built, hf
 from tests.engine.plan.test_memory import CONFIGS, ONE_RANK, B, T, saved_bytes
 
-torch = pytest.importorskip("torch")
+OWN = Path(__file__).parents[3] / "examples" / "custom_model.py"
 POSITIONS = 8 * T  # int64 positions, which a recomputed block has as an argument, and a trace does not see
 
 
@@ -69,9 +71,9 @@ def test_models_without_formulas_are_counted(config_class, keys):
     assert found.flops_per_token(T) > 0
 
 
-def test_a_model_of_ones_own_keeps_what_autograd_keeps(tmp_path):
+def test_a_model_of_ones_own_keeps_what_autograd_keeps():
     """The example of the documents, against its real tensors."""
-    model = {"_target_": "examples/custom_model.py:build_model", "vocab_size": 97, "width": 16}
+    model = {"_target_": f"{OWN}:build_model", "vocab_size": 97, "width": 16}
     config = Config({"model": model})
     real = built(config, "cpu").train()
     batch = {"input_ids": torch.zeros(B, T, dtype=torch.int64)}
