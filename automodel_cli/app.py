@@ -6,10 +6,12 @@ Nothing here or in `commands/` imports torch before a command needs it: `--help`
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import sys
 import traceback
+from pathlib import Path
 
 import typer
 from typer.exceptions import TyperException
@@ -21,13 +23,14 @@ from automodel_cli.commands.data import data_app
 from automodel_cli.commands.export import export
 from automodel_cli.commands.import_ import import_
 from automodel_cli.commands.inspect_ckpt import inspect_ckpt
-from automodel_cli.commands.options import OverridableCommand, with_launch_options_behind
+from automodel_cli.commands.options import Group, OverridableCommand, with_help_behind, with_launch_options_behind
 from automodel_cli.commands.plan import plan
 from automodel_cli.commands.prep import prep
 from automodel_cli.commands.pretrain import pretrain
 from automodel_cli.commands.resume import resume
 from automodel_cli.commands.sample import sample
 from automodel_cli.commands.verify_resume import verify_resume
+from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.engine.distributed.environment import rank_place
 from automodel_cli.engine.distributed.pages import ask_for_huge_pages
 from automodel_cli.engine.distributed.report import is_symptom, write_report
@@ -39,7 +42,14 @@ TRACEBACK_VARIABLE = "AMCLI_TRACEBACK"
 _LINE_LENGTH = 2000  # of a message; what is longer was written by no person
 
 # Rich help and pretty exceptions cost 0.15 s at every start (benchmarks/startup.py), more than all the rest.
-app = typer.Typer(name="amcli", rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(
+    name="amcli",
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
 
 app.command("prep")(prep)
 app.command("plan", cls=OverridableCommand)(plan)
@@ -90,7 +100,8 @@ def run(argv: list[str]) -> int:
     """Runs one command line and returns its exit code; never raises for an error of the user."""
     # The option is honoured wherever it stands: people append it to the command that failed.
     wants_traceback = TRACEBACK_OPTION in argv or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
-    argv = with_launch_options_behind([argument for argument in argv if argument != TRACEBACK_OPTION])
+    argv = with_help_behind([argument for argument in argv if argument != TRACEBACK_OPTION])
+    argv = with_launch_options_behind(argv)
     try:
         status = app(args=argv, prog_name="amcli", standalone_mode=False)
         return status if isinstance(status, int) else ExitCode.OK
@@ -105,6 +116,14 @@ def run(argv: list[str]) -> int:
         return _report("aborted", None, 130)
     except KeyboardInterrupt:
         return _report("interrupted", None, 130)
+    except SystemExit as error:
+        if _is_of_typer(error):  # it ends completion so, and a command whose reader has left
+            raise
+        # Code that a run calls must not turn a failure into exit code 0.
+        failure = RuntimeError(f"code that the run calls ended the process (SystemExit: {error})").with_traceback(
+            error.__traceback__
+        )
+        return _report_failure(failure, _describe(failure), wants_traceback, ExitCode.INTERNAL)
     except BrokenPipeError:
         # The reader (`| head`) has left. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -113,8 +132,16 @@ def run(argv: list[str]) -> int:
         return _report_failure(error, _describe(error), wants_traceback, ExitCode.INTERNAL)
 
 
+def _is_of_typer(error: SystemExit) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.startswith(str(Path(typer.__file__).parent))
+
+
 def main() -> None:
     """The console script."""
+    # Names of files that are not UTF-8 are printed as the bytes that they are.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
     wait_without_spinning()
     ask_for_huge_pages()
     raise SystemExit(run(sys.argv[1:]))
@@ -122,6 +149,7 @@ def main() -> None:
 
 def _report_failure(error: Exception, message: str, wants_traceback: bool, status: int) -> int:
     """Prints an error; a rank tells it to its launcher, too, and prints it only if that would not."""
+    message = masked_message(message)
     place = rank_place()
     if place.launcher:
         write_report(place, error, message)
@@ -140,7 +168,7 @@ def _report_failure(error: Exception, message: str, wants_traceback: bool, statu
 
 def _report(message: str, error: BaseException | None, status: int = ExitCode.INTERNAL) -> int:
     if error is not None:
-        sys.stderr.write("".join(traceback.format_exception(error)))
+        sys.stderr.write(masked_message("".join(traceback.format_exception(error))))
     colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     label = "\x1b[1;31merror:\x1b[0m" if colour else "error:"
     sys.stderr.write(f"{label} {_shown(message)}\n")
@@ -163,7 +191,7 @@ def _report_usage(error: TyperException, argv: list[str]) -> int:
 
     right, message = usage.explain(app, argv, error)
     sys.stderr.write(f"{right}\n")
-    return _report(message, None, ExitCode.USAGE)
+    return _report(masked_message(message), None, ExitCode.USAGE)
 
 
 def _describe(error: Exception) -> str:

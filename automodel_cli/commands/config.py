@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from automodel_cli.commands import complete, render, render_config
 from automodel_cli.commands.config_paths import configuration_at
 from automodel_cli.commands.options import (
     ConfigOption,
+    Group,
     JsonOption,
     OverridableCommand,
     SetOption,
@@ -23,15 +25,16 @@ from automodel_cli.engine.config.check import Settings, checked
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.diff import changed_only, differences
 from automodel_cli.engine.config.load import load_config
+from automodel_cli.engine.config.suggest import command
 from automodel_cli.errors import AmcliError, ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from automodel_cli.engine.plan.plan import Derived
+    from automodel_cli.engine.plan.derive import Derived
 
 # Notes are no part of the output, which may be YAML that is read again.
 _aside = render.speaker(as_json=True)
 
-config_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+config_app = typer.Typer(cls=Group, rich_markup_mode=None, no_args_is_help=True)
 
 
 @config_app.callback()
@@ -125,7 +128,7 @@ def show(
         render_config.configuration(shown, form, origins=not no_origins, derived=derived)
         if settings is None:
             raise problem or ConfigError("the configuration could not be checked")
-        _say_notes(settings)
+        _say_notes(settings, _consent_notes(config))
 
 
 @config_app.command("init")
@@ -150,7 +153,8 @@ def init(
         typer.echo(template(preset), nl=False)
         return
     write_template(path, preset, overwrite=force)
-    typer.echo(f"wrote {path}\nnext: amcli config show -c {path} --check, then amcli pretrain -c {path}")
+    typer.echo(f"wrote {path}\nnext: {command('config', 'show', '-c', path, '--check')}")
+    typer.echo(f"then: {command('pretrain', '-c', path)}")
 
 
 @config_app.command("schema")
@@ -164,6 +168,12 @@ def schema() -> None:
     from automodel_cli.engine.config.schema import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _consent_notes(paths: list[Path] | None) -> list[str]:
+    from automodel_cli.engine.config.trust import consent_notes
+
+    return consent_notes(load_config(paths))
 
 
 def _form(form: Format | None, json_: bool, *single: bool) -> Format:
@@ -181,7 +191,7 @@ def _form(form: Format | None, json_: bool, *single: bool) -> Format:
 
 
 def _derived(config: Config) -> Derived:
-    from automodel_cli.engine.plan.plan import derive
+    from automodel_cli.engine.plan.derive import derive
 
     return derive(config)
 
@@ -217,7 +227,7 @@ def _check(
     _say_notes(settings)
 
 
-def _say_notes(settings: Settings) -> None:
+def _say_notes(settings: Settings, more: Sequence[str] = ()) -> None:
     from automodel_cli.engine.config.notes import unchecked_notes
 
-    render.notes([*settings.notes, *unchecked_notes(settings)], _aside)
+    render.notes([*settings.notes, *unchecked_notes(settings), *more], _aside)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -120,6 +121,13 @@ class Ranks:
             from automodel_cli.engine.config.check_targets import check_for_certain
 
             check_for_certain(config, settings.unchecked)
+
+    def remember_code(self, config: Config, root: Path, say: render.Say) -> None:
+        """Notes what a run is started with, once for all ranks of a machine, so that it goes on without a question."""
+        from automodel_cli.engine.config.trust import remember_code
+
+        if not self.place.is_ours and self.place.speaks and (problem := remember_code(config, root)):
+            say(f"note: {problem}")
 
     def start(self, context: typer.Context, plan: LaunchPlan, until: float | None, *, timeout_minutes: float) -> None:
         """Runs this command line on every rank, until all have ended.

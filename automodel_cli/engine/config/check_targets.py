@@ -19,7 +19,7 @@ from automodel_cli.engine.config.limits import MAX_PROBLEMS, MAX_TARGETS
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.sections import ENGINE_KEYS, RUNTIME, SUPPLIED, TARGET_SECTIONS
 from automodel_cli.engine.config.signature import Signature, keyword_problems, signature_of
-from automodel_cli.engine.config.source_modules import Sources, Undecided
+from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
 from automodel_cli.engine.config.source_names import Definition
 from automodel_cli.engine.config.source_signatures import call_signature, words_of_kwargs
 from automodel_cli.engine.config.static_target import StaticTarget, static_target
@@ -27,10 +27,10 @@ from automodel_cli.engine.config.suggest import nearest
 from automodel_cli.engine.config.target import resolve_target
 from automodel_cli.engine.config.target_errors import Place
 from automodel_cli.engine.config.trust import (
-    is_built_by_amcli,
-    is_well_known,
-    may_import,
-    remote_code_problems,
+    is_known_definition,
+    is_known_name,
+    is_started_here,
+    trust_problems,
     untrusted,
 )
 from automodel_cli.errors import AmcliError, ConfigError, DataError
@@ -52,6 +52,10 @@ class Unchecked:
     what: str
     why: str
     path: KeyPath | None = None
+
+
+# Code of these is not listed before it runs: everybody who uses amcli has it.
+_WELL_KNOWN = ("automodel_cli", "torch", "transformers", "datasets", "tokenizers", "numpy", "nemo_automodel")
 
 
 @dataclass
@@ -85,7 +89,7 @@ def check_targets(config: Config) -> TargetCheck:
     if len(sections) > MAX_TARGETS:
         rest = len(sections) - MAX_TARGETS
         found.unchecked.append(Unchecked(f"{rest} more targets", f"only the first {MAX_TARGETS} are looked up"))
-    found.problems += remote_code_problems(config, list(TARGET_SECTIONS))
+    found.problems += trust_problems(config, sources=sources)
     return found
 
 
@@ -146,8 +150,10 @@ def _check(config: Config, path: KeyPath, section: Mapping[str, Any], found: Tar
             raise ConfigError(f"{dotted(key)} is {target!r}, but it must be text", where=str(origin))
         return
     found.targets.append(target)
+    if origin.kind == "checkpoint" and not is_known_name(target) and not is_started_here(target, origin, sources):
+        return  # said by `trust_problems`
     result = static_target(resolved(target), origin, dotted(key), sources)
-    _check_trust(target, result, Place(origin, dotted(key)), found)
+    _check_definition(target, result, Place(origin, dotted(key)), found, sources)
     if path == ("optimizer",):
         found.problems += param_group_problems(config, target, result.signature)
     found.num_checks += 1
@@ -182,7 +188,7 @@ def _check_passed_on(
         known |= words_of_kwargs(sources, result.definition)
     unknown = [name for name in _given(config, path) if name not in known]
     # Code of the user's own may well take both `layer` and `layers`.
-    alike = known if is_well_known(result.definition.module.name) else ()
+    alike = known if _is_well_known(result.definition.module) else ()
     misspelt = {name: match for name in unknown if (match := nearest(name, alike, cutoff=_ALIKE))}
     for name, match in misspelt.items():
         message = f"{dotted(path)}: `{target}` knows no `{name}`"
@@ -196,18 +202,21 @@ def _check_passed_on(
         )
 
 
-def _check_trust(target: str, result: StaticTarget, place: Place, found: TargetCheck) -> None:
+def _is_well_known(module: Module) -> bool:
+    return module.name.partition(".")[0] in _WELL_KNOWN
+
+
+def _check_definition(target: str, result: StaticTarget, place: Place, found: TargetCheck, sources: Sources) -> None:
     """Refuses what a checkpoint may not name, and keeps where code of the user's own or of others stands.
 
     Raises:
         ConfigError: It is refused. What source does not show is decided when it is resolved.
     """
-    if not may_import(resolved(target), place.origin):
-        raise untrusted(target, place)
     definition = result.definition
-    if place.origin.kind == "checkpoint" and definition and not is_built_by_amcli(definition.module.name):
-        raise untrusted(target, place)
+    is_known = place.origin.kind != "checkpoint" or definition is None or is_known_definition(definition)
+    if not is_known and not is_started_here(target, place.origin, sources):
+        raise untrusted(target, place, sources)
     for module in result.modules:
-        if module.path is not None and not is_well_known(module.name):
+        if module.path is not None and not _is_well_known(module):
             targets = found.foreign.setdefault(module.path, [])
             targets += [] if target in targets else [target]

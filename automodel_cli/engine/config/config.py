@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.config.origin import DEFAULT, KeyPath, Kind, Origin, dotted
-from automodel_cli.engine.config.secrets import masked_value
+from automodel_cli.engine.config.secrets import masked_text, masked_value
 from automodel_cli.engine.config.suggest import hint
 from automodel_cli.engine.config.yaml_reader import Parsed, parse_value, plain_types, read_yaml
 from automodel_cli.errors import ConfigError, UsageError
@@ -154,7 +154,7 @@ def read_configs(paths: Sequence[Path], *, trust: bool = False) -> Config:
     """The YAML files merged left to right; a checkpoint directory stands for the `config.yaml` in it.
 
     Args:
-        paths: Files are code, checkpoints are data.
+        paths: Files are code, checkpoints are data, also where the `config.yaml` in one is named.
         trust: Whether the user consents to run what the checkpoints name, which makes them code too.
 
     Raises:
@@ -162,14 +162,20 @@ def read_configs(paths: Sequence[Path], *, trust: bool = False) -> Config:
     """
     config = Config({})
     for path in paths:
-        in_checkpoint = path.is_dir() and (path / "config.yaml").is_file()
-        kind: Kind = "checkpoint" if in_checkpoint and not trust else "file"
-        parsed = read_yaml(path / "config.yaml" if in_checkpoint else path, kind)
+        is_directory = path.is_dir() and (path / "config.yaml").is_file()
+        kind: Kind = "checkpoint" if (is_directory or _lies_in_checkpoint(path)) and not trust else "file"
+        parsed = read_yaml(path / "config.yaml" if is_directory else path, kind)
         config = config.merged(from_parsed(parsed))
     if not config.values:
         message = "this holds no configuration: it is empty, or has nothing but comments"
         raise ConfigError(message, where=", ".join(map(str, paths)), help="amcli config init my.yaml writes one")
     return config
+
+
+def _lies_in_checkpoint(path: Path) -> bool:
+    """Whether a file is the `config.yaml` of a checkpoint, which came along with it however it is named."""
+    file = path.resolve()
+    return file.name == "config.yaml" and all((file.parent / name).exists() for name in ("manifest.json", "model"))
 
 
 def apply_overrides(config: Config, assignments: Iterable[str]) -> Config:
@@ -183,7 +189,8 @@ def apply_overrides(config: Config, assignments: Iterable[str]) -> Config:
         key, equals, text = assignment.partition("=")
         key = key.strip()
         if not equals or not key or not all(key.split(".")):
-            raise UsageError(f"--set takes KEY=VALUE, got `{assignment}`", help="for example --set model.n_layer=24")
+            message = f"--set takes KEY=VALUE, got `{masked_text(assignment)}`"
+            raise UsageError(message, help="for example --set model.n_layer=24")
         origin = Origin("option", f"--set {key}")
         value = parse_value(text, source=f"--set {key}")
         config = config.with_value(tuple(key.split(".")), value, origin)

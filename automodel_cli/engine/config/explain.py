@@ -15,6 +15,7 @@ from automodel_cli.engine.config.arguments import Argument, CallableFacts, Calla
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.emit import inline, label
 from automodel_cli.engine.config.origin import KeyPath, dotted
+from automodel_cli.engine.config.secrets import masked_value
 from automodel_cli.engine.config.sections import (
     ENGINE_KEYS,
     RUNTIME,
@@ -155,14 +156,17 @@ def _of_callable(config: Config, path: KeyPath, built: KeyPath, found: CallableF
         path,
         (argument and argument.meaning) or UNKNOWN,
         type=argument.annotation if argument else None,
-        default=_default_words(argument) if argument else None,
+        default=_default_words(argument, dotted(path)) if argument else None,
         used_by=_callable_name(config, built, found),
     )
 
 
-def _default_words(argument: Argument) -> str | None:
-    """YAML of a default, or the expression in the source that gives it."""
-    return REQUIRED if argument.is_required else argument.default_yaml() or argument.default
+def _default_words(argument: Argument, key: str) -> str | None:
+    """YAML of a default, or the expression in the source that gives it; of a secret nothing that could be one."""
+    if argument.is_required:
+        return REQUIRED
+    found = argument.default_yaml() or argument.default
+    return found if found is None or found == "null" else masked_value(key, found)
 
 
 def _present(config: Config, path: KeyPath, meaning: str, **facts: str | None) -> Explanation:

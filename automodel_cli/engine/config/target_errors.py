@@ -82,11 +82,6 @@ def not_callable(target: str, type_name: str, place: Place) -> ConfigError:
     return place.error(f"`{target}` is a {type_name}, which cannot be called")
 
 
-def blocked(target: str, why: str, place: Place) -> ConfigError:
-    """What is named is no part of a training run, whoever names it; `why` begins with its own name."""
-    return place.error(f"`{target}` is refused: {why}; no part of a training run does that")
-
-
 def no_file(file: Path, name: str, place: Place) -> ConfigError:
     """The file of `file.py:object` is not there; its neighbours are offered, or what amcli has instead."""
     ours = own_module(file)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from automodel_cli.engine.config.suggest import command
 from automodel_cli.engine.shards.format import ShardInfo, TokenArray, open_tokens
 from automodel_cli.errors import DataError
 
@@ -91,7 +92,8 @@ def _changed(info: ShardInfo, how: str) -> DataError:
     return DataError(
         f"the shard changed while it was being read: {how}",
         where=str(info.path),
-        help="put it back as it was, and `amcli resume`; `amcli data verify` on its directory compares every byte",
+        help="put it back as it was and resume the run; "
+        f"`{command('data', 'verify', info.path.parent)}` compares every byte",
     )
 
 

@@ -23,7 +23,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import elastic_launch
 
-from automodel_cli.engine.distributed.environment import LAUNCHER_PID, REPORT_DIRECTORY
+from automodel_cli.engine.distributed.environment import LAUNCHER_PID, REPORT_DIRECTORY, own_command
 from automodel_cli.engine.distributed.launch_plan import LaunchPlan, num_cores
 from automodel_cli.engine.distributed.report import RankReport, announced, read_reports, root_cause
 from automodel_cli.engine.distributed.watch import Watch
@@ -109,7 +109,7 @@ def _torchrun_arguments(plan: LaunchPlan, arguments: Sequence[str]) -> Any:
         line += [f"--rdzv-backend={backend}", f"--rdzv-endpoint={plan.rdzv_endpoint}", "--rdzv-id=amcli"]
     if plan.node_rank is not None:
         line.append(f"--node-rank={plan.node_rank}")
-    return torchrun.get_args_parser().parse_args([*line, "--module", "automodel_cli", *arguments])
+    return torchrun.get_args_parser().parse_args([*line, "--no-python", *own_command(), *arguments])
 
 
 def _raise_if_stopped(directory: Path) -> None:

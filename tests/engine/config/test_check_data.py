@@ -31,9 +31,8 @@ def on(data, *more):
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def elsewhere():
     """No shards where the built-in configuration puts them."""
-    monkeypatch.chdir(tmp_path)
 
 
 def test_data_that_is_there_and_fits_is_no_problem(tiny_data):

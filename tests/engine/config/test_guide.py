@@ -81,9 +81,8 @@ packed_sequence: {packed_sequence_size: 0}
 
 
 @pytest.fixture
-def guide(tmp_path, monkeypatch, hollow_shard):
+def guide(tmp_path, hollow_shard):
     """Checks a block laid over the built-in configuration, in a directory with the files that the guide names."""
-    monkeypatch.chdir(tmp_path)
     hollow_shard(tmp_path / "tools/fineweb_max_tokens_500M/dataset.bin")
     source = tmp_path / "repo/nemo_automodel/components/models/gpt2.py"
     source.parent.mkdir(parents=True)

@@ -1,10 +1,15 @@
-"""An optimizer over a model's parameters: grouped by what decays, fused where torch can."""
+"""Builds an optimizer over a model's parameters, and saves and loads its state as named tensors.
+
+Parameters are grouped by weight decay; the fused kernel is used where torch has one. State has no pickle and no
+numbering that another layout would break. Rates and betas are not state: they come from the configuration, so that
+a changed one counts after a resume.
+"""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +17,13 @@ from torch import nn
 
 from automodel_cli.engine.config.suggest import hint
 from automodel_cli.engine.optim.param_groups import GroupRule, hidden_matrices, parameter_groups
-from automodel_cli.errors import ConfigError
+from automodel_cli.errors import CheckpointError, ConfigError
 
 # One kernel over all parameters instead of a Python loop: 5 to 9 times faster on a CPU.
 _FUSED = (torch.optim.AdamW, torch.optim.Adam)
 # With one of these the user has chosen a kernel, or one that the fused kernel cannot stand in for.
 _CHOOSES_KERNEL = {"fused", "foreach", "differentiable"}
-# Of torchao: their state lies in tensors that only torchao can take apart, so that the first save would fail.
+# Optimizers of torchao whose state lies in tensors that only torchao can split, so the first save would fail.
 _CANNOT_BE_SAVED = re.compile(r"Adam(W)?(4bit|8bit|Fp8)")
 
 
@@ -38,8 +43,8 @@ def build_optimizer(
         rules: What holds for some of them.
 
     Raises:
-        ConfigError: The model has no trainable parameter, a rule fits none or not this optimizer, or checkpoints
-            cannot hold its state.
+        ConfigError: The model has no trainable parameter, a rule fits none or not this optimizer, checkpoints
+            cannot hold its state, or the factory made something else.
     """
     name, module = getattr(factory, "__name__", ""), getattr(factory, "__module__", "")
     if module.startswith("torchao.") and _CANNOT_BE_SAVED.fullmatch(name):
@@ -61,6 +66,8 @@ def build_optimizer(
     if factory in _FUSED and not _CHOOSES_KERNEL & arguments.keys():
         arguments["fused"] = True
     optimizer = factory(groups, **arguments)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"optimizer._target_ returned {type(optimizer).__name__}, not a torch.optim.Optimizer")
     _refuse_idle_options(optimizer, rules)
     return optimizer
 
@@ -109,3 +116,74 @@ def _default_decay(factory: Callable[..., Any]) -> float | None:
     if parameter is None:
         return None
     return 0.0 if parameter.default in (inspect.Parameter.empty, None) else float(parameter.default)
+
+
+# Marks a state that was a Python number. `0.9**count` is fp64 for a number and fp32 for a tensor,
+# so a count that came back as a tensor would give the resumed run other bits.
+_NUMBER = ":number"
+_NUMBER_TYPES = {bool: torch.bool, int: torch.int64, float: torch.float64}
+
+
+def optimizer_state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
+    """State by `<parameter>.<state>`, such as `transformer.wte.weight.exp_avg`; step counters included.
+
+    The tensors are the optimizer's own where they are contiguous: write them before the next step.
+
+    Raises:
+        CheckpointError: A parameter's state holds something that is neither tensor nor number.
+    """
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    tensors: dict[str, torch.Tensor] = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            name = f"{names[parameter]}.{key}"
+            if isinstance(value, torch.Tensor):
+                tensors[name] = value.contiguous()
+            elif type(value) in _NUMBER_TYPES:
+                tensors[name + _NUMBER] = torch.tensor(value, dtype=_NUMBER_TYPES[type(value)])
+            else:
+                kind = f"{type(optimizer).__name__} keeps {key} as {type(value).__name__}"
+                raise CheckpointError(f"{kind}, which a checkpoint cannot hold: only tensors and numbers can be saved")
+    return tensors
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Puts back what `optimizer_state_tensors` gave, bit for bit; the optimizer may keep the tensors.
+
+    Args:
+        optimizer: The same class over the same parameters, before its first step.
+        model: The model of that optimizer.
+        tensors: A parameter without any begins anew, as it would have in the saved run: an optimizer
+            holds no state for what never had a gradient, and plain SGD holds none at all.
+
+    Raises:
+        CheckpointError: A tensor belongs to no trained parameter.
+    """
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    trained = {names[parameter]: parameter for group in optimizer.param_groups for parameter in group["params"]}
+    found = _by_parameter(tensors, trained)
+    numbered = {index: dict(found[name]) for index, name in enumerate(trained) if name in found}
+    optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})
+    for name, state in found.items():
+        placed = optimizer.state[trained[name]]
+        for key, value in state.items():
+            # `load_state_dict` chose the device, but it casts to the parameter's type and so loses
+            # bits of an fp32 average over bf16 weights.
+            placed[key] = value.to(placed[key].device) if isinstance(value, torch.Tensor) else value
+
+
+def _by_parameter(tensors: Mapping[str, torch.Tensor], trained: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each parameter's state by its own keys, numbers as numbers again."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        owner, _, key = name.rpartition(".")
+        if owner not in trained:
+            raise CheckpointError(
+                f"the optimizer state {name} belongs to no parameter that is trained",
+                help="resume with the model and the optimizer that the run was trained with",
+            )
+        is_number = key.endswith(_NUMBER)
+        found.setdefault(owner, {})[key.removesuffix(_NUMBER)] = tensor.item() if is_number else tensor
+    return found
