@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import traceback
+from pathlib import Path
 
 import typer
 from typer.exceptions import TyperException
@@ -23,13 +24,20 @@ from automodel_cli.commands.data import data_app
 from automodel_cli.commands.export import export
 from automodel_cli.commands.import_ import import_
 from automodel_cli.commands.inspect_ckpt import inspect_ckpt
-from automodel_cli.commands.options import OverridableCommand, with_launch_options_behind, working
+from automodel_cli.commands.options import (
+    Group,
+    OverridableCommand,
+    with_help_behind,
+    with_launch_options_behind,
+    working,
+)
 from automodel_cli.commands.plan import plan
 from automodel_cli.commands.prep import prep
 from automodel_cli.commands.pretrain import pretrain
 from automodel_cli.commands.resume import resume
 from automodel_cli.commands.sample import sample
 from automodel_cli.commands.verify_resume import verify_resume
+from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.engine.distributed.environment import rank_place
 from automodel_cli.engine.distributed.pages import ask_for_huge_pages
 from automodel_cli.engine.distributed.report import is_symptom, write_report
@@ -41,7 +49,14 @@ TRACEBACK_VARIABLE = "AMCLI_TRACEBACK"
 _LINE_LENGTH = 2000  # of a message; what is longer was written by no person
 
 # Rich help and pretty exceptions cost 0.15 s at every start (benchmarks/startup.py), more than all the rest.
-app = typer.Typer(name="amcli", rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(
+    name="amcli",
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
 
 app.command("prep")(working(prep))
 app.command("plan", cls=OverridableCommand)(plan)
@@ -91,7 +106,8 @@ def root(
 def run(argv: list[str]) -> int:
     """Runs one command line and returns its exit code; never raises for an error of the user."""
     wants_traceback = _wants_traceback(argv)
-    argv = with_launch_options_behind([argument for argument in argv if argument != TRACEBACK_OPTION])
+    argv = with_help_behind([argument for argument in argv if argument != TRACEBACK_OPTION])
+    argv = with_launch_options_behind(argv)
     try:
         status = app(args=argv, prog_name="amcli", standalone_mode=False)
         sys.stdout.flush()  # while what cannot be written still has an exit code
@@ -112,8 +128,21 @@ def run(argv: list[str]) -> int:
         return _report("aborted", None, 130)
     except KeyboardInterrupt:
         return _report("interrupted", None, 130, label="")
+    except SystemExit as error:
+        if _is_of_typer(error):  # it ends completion so, and a command whose reader has left
+            raise
+        # Code that a run calls must not turn a failure into exit code 0.
+        failure = RuntimeError(f"code that the run calls ended the process (SystemExit: {error})").with_traceback(
+            error.__traceback__
+        )
+        return _report_failure(failure, _describe(failure), wants_traceback, ExitCode.INTERNAL)
     except Exception as error:
         return _report_failure(error, _describe(error), wants_traceback, ExitCode.INTERNAL)
+
+
+def _is_of_typer(error: SystemExit) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.startswith(str(Path(typer.__file__).parent))
 
 
 def main() -> None:
@@ -131,6 +160,7 @@ def _wants_traceback(argv: list[str]) -> bool:
 
 def _report_failure(error: Exception, message: str, wants_traceback: bool, status: int) -> int:
     """Prints an error; a rank tells it to its launcher, too, and prints it only if that would not."""
+    message = masked_message(message)
     place = rank_place()
     if place.launcher:
         write_report(place, error, message)
@@ -150,7 +180,7 @@ def _report_failure(error: Exception, message: str, wants_traceback: bool, statu
 
 def _report(message: str, error: BaseException | None, status: int = ExitCode.INTERNAL, label: str = "error") -> int:
     if error is not None:
-        sys.stderr.write("".join(traceback.format_exception(error)))
+        sys.stderr.write(masked_message("".join(traceback.format_exception(error))))
     colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     start = "" if not label else f"\x1b[1;31m{label}:\x1b[0m " if colour else f"{label}: "
     sys.stderr.write(f"{start}{_shown(message)}\n")
@@ -173,7 +203,7 @@ def _report_usage(error: TyperException, argv: list[str]) -> int:
 
     right, message = usage.explain(app, argv, error)
     sys.stderr.write(f"{right}\n")
-    return _report(message, None, ExitCode.USAGE)
+    return _report(masked_message(message), None, ExitCode.USAGE)
 
 
 def _describe(error: Exception) -> str:

@@ -7,6 +7,7 @@ Only a command that exists to print ends when nobody takes its output (`OutputLo
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import os
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ETIMEDOUT)
 _PATIENCE_MILLISECONDS = 500
 
+_PRINTED_AS_BYTES = "amcli"
 _goes_on = False
 _is_ending = False
 
@@ -114,6 +116,7 @@ def install(*, shows_everything: bool) -> None:
         except OSError:
             # Closed by the caller (`>&-`): the next file that is opened would get this number, and every message.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    codecs.register_error(_PRINTED_AS_BYTES, _as_bytes_or_escaped)
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
     sys.stderr = _text(Descriptor(2), sys.stderr, line_buffering=True)
     sys.stdout = _text(Descriptor(1, sys.stderr.write), sys.stdout, line_buffering=False)
@@ -167,16 +170,22 @@ def is_of_library(filename: str) -> bool:
 
 
 def _text(raw: Descriptor, before: TextIO | None, *, line_buffering: bool) -> TextIO:
-    # A name that the encoding cannot show is no reason to end a run.
-    errors = "surrogateescape" if before is not None and before.errors == "surrogateescape" else "backslashreplace"
     stream = io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding="utf-8" if before is None else before.encoding,
-        errors=errors,
+        errors=_PRINTED_AS_BYTES if raw.fileno() == 1 else "backslashreplace",
         line_buffering=line_buffering or raw.isatty(),
         write_through=bool(getattr(before, "write_through", False)),
     )
     return cast(TextIO, stream)
+
+
+def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Prints names of files that are not UTF-8 as the bytes that they are, and escapes what the encoding lacks."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def _on_thread_error(failure: threading.ExceptHookArgs) -> None:

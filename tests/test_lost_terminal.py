@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pty
+import pty  # noqa: TID251  # closed on purpose; `drain_until` reads it until then
 import signal
 import sys
 import threading

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.dist
 
 # Disturbs one rank at its n-th call of the loss, which is its n-th step, in the first attempt of a job.
 DISTURBED = """
-import os, signal, time
+import os, signal, sys, time
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 
 class Disturbed(MaskedCrossEntropy):
@@ -36,7 +36,9 @@ class Disturbed(MaskedCrossEntropy):
     def ask_the_launcher(self, stop):
         os.kill(os.getppid(), signal.SIGUSR1)
         deadline = time.monotonic() + 60
-        while not stop.save_requested and time.monotonic() < deadline:
+        while not stop.save_requested:
+            if time.monotonic() > deadline:
+                sys.exit("waited 60 s in vain until the launcher passed SIGUSR1 on")
             time.sleep(0.01)
 
     def disk_is_full(self, stop):

@@ -9,7 +9,7 @@ import array
 import contextlib
 import fcntl
 import os
-import pty
+import pty  # noqa: TID251  # closed on purpose; `drain_until` reads it until then
 import signal
 import subprocess
 import sys

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from automodel_cli.commands.options import JsonOption, working
+from automodel_cli.commands.options import Group, JsonOption, working
 from automodel_cli.errors import ExitCode
 
-data_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+data_app = typer.Typer(cls=Group, rich_markup_mode=None, no_args_is_help=True)
 
 DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A directory of token shards.")]
 BosOption = Annotated[

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
-from automodel_cli.engine.checkpoint.manifest import Manifest, NewerFormatError, compare, read_manifest
+from automodel_cli.engine.checkpoint.manifest import Manifest, NewerFormatError, compare, read_manifest, use_earlier
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.checkpoint.tidy import quarantine
 from automodel_cli.engine.checkpoint.weights import checkpoint_weights
@@ -76,7 +76,7 @@ def load_newest_good(root: Path) -> tuple[Snapshot, Path, list[str]]:
     raise CheckpointError(
         f"there is no checkpoint that can be loaded{reasons}",
         where=str(root),
-        help="`amcli pretrain` starts a new run",
+        help="start the run anew, in another checkpoint.checkpoint_dir",
     )
 
 
@@ -97,7 +97,7 @@ def _verified(directory: Path) -> Manifest:
         raise CheckpointError(
             "the checkpoint is damaged: " + "; ".join(broken),
             where=str(directory),
-            help="use an earlier checkpoint; `amcli inspect-ckpt` on the directory above lists them",
+            help=use_earlier(directory),
         )
     return manifest
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from automodel_cli.engine.config.suggest import on_run
 from automodel_cli.engine.durable import write_bytes
 from automodel_cli.errors import CheckpointError
 
@@ -126,7 +127,7 @@ def read_manifest(directory: Path) -> Manifest:
         raise CheckpointError(
             f"there is no {MANIFEST_NAME}, which a save writes last, so this is not a complete checkpoint",
             where=str(directory),
-            help="use an earlier checkpoint; `amcli inspect-ckpt` on the directory above lists them",
+            help=use_earlier(directory),
         ) from None
     if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_MANIFEST_BYTES:
         raise _damaged(path, f"it must be a regular file of at most {MAX_MANIFEST_BYTES:,} bytes")
@@ -136,6 +137,11 @@ def read_manifest(directory: Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it is not JSON ({error})") from None
     return _parsed(path, raw, fields)
+
+
+def use_earlier(directory: Path) -> str:
+    """What to do about a checkpoint that cannot be used."""
+    return f"use an earlier checkpoint; `{on_run('inspect-ckpt', directory.parent)}` lists them"
 
 
 def _parsed(path: Path, raw: bytes, fields: Any) -> Manifest:

@@ -27,7 +27,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import elastic_launch
 
 from automodel_cli import terminal
-from automodel_cli.engine.distributed.environment import LAUNCHER_PID, REPORT_DIRECTORY, stop_signals
+from automodel_cli.engine.distributed.environment import LAUNCHER_PID, REPORT_DIRECTORY, own_command, stop_signals
 from automodel_cli.engine.distributed.launch_plan import LaunchPlan, num_cores, port_is_taken, taken_endpoint
 from automodel_cli.engine.distributed.report import RankReport, announced, read_reports, root_cause
 from automodel_cli.engine.distributed.watch import Watch
@@ -173,7 +173,7 @@ def _torchrun_arguments(plan: LaunchPlan, arguments: Sequence[str]) -> Any:
         line += [f"--rdzv-backend={plan.backend}", f"--rdzv-endpoint={plan.rdzv_endpoint}", "--rdzv-id=amcli"]
     if plan.node_rank is not None:
         line.append(f"--node-rank={plan.node_rank}")
-    return torchrun.get_args_parser().parse_args([*line, "--module", "automodel_cli", *arguments])
+    return torchrun.get_args_parser().parse_args([*line, "--no-python", *own_command(), *arguments])
 
 
 def _raise_if_stopped(directory: Path) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import zlib
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from automodel_cli.errors import UsageError
 
@@ -64,6 +66,16 @@ class RankPlace:
 
 
 ALONE = RankPlace()
+
+
+def own_command() -> list[str]:
+    """The command that starts this program again.
+
+    `python -m` would put the working directory before all packages: a `typer.py` that came along with a checkpoint
+    would then run. So it stays out unless this process has it, as it has after `python -m automodel_cli`.
+    """
+    has_directory = not {"", str(Path.cwd())}.isdisjoint(sys.path)
+    return [sys.executable, *([] if has_directory else ["-P"]), "-u", "-m", "automodel_cli"]
 
 
 def rank_place(environment: Mapping[str, str] = os.environ) -> RankPlace:

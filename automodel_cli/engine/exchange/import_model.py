@@ -23,9 +23,10 @@ from automodel_cli.engine.checkpoint.weights import read_model_config, read_weig
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.instantiate import instantiate
-from automodel_cli.engine.models.adopt import adopt_weights
+from automodel_cli.engine.config.origin import Origin
 from automodel_cli.engine.models.export import export_model
-from automodel_cli.errors import CheckpointError
+from automodel_cli.engine.models.stored_weights import adopt_weights
+from automodel_cli.errors import CheckpointError, ConfigError
 
 _GPT2_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
 # What our GPT-2 always does; a directory that asks for something else keeps the class of transformers.
@@ -37,6 +38,8 @@ _GPT2_FIXED = {
     "add_cross_attention": False,
     "n_inner": None,
 }
+# Of a configuration: what is written anew, or leads to code that is not run.
+_NOT_KEPT = ("architectures", "transformers_version", "model_type", "dtype", "torch_dtype", "_name_or_path", "auto_map")
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,12 @@ def import_model(source: Path, root: Path) -> Imported:
 
 
 def _import(source: Path, root: Path, config: dict[str, Any], section: dict[str, Any]) -> Imported:
-    run_config = Config({"model": section})
-    model: nn.Module = instantiate(run_config, "model", {"device": torch.device("cpu")})
+    # Its values come from a download, and are trusted no more than those of a checkpoint.
+    run_config = Config({"model": section}, {(): Origin("checkpoint", str(source / "config.json"))})
+    try:
+        model: nn.Module = instantiate(run_config, "model", {"device": torch.device("cpu")})
+    except ConfigError as error:
+        raise CheckpointError(error.message, where=error.where, problems=error.problems) from error
     tensors = read_weights(source)
     model.to(_type_of(tensors))
     adopt_weights(model, tensors)
@@ -116,19 +123,25 @@ def _transformers_section(config: dict[str, Any], source: Path) -> dict[str, Any
     from transformers import CONFIG_MAPPING
 
     model_type = config.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise CheckpointError(
             f"its architecture {model_type!r} is none that transformers knows",
             where=str(source / "config.json"),
             help="code beside the weights is not run; name a _target_ of your own and checkpoint.init_from",
         )
     config_class = CONFIG_MAPPING[model_type]
-    values = json.loads(config_class.from_dict(config).to_json_string())
-    for name in ("architectures", "transformers_version", "model_type", "dtype", "torch_dtype", "_name_or_path"):
+    try:
+        values = json.loads(config_class.from_dict(config).to_json_string())
+    # transformers raises TypeError, ValueError, KeyError and errors of huggingface_hub for what is one thing here.
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        message = f"it is no configuration of {config_class.__name__}: {reason}"
+        raise CheckpointError(message, where=str(source / "config.json")) from error
+    for name in _NOT_KEPT:
         values.pop(name, None)
     return {
         "_target_": "transformers.AutoModelForCausalLM.from_config",
-        "config": {"_target_": f"transformers.{config_class.__name__}", **values},
+        "config": {**values, "_target_": f"transformers.{config_class.__name__}"},
     }
 
 

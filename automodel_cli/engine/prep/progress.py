@@ -7,7 +7,6 @@ behind it is cut off when the work goes on, and is then written again with the s
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from automodel_cli.engine.durable import sync_file
 from automodel_cli.engine.prep.hold_out import Seen
+from automodel_cli.engine.prep.left_out import FirstSkipped, add_skipped
 from automodel_cli.engine.prep.reading import Position, Unit
 from automodel_cli.engine.prep.split_writer import SplitSnapshot
 from automodel_cli.engine.shards.durable import explain_write_errors, write_durably
@@ -36,6 +36,7 @@ class Reading:
         num_tokens: Tokens, also those behind the budget.
         source_bytes: Bytes of the source.
         skipped: Bad documents by reason.
+        first_skipped: The first of each reason, as in `DocumentBatch`.
     """
 
     position: Position = field(default_factory=Position)
@@ -44,6 +45,7 @@ class Reading:
     num_tokens: int = 0
     source_bytes: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
+    first_skipped: FirstSkipped = field(default_factory=dict)
 
     def seen(self, train_tokens: int, val_tokens: int) -> Seen:
         """The same for the rule that holds documents out."""
@@ -64,7 +66,7 @@ class Reading:
             self.num_texts + num_texts,
             self.num_tokens + num_tokens,
             self.source_bytes + unit.source_bytes,
-            dict(sorted((Counter(self.skipped) + Counter(unit.skipped)).items())),
+            *add_skipped(self.skipped, self.first_skipped, unit),
         )
 
 

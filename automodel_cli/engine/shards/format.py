@@ -20,15 +20,21 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
+from automodel_cli.engine.config.shard_header import (
+    HEADER_BYTES,
+    LEGACY_MAGIC,
+    MAGIC,
+    MAX_SHARD_TOKENS,
+    VERSION,
+    shard_header,
+)
+from automodel_cli.engine.config.suggest import command
 from automodel_cli.errors import DataError
 
-MAGIC = 278895051
-LEGACY_MAGIC = 20240520
-VERSION = 1
-HEADER_INT32S = 256
-HEADER_BYTES = HEADER_INT32S * 4
-# The header counts tokens in an int32, and so does the index of BOS offsets.
-MAX_SHARD_TOKENS = 2**31 - 1
+# What the header says is part of this format, whoever reads it.
+__all__ = ["HEADER_BYTES", "LEGACY_MAGIC", "MAGIC", "MAX_SHARD_TOKENS", "VERSION"]
+
+HEADER_INT32S = HEADER_BYTES // 4
 
 TOKEN_DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
@@ -83,61 +89,11 @@ def read_shard_header(path: Path | str) -> ShardInfo:
     """Read the header of a shard and check it against the size of the file.
 
     Raises:
-        DataError: The file cannot be read, is shorter than a header, has another magic or
-            version, names a token size other than 2 or 4, or its size is not what the header says.
+        DataError: As `shard_header`.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            raw = file.read(HEADER_BYTES)
-        file_bytes = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"the shard cannot be read: {error.strerror}", where=str(path)) from error
-    if len(raw) < HEADER_BYTES:
-        raise DataError(
-            f"the file has {file_bytes:,} bytes, but a shard begins with a header of {HEADER_BYTES:,}",
-            where=str(path),
-            help="this is no token shard, or writing it was interrupted; `amcli prep` makes it again",
-        )
-    magic, version, num_tokens, itemsize = (int(value) for value in np.frombuffer(raw, dtype="<i4", count=4))
-    if magic not in (MAGIC, LEGACY_MAGIC):
-        raise DataError(
-            f"the file begins with {magic}, but a token shard begins with {MAGIC} or {LEGACY_MAGIC} (legacy)",
-            where=str(path),
-            help=_other_format(path),
-        )
-    if version != VERSION:
-        raise DataError(f"the shard has format version {version}, but only version {VERSION} is known", where=str(path))
-    dtype = _dtype_of(path, magic, itemsize)
-    if num_tokens < 0:
-        raise DataError(
-            f"the header counts {num_tokens:,} tokens: the writer overflowed its 32-bit counter",
-            where=str(path),
-            help=f"a shard holds at most {MAX_SHARD_TOKENS:,} tokens; prepare the data again in several shards",
-        )
-    expected_bytes = HEADER_BYTES + num_tokens * dtype.itemsize
-    if file_bytes != expected_bytes:
-        raise DataError(
-            f"the file has {file_bytes:,} bytes, but its header promises {num_tokens:,} tokens of "
-            f"{dtype.itemsize} bytes after {HEADER_BYTES:,} of header = {expected_bytes:,}",
-            where=str(path),
-            help="the shard was cut short or is still being written; copy or prepare it again",
-        )
-    return ShardInfo(path, num_tokens, dtype, magic)
-
-
-def _other_format(path: Path) -> str:
-    if path.with_suffix(".idx").is_file():
-        return "an .idx lies beside it: read this one with MegatronPretraining"
-    return "give file_pattern the .bin files that `amcli prep` writes"
-
-
-def _dtype_of(path: Path, magic: int, itemsize: int) -> np.dtype[Any]:
-    if magic == LEGACY_MAGIC:
-        return TOKEN_DTYPES[2]
-    if itemsize not in TOKEN_DTYPES:
-        raise DataError(f"the header says {itemsize} bytes per token, but only 2 and 4 are known", where=str(path))
-    return TOKEN_DTYPES[itemsize]
+    header = shard_header(path)
+    return ShardInfo(path, header.num_tokens, TOKEN_DTYPES[header.token_bytes], header.magic)
 
 
 class Tokens:
@@ -221,7 +177,8 @@ class Tokens:
         return DataError(
             f"the shard changed while it was being read: {how}",
             where=str(self._info.path),
-            help="put it back as it was, and `amcli resume`; `amcli data verify` on its directory compares every byte",
+            help="put it back as it was and resume the run; "
+            f"`{command('data', 'verify', self._info.path.parent)}` compares every byte",
         )
 
 

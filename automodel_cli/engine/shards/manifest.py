@@ -22,7 +22,7 @@ FORMAT_VERSION = 2
 # Version 1 lacks `reading` and `versions`, and the fields that have a default here.
 _READABLE_VERSIONS = (1, 2)
 
-_AGAIN = "run `amcli prep` again with --overwrite"
+_AGAIN = "prepare the data again, with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class SplitRecord:
             all context; a trained model must fall well below it.
         shards: In reading order.
         over_length_documents: Documents that were longer than the limit, and were cut or split.
+        unknown_tokens: Tokens of what the tokenizer has no entry for, such as `<unk>`.
     """
 
     num_documents: int
@@ -109,6 +110,7 @@ class SplitRecord:
     unigram_entropy_nats: float
     shards: tuple[ShardRecord, ...]
     over_length_documents: int = 0
+    unknown_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,13 @@ class ReadingRecord:
         num_documents: Texts that went into a split.
         source_bytes: Bytes of the source that they took, as far as it tells.
         skipped: Texts left out, by reason.
+        first_skipped: The first of each reason: `where` it is (`a.jsonl:17`), and what was `found`.
     """
 
     num_documents: int
     source_bytes: int
     skipped: dict[str, int]
+    first_skipped: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,8 @@ class DataManifest:
 def write_manifest(directory: Path, manifest: DataManifest) -> None:
     """Write `manifest.json` durably; call it after every shard is in place."""
     text = json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    write_durably(directory / MANIFEST_NAME, text.encode())
+    # What is no Unicode, as in the name of a file that is not UTF-8, is escaped as JSON does.
+    write_durably(directory / MANIFEST_NAME, text.encode("utf-8", "backslashreplace"))
 
 
 def load_manifest(directory: Path) -> DataManifest | None:

@@ -13,7 +13,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from typing import Any
 
 from automodel_cli.engine.checkpoint.layout import TRAIN_STATE_FILE, list_steps, resolve, step_directory_name
 from automodel_cli.engine.checkpoint.manifest import read_manifest
+from automodel_cli.engine.distributed.environment import own_command
 from automodel_cli.engine.observe.jsonl import METRICS_FILE, read_records, read_records_backwards, step_in
 from automodel_cli.errors import AmcliError, CheckpointError
 
@@ -133,7 +133,7 @@ def _command(what: str, arguments: Sequence[str], root: Path, steps: int, every:
     own = [f"step_scheduler.max_steps={steps}", f"step_scheduler.ckpt_every_steps={every}"]
     own += [f"checkpoint.checkpoint_dir={root}", "checkpoint.enabled=true"]
     options = [part for assignment in own for part in ("--set", assignment)]
-    return [sys.executable, "-m", "automodel_cli", what, *more, *arguments, *options]
+    return [*own_command(), what, *more, *arguments, *options]
 
 
 def _continuation(arguments: Sequence[str], root: Path, steps: int, every: int) -> list[str]:

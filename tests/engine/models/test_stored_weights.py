@@ -6,9 +6,9 @@ import pytest
 import torch
 import transformers
 
-from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.models.stored_weights import adopt_weights
 from automodel_cli.errors import CheckpointError
 
 GPT2 = {"vocab_size": 61, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}

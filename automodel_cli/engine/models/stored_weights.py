@@ -1,24 +1,60 @@
-"""Weights that another tool wrote, as the start of a model: a weights-only start, not a resume.
+"""Weights read from files, as a model has them: those of our checkpoints in part, those of other tools renamed.
 
-Names are brought to those of our checkpoints: wrappers' prefixes go (`module.`, `_orig_mod.`), the
-base model's prefix comes or goes, stored causal masks and tied output layers are dropped. Everything
-else must fit exactly: a name too many or too few, or another shape, is refused by `import_tensors`.
+Names of other tools' weights are brought to those of our checkpoints: wrappers' prefixes go (`module.`, `_orig_mod.`),
+the base model's prefix comes or goes, stored causal masks and tied output layers are dropped. Everything else must fit
+exactly: a name too many or too few, or another shape, is refused by `import_tensors`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from automodel_cli.engine.models.export import import_tensors, stored_tensors_of
+from automodel_cli.engine.distributed.parts import LazyTensorSource
+from automodel_cli.engine.distributed.region import Region
+from automodel_cli.engine.models.export import (
+    import_tensors,
+    is_stored_transposed,
+    refuse_another_architecture,
+    stored_tensors_of,
+    transposed,
+)
 from automodel_cli.errors import CheckpointError
 
 _WRAPPERS = ("module.", "_orig_mod.")
 # Causal masks that old versions of transformers stored with GPT-2's weights.
 _MASKS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 _HEADS = ("lm_head.weight", "embed_out.weight")
+
+
+class StoredModel:
+    """Weights of a checkpoint in the layout of a model, read in part by ranks that hold parts of it.
+
+    Args:
+        model: Spread over the ranks.
+        own: Its tensors, as this rank holds them.
+        stored: As `export_model` wrote them.
+
+    Raises:
+        CheckpointError: They are of another architecture; all differences are told.
+    """
+
+    def __init__(self, model: nn.Module, own: Mapping[str, torch.Tensor], stored: LazyTensorSource) -> None:
+        self._model, self._stored = model, stored
+        given = {name: transposed(model, name, stored.without_content(name)) for name in stored}
+        refuse_another_architecture(model, own, given, stored)
+
+    def shape(self, name: str) -> Sequence[int]:
+        """Shape of a whole tensor of the model."""
+        return transposed(self._model, name, self._stored.without_content(name)).shape
+
+    def region(self, name: str, region: Region) -> torch.Tensor:
+        """A part of a tensor of the model, on the CPU."""
+        if is_stored_transposed(self._model, name):
+            return self._stored.region(name, region.transposed()).T
+        return self._stored.region(name, region)
 
 
 def adopt_weights(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

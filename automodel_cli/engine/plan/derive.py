@@ -8,20 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from automodel_cli.engine.config.check_data import training_tokens
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.layout import divisors
+from automodel_cli.engine.plan.activations import activation_bytes
 from automodel_cli.engine.plan.devices import Device
-from automodel_cli.engine.plan.flops import flops_per_token
 from automodel_cli.engine.plan.memory import Memory, memory
 from automodel_cli.engine.plan.model_config import UnknownModelError, model_shape
-from automodel_cli.engine.plan.parameters import ParameterCounts, count_parameters
-from automodel_cli.engine.plan.run_sizes import RunSizes, run_sizes, with_environment
-from automodel_cli.engine.plan.schedule import Schedule, schedule
+from automodel_cli.engine.plan.parameters import (
+    CountedModel,
+    ParameterCounts,
+    count_parameters,
+    flops_per_token,
+    parameter_tensors,
+)
+from automodel_cli.engine.plan.run_sizes import RunSizes, Schedule, run_sizes, schedule, with_environment
 from automodel_cli.engine.plan.shape import ModelShape
 
-# Of a device's memory, for what the estimate leaves out: context, workspaces, fragments of the allocator.
+# Share of a device's memory kept for what the estimate leaves out: context, workspaces, allocator fragments.
 RESERVED_SHARE = 0.1
 
 
@@ -30,16 +36,16 @@ class Derived:
     """Numbers that follow from a configuration.
 
     Args:
-        shape: Of the model; None where it is not known without building it.
+        model: None where it is not known without building it.
         unknown: Why not.
-        parameters: Of the model.
+        parameters: Parameters of the model by part.
         sizes: What the configuration says.
         schedule: Batches, steps and tokens.
         flops_per_token: Forward and backward.
-        flops: Of the whole run.
+        flops: FLOPs of the whole run.
     """
 
-    shape: ModelShape | None
+    model: CountedModel | None
     unknown: str | None
     parameters: ParameterCounts | None
     sizes: RunSizes
@@ -55,14 +61,14 @@ class Plan:
     Args:
         derived: See `Derived`.
         world_size: Devices.
-        memory: Of one device; None for a model that is not known, or without batch and length.
-        gpu_memory: Of one device, in bytes.
+        memory: Memory of one device; None for a model that is not known, or without batch and length.
+        gpu_memory: Memory of one device, in bytes.
         largest_local_batch: Samples of a forward pass that fit; 0 if none does, None if that is not known.
         largest_divisor: The largest of them that divides a rank's samples of a step.
         device: What it is planned for.
-        peak_flops: Of one device in the run's precision; None where nobody has said.
+        peak_flops: Peak of one device in the run's precision; None where it is not known.
         mfu: Model FLOPs utilisation that is reached.
-        hours: Of the whole run at that; None where something is not known.
+        hours: Duration of the whole run at that utilisation; None where something is not known.
     """
 
     derived: Derived
@@ -83,21 +89,22 @@ class Plan:
         return None if total is None else total <= budget(self.gpu_memory)
 
 
-def derive(config: Config, world_size: int | None = None) -> Derived:
+def derive(config: Config, world_size: int | None = None, model: CountedModel | None = None) -> Derived:
     """The numbers that follow from a configuration that has passed the checks.
 
     Args:
         config: As it is shown; environment variables are looked up here.
         world_size: Ranks of the run; None takes as few as the layout allows.
+        model: Counted by a trace; None counts by formulas, where there are some.
     """
     config = with_environment(config)
-    shape, unknown = _shape_or_reason(config)
+    model, unknown = (model, None) if model is not None else _by_formulas_or_reason(config)
     sizes = run_sizes(config, world_size)
-    parameters = count_parameters(shape) if shape else None
+    parameters = count_parameters(model.tensors) if model else None
     amounts = schedule(sizes, parameters.total if parameters else None, training_tokens(config))
-    per_token = flops_per_token(shape, sizes.seq_len) if shape and sizes.seq_len else None
+    per_token = model.flops_per_token(sizes.seq_len) if model and sizes.seq_len else None
     flops = per_token * amounts.tokens if per_token and amounts.tokens else None
-    return Derived(shape, unknown, parameters, sizes, amounts, per_token, flops)
+    return Derived(model, unknown, parameters, sizes, amounts, per_token, flops)
 
 
 def plan(
@@ -108,6 +115,7 @@ def plan(
     gpu_memory: int | None = None,
     peak_tflops: float | None = None,
     mfu: float = 0.4,
+    model: CountedModel | None = None,
 ) -> Plan:
     """A plan for a configuration that has passed the checks.
 
@@ -116,11 +124,12 @@ def plan(
         world_size: See `derive`.
         device: Its peak and memory count where the next two are not given.
         gpu_memory: Bytes of one device.
-        peak_tflops: Of one device; None takes the configuration's, else the device's. The latter is for bf16, so a
+        peak_tflops: Peak of one device; None takes the configuration's, else the device's. The latter is for bf16, so a
             run in fp32 has no hours without one of the others.
-        mfu: Share of the peak that training reaches, counted by `flops.py`.
+        mfu: Share of the peak that training reaches, counted by `parameters.flops_per_token`.
+        model: See `derive`.
     """
-    derived = derive(config, world_size)
+    derived = derive(config, world_size, model)
     sizes, memory_bytes = derived.sizes, gpu_memory or device.memory_bytes
     named = peak_tflops or sizes.peak_tflops
     peak = named * 1e12 if named else device.peak_flops if sizes.is_bf16 else None
@@ -151,9 +160,23 @@ def budget(gpu_memory: int) -> int:
     return int(gpu_memory * (1 - RESERVED_SHARE))
 
 
-def _shape_or_reason(config: Config) -> tuple[ModelShape | None, str | None]:
+def by_formulas(shape: ModelShape) -> CountedModel:
+    """A model of a family whose tensors, FLOPs and activations stand here as formulas."""
+    return CountedModel(
+        kind=str(shape.family),
+        tensors=parameter_tensors(shape),
+        num_layers=shape.num_layers,
+        vocab_size=shape.vocab_size,
+        channels=shape.channels,
+        is_tied=shape.is_tied,
+        flops_per_token=partial(flops_per_token, shape),
+        activation_bytes=partial(activation_bytes, shape),
+    )
+
+
+def _by_formulas_or_reason(config: Config) -> tuple[CountedModel | None, str | None]:
     try:
-        return model_shape(config), None
+        return by_formulas(model_shape(config)), None
     except UnknownModelError as error:
         return None, str(error)
 
@@ -163,10 +186,10 @@ Needs = Callable[[int, bool], Memory]
 
 def memory_of_batch(derived: Derived) -> Needs | None:
     """The memory as a function of the samples of a forward pass and of whether a step has several."""
-    shape, sizes, seq_len = derived.shape, derived.sizes, derived.sizes.seq_len
-    if shape is None or seq_len is None:
+    model, sizes, seq_len = derived.model, derived.sizes, derived.sizes.seq_len
+    if model is None or seq_len is None:
         return None
-    return lambda batch, accumulates: memory(shape, sizes, batch, seq_len, accumulates=accumulates)
+    return lambda batch, accumulates: memory(model, sizes, batch, seq_len, accumulates=accumulates)
 
 
 def _accumulates(sizes: RunSizes, batch: int) -> bool:

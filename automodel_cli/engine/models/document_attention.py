@@ -1,21 +1,69 @@
-"""Attention windows of Hugging Face models, which hold together with the borders of documents.
+"""Attention within documents: in blocks by torch's `flex_attention`, or within the windows of a Hugging Face model.
 
-A model of transformers that is given a ready mask uses it in place of its own, so a mask of documents alone would
-open its windows. For a model with windows both are made here by the functions of transformers that its layers
-would use, one mask for each kind of layer. Layers that carry a state along the sequence see across every border
-whatever the mask, and are refused; so are windows in sequences that ranks share.
+A mask of every pair costs T x T numbers a sample and rules out the fast kernels, so `attend_in_blocks` computes only
+the blocks of pairs that a document has. Compiled on a GPU; on a CPU, where torch has no backward pass for it, computed
+plainly, as a reference. No dropout; heads of at least 16 on a GPU.
 
-Shapes: B batch, T sequence.
+A transformers model that is given a ready mask uses it in place of its own, so a mask of documents alone would open
+its attention windows. `masks_within_windows` makes both by the functions of transformers that the layers would use,
+one mask for each kind of layer. Layers that carry a state along the sequence see across every document border whatever
+the mask, and are refused; so are windows in sequences that are split over ranks.
+
+Shapes: B batch, T sequence, H heads, D head size.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from automodel_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+LEAST_HEAD_SIZE = 16
+
+
+def document_blocks(document_ids_BT: torch.Tensor) -> BlockMask:
+    """Which blocks of pairs hold some that see each other, and which pairs in them: those of `document_mask`.
+
+    Args:
+        document_ids_BT: Equal within a document, non-decreasing.
+    """
+    B, T = document_ids_BT.shape
+
+    def sees(b: torch.Tensor, _h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return (q >= k) & (document_ids_BT[b, q] == document_ids_BT[b, k])
+
+    create = _kernels(document_ids_BT.device.type)[0]
+    blocks: BlockMask = create(sees, B, None, T, T, device=document_ids_BT.device)
+    return blocks
+
+
+def attend_in_blocks(
+    q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, blocks: BlockMask
+) -> torch.Tensor:
+    """Scaled dot-product attention of the pairs in `blocks`; (B, H, T, D)."""
+    y_BHTD: torch.Tensor = _kernels(q_BHTD.device.type)[1](q_BHTD, k_BHTD, v_BHTD, block_mask=blocks)
+    return y_BHTD
+
+
+@functools.cache
+def _kernels(device_type: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Makes a block mask, and attends with it. Imported here: a run without documents does not pay for it."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    if device_type == "cpu":
+        return create_block_mask, flex_attention
+    # Uncompiled, both would make the T x T numbers that they are there to save.
+    return torch.compile(create_block_mask), torch.compile(flex_attention)
+
 
 _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 _STATES = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
