@@ -28,14 +28,16 @@ check: lint  ## lint, format, types, the layers of the package, the documents
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/gen_cli_docs.py --check
+	$(BIN)/python scripts/draw_architecture.py --check
 	$(BIN)/python scripts/check_links.py
 
 lint: $(INSTALLED_DEV)  ## style and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-docs: $(INSTALLED_DEV)  ## write docs/cli.md anew and check every link in the documents
+docs: $(INSTALLED_DEV)  ## write docs/cli.md and the picture of the architecture anew, check every link
 	$(BIN)/python scripts/gen_cli_docs.py
+	$(BIN)/python scripts/draw_architecture.py
 	$(BIN)/python scripts/check_links.py
 
 picture: $(INSTALLED_DEV)  ## run the quickstart in a directory of its own and draw the README's picture (minutes)

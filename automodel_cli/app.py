@@ -6,28 +6,38 @@ Nothing here or in `commands/` imports torch before a command needs it: `--help`
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import platform
 import sys
 import traceback
+from pathlib import Path
 
 import typer
 from typer.exceptions import TyperException
 
-from automodel_cli import __version__
+from automodel_cli import __version__, terminal
 from automodel_cli.commands import shells
 from automodel_cli.commands.config import config_app
 from automodel_cli.commands.data import data_app
 from automodel_cli.commands.export import export
 from automodel_cli.commands.import_ import import_
 from automodel_cli.commands.inspect_ckpt import inspect_ckpt
-from automodel_cli.commands.options import OverridableCommand, with_launch_options_behind
+from automodel_cli.commands.options import (
+    Group,
+    OverridableCommand,
+    with_help_behind,
+    with_launch_options_behind,
+    working,
+)
 from automodel_cli.commands.plan import plan
 from automodel_cli.commands.prep import prep
 from automodel_cli.commands.pretrain import pretrain
 from automodel_cli.commands.resume import resume
 from automodel_cli.commands.sample import sample
 from automodel_cli.commands.verify_resume import verify_resume
+from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.engine.distributed.environment import rank_place
 from automodel_cli.engine.distributed.pages import ask_for_huge_pages
 from automodel_cli.engine.distributed.report import is_symptom, write_report
@@ -39,16 +49,23 @@ TRACEBACK_VARIABLE = "AMCLI_TRACEBACK"
 _LINE_LENGTH = 2000  # of a message; what is longer was written by no person
 
 # Rich help and pretty exceptions cost 0.15 s at every start (benchmarks/startup.py), more than all the rest.
-app = typer.Typer(name="amcli", rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(
+    name="amcli",
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
 
-app.command("prep")(prep)
+app.command("prep")(working(prep))
 app.command("plan", cls=OverridableCommand)(plan)
-app.command("pretrain", cls=OverridableCommand)(pretrain)
-app.command("resume", cls=OverridableCommand)(resume)
+app.command("pretrain", cls=OverridableCommand)(working(pretrain))
+app.command("resume", cls=OverridableCommand)(working(resume))
 app.command("inspect-ckpt")(inspect_ckpt)
-app.command("verify-resume", cls=OverridableCommand)(verify_resume)
-app.command("export")(export)
-app.command("import")(import_)
+app.command("verify-resume", cls=OverridableCommand)(working(verify_resume))
+app.command("export")(working(export))
+app.command("import")(working(import_))
 app.command("sample")(sample)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
@@ -88,40 +105,63 @@ def root(
 
 def run(argv: list[str]) -> int:
     """Runs one command line and returns its exit code; never raises for an error of the user."""
-    # The option is honoured wherever it stands: people append it to the command that failed.
-    wants_traceback = TRACEBACK_OPTION in argv or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
-    argv = with_launch_options_behind([argument for argument in argv if argument != TRACEBACK_OPTION])
+    wants_traceback = _wants_traceback(argv)
+    argv = with_help_behind([argument for argument in argv if argument != TRACEBACK_OPTION])
+    argv = with_launch_options_behind(argv)
     try:
         status = app(args=argv, prog_name="amcli", standalone_mode=False)
+        sys.stdout.flush()  # while what cannot be written still has an exit code
         return status if isinstance(status, int) else ExitCode.OK
+    except terminal.OutputLostError as error:
+        # A reader that has had enough (`| head`) is no error; a full disk is.
+        is_reader = error.reason.errno in (errno.EPIPE, errno.EIO)
+        return 141 if is_reader else _report(f"the output cannot be written: {error.reason.strerror}", None, 141)
     except AmcliError as error:
-        from automodel_cli.engine.config.excerpt import add_excerpts
+        with contextlib.suppress(Exception):  # the error itself matters more than the lines around its place
+            from automodel_cli.engine.config.excerpt import add_excerpts
 
-        add_excerpts(error, argv)
+            add_excerpts(error, argv)
         return _report_failure(error, str(error), wants_traceback, error.exit_code)
     except TyperException as error:
         return _report_usage(error, argv)
     except typer.Abort:
         return _report("aborted", None, 130)
     except KeyboardInterrupt:
-        return _report("interrupted", None, 130)
-    except BrokenPipeError:
-        # The reader (`| head`) has left. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13
+        return _report("interrupted", None, 130, label="")
+    except SystemExit as error:
+        if _is_of_typer(error):  # it ends completion so, and a command whose reader has left
+            raise
+        # Code that a run calls must not turn a failure into exit code 0.
+        failure = RuntimeError(f"code that the run calls ended the process (SystemExit: {error})").with_traceback(
+            error.__traceback__
+        )
+        return _report_failure(failure, _describe(failure), wants_traceback, ExitCode.INTERNAL)
     except Exception as error:
         return _report_failure(error, _describe(error), wants_traceback, ExitCode.INTERNAL)
 
 
+def _is_of_typer(error: SystemExit) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    # Libraries put a function of their own in the place of `sys.exit`, whose frame is then the last.
+    return any(frame.filename.startswith(str(Path(typer.__file__).parent)) for frame in frames[-2:])
+
+
 def main() -> None:
     """The console script."""
+    terminal.install(shows_everything=_wants_traceback(sys.argv))
     wait_without_spinning()
     ask_for_huge_pages()
     raise SystemExit(run(sys.argv[1:]))
 
 
+def _wants_traceback(argv: list[str]) -> bool:
+    # The option is honoured wherever it stands: people append it to the command that failed.
+    return TRACEBACK_OPTION in argv or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
+
+
 def _report_failure(error: Exception, message: str, wants_traceback: bool, status: int) -> int:
     """Prints an error; a rank tells it to its launcher, too, and prints it only if that would not."""
+    message = masked_message(message)
     place = rank_place()
     if place.launcher:
         write_report(place, error, message)
@@ -132,18 +172,19 @@ def _report_failure(error: Exception, message: str, wants_traceback: bool, statu
     traceback_of = error if wants_traceback else None
     if not place.launcher or place.rank == 0:
         # The launcher shows what its ranks report; beside that, only a traceback that was asked for.
-        return _report(message, traceback_of, status) if not place.is_ours or wants_traceback else status
+        label = "" if status == ExitCode.INTERRUPTED else "error"  # it did what it was asked to do
+        return _report(message, traceback_of, status, label) if not place.is_ours or wants_traceback else status
     if not place.is_ours and not is_symptom(error):
         _report(f"rank {place.rank} on {platform.node()}: {message}", traceback_of)
     return status
 
 
-def _report(message: str, error: BaseException | None, status: int = ExitCode.INTERNAL) -> int:
+def _report(message: str, error: BaseException | None, status: int = ExitCode.INTERNAL, label: str = "error") -> int:
     if error is not None:
-        sys.stderr.write("".join(traceback.format_exception(error)))
+        sys.stderr.write(masked_message("".join(traceback.format_exception(error))))
     colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    label = "\x1b[1;31merror:\x1b[0m" if colour else "error:"
-    sys.stderr.write(f"{label} {_shown(message)}\n")
+    start = "" if not label else f"\x1b[1;31m{label}:\x1b[0m " if colour else f"{label}: "
+    sys.stderr.write(f"{start}{_shown(message)}\n")
     return status
 
 
@@ -163,12 +204,16 @@ def _report_usage(error: TyperException, argv: list[str]) -> int:
 
     right, message = usage.explain(app, argv, error)
     sys.stderr.write(f"{right}\n")
-    return _report(message, None, ExitCode.USAGE)
+    return _report(masked_message(message), None, ExitCode.USAGE)
 
 
 def _describe(error: Exception) -> str:
     """An unexpected exception in a few lines: what, where, and how to see all of it."""
-    lines = [f"{type(error).__name__}: {error}"]
+    try:
+        text = str(error)
+    except Exception as failure:  # of the user's own class
+        text = f"(its text cannot be made: {type(failure).__name__})"
+    lines = [f"{type(error).__name__}: {text}"]
     frames = traceback.extract_tb(error.__traceback__)
     if frames:
         lines.append(f"  at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}")

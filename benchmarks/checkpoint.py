@@ -43,7 +43,7 @@ from automodel_cli.engine.checkpoint.manifest import verify
 from automodel_cli.engine.config.sections import CheckpointSection
 from automodel_cli.engine.models.export import import_tensors
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
-from automodel_cli.engine.optim.state import load_optimizer_state
+from automodel_cli.engine.optim.optimizer import load_optimizer_state
 from automodel_cli.engine.train.device import place
 from automodel_cli.engine.train.objective import objective_of
 from automodel_cli.engine.train.saves import Saves

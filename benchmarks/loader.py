@@ -19,13 +19,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from automodel_cli.engine.data.loader import BatchLoader
 from automodel_cli.engine.data.nanogpt_dataset import NanogptDataset
 from automodel_cli.engine.data.packed_dataset import PackedDataset
-from automodel_cli.engine.shards.format import open_tokens, read_shard_header
+from automodel_cli.engine.shards.format import read_shard_header
 from automodel_cli.engine.shards.writer import ShardWriter
 
 VOCAB = 50_257
@@ -88,7 +89,7 @@ def get_batch(pattern: str, batch_size: int, seq_len: int) -> Callable[[], objec
     import torch
 
     shard = sorted(Path(pattern).parent.glob(Path(pattern).name))[0]
-    tokens = open_tokens(read_shard_header(shard))
+    tokens = mapped(shard)
 
     def batch() -> object:
         starts = torch.randint(len(tokens) - seq_len, (batch_size,)).tolist()
@@ -99,11 +100,17 @@ def get_batch(pattern: str, batch_size: int, seq_len: int) -> Callable[[], objec
     return batch
 
 
+def mapped(shard: Path) -> Any:
+    """The tokens of a shard through a memory map, as the peers read them."""
+    info = read_shard_header(shard)
+    return np.memmap(info.path, info.dtype, "r", info.begin_bytes, (info.num_tokens,))
+
+
 def lists_loader(pattern: str, batch_size: int, seq_len: int) -> Iterator[object]:
     import torch
     from torch.utils.data import DataLoader, IterableDataset
 
-    shards = [open_tokens(read_shard_header(path)) for path in sorted(Path(pattern).parent.glob(Path(pattern).name))]
+    shards = [mapped(path) for path in sorted(Path(pattern).parent.glob(Path(pattern).name))]
 
     class Lists(IterableDataset):  # type: ignore[type-arg]
         def __iter__(self) -> Iterator[dict[str, list[int]]]:

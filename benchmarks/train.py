@@ -32,7 +32,7 @@ from train_peers.variants import WAYS, Setting, left_out
 
 from automodel_cli.engine.distributed.pages import ask_for_huge_pages
 from automodel_cli.engine.distributed.threads import wait_without_spinning
-from automodel_cli.engine.observe.peak import flops_per_token, peak_flops
+from automodel_cli.engine.observe.speed import flops_per_token, peak_flops
 
 RESULTS = Path(__file__).parent / "results"
 VOCAB = 50_304

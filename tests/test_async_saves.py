@@ -68,12 +68,12 @@ def at_step(monkeypatch):
     return hook
 
 
-def test_the_bits_are_those_of_saves_that_are_waited_for(tiny_run, writer, at_step):
+def test_the_bits_are_those_of_saves_that_are_waited_for(tiny_run, writer, at_step, wait_until):
     """Every checkpoint, not only the last: what is written is the state of its step, though training went on."""
     command = ["pretrain", "-c", str(tiny_run)]
     assert app.run([*command, "--set", "checkpoint.checkpoint_dir=waited"]) == 0
     overtaken = threading.Event()
-    writer.before = lambda step: overtaken.wait(30) if step == 2 else None
+    writer.before = lambda step: wait_until("step 3 is trained", overtaken.is_set) if step == 2 else None
     at_step(3, overtaken.set)
 
     assert app.run([*command, *ASYNC]) == 0
@@ -82,11 +82,11 @@ def test_the_bits_are_those_of_saves_that_are_waited_for(tiny_run, writer, at_st
     assert writer.threads == {2: "save step 2", 4: "save step 4", 6: "MainThread"}
 
 
-def test_a_stop_while_a_save_is_under_way_loses_nothing(tiny_run, writer, at_step):
+def test_a_stop_while_a_save_is_under_way_loses_nothing(tiny_run, writer, at_step, wait_until):
     """SIGTERM in step 5, with step 4 not yet written: both are there, and the rest ends in the same bits."""
     assert app.run(["pretrain", "-c", str(tiny_run), "--set", "checkpoint.checkpoint_dir=straight"]) == 0
     stopped = threading.Event()
-    writer.before = lambda step: stopped.wait(30) if step == 4 else None
+    writer.before = lambda step: wait_until("step 5 is trained", stopped.is_set) if step == 4 else None
     at_step(5, lambda: (signal.raise_signal(signal.SIGTERM), stopped.set()))
     command = ["pretrain", "-c", str(tiny_run), "--resume", "auto", *ASYNC]
 
@@ -97,14 +97,14 @@ def test_a_stop_while_a_save_is_under_way_loses_nothing(tiny_run, writer, at_ste
     assert hashes("checkpoints") == hashes("straight")
 
 
-def test_the_next_save_waits_and_says_so_once(tiny_run, writer, monkeypatch, capsys):
+def test_the_next_save_waits_and_says_so_once(tiny_run, writer, monkeypatch, capsys, wait_until):
     """At most one save is under way; the one after it is not left out."""
     settled = threading.Event()
     real = Saves._settle
     monkeypatch.setattr(Saves, "_settle", lambda self, **how: (settled.set(), real(self, **how))[1])
 
     def cleared(step):
-        settled.wait(30)
+        wait_until("the run waits for the save", settled.is_set)
         settled.clear()
 
     writer.before = lambda step: cleared(step) if step in (2, 4) else None
@@ -132,13 +132,13 @@ def test_a_failure_on_the_writers_thread_does_what_was_asked_for(tiny_run, write
     assert steps_of() == saved
 
 
-def test_a_stop_after_a_failure_saves_what_is_newer(tiny_run, writer, at_step, capsys):
+def test_a_stop_after_a_failure_saves_what_is_newer(tiny_run, writer, at_step, capsys, wait_until):
     """The save of step 2 fails when the run is asked to stop after step 3, which is saved instead: exit code 6."""
     stopped = threading.Event()
 
     def fails(step):
         if step == 2:
-            stopped.wait(30)
+            wait_until("the run is stopped", stopped.is_set)
             raise CheckpointError("the disk is full")
 
     writer.before = fails
@@ -152,10 +152,10 @@ def test_a_stop_after_a_failure_saves_what_is_newer(tiny_run, writer, at_step, c
     assert steps_of() == [3]
 
 
-def test_an_error_of_the_run_does_not_cost_the_save_under_way(tiny_run, writer, at_step):
+def test_an_error_of_the_run_does_not_cost_the_save_under_way(tiny_run, writer, at_step, wait_until):
     """The loss diverges in step 3 while step 2 is being written: it is there."""
     diverged = threading.Event()
-    writer.before = lambda step: diverged.wait(30)
+    writer.before = lambda step: wait_until("step 3 is trained", diverged.is_set)
 
     def raise_defect():
         diverged.set()

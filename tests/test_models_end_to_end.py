@@ -150,9 +150,8 @@ def test_recomputing_ends_in_the_same_weights(run_of, capsys):
     assert digest(recomputed) == digest(plain)
 
 
-def test_the_custom_example_learns_to_count(tmp_path, monkeypatch, capsys):
+def test_the_custom_example_learns_to_count(capsys):
     """The files as they are printed: a user's model, a user's dataset, a chunked loss, a checkpoint."""
-    monkeypatch.chdir(tmp_path)
     options = ["--set", "step_scheduler.max_steps=30", "--set", "num_threads=1"]
 
     assert app.run(["pretrain", "-c", str(EXAMPLES / "custom.yaml"), *options]) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -57,39 +56,30 @@ def workplace(tmp_path) -> Path:
     return tmp_path
 
 
-def start(arguments: list[str], directory: Path, stream: int, **more: str) -> subprocess.Popen[bytes]:
-    """Starts amcli with both outputs in one stream."""
+def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "automodel_cli", *arguments],
-        cwd=directory,
-        env={**kept, "TERM": "xterm-256color", **more},
-        stdin=subprocess.DEVNULL,
-        stdout=stream,
-        stderr=subprocess.STDOUT,
-    )
+    return {**kept, "TERM": "xterm-256color", **more}
 
 
-def read_terminal(arguments: list[str], directory: Path, **more: str) -> str:
+@pytest.fixture
+def read_terminal(workplace, terminal):
     """What amcli prints on a terminal."""
-    ours, theirs = pty.openpty()
-    with start(arguments, directory, theirs, **more):
-        os.close(theirs)
-        shown = b""
-        try:
-            while chunk := os.read(ours, 65536):
-                shown += chunk
-        except OSError:  # Linux says so that the other end is closed
-            pass
-    os.close(ours)
-    return shown.decode()
+
+    def read(arguments: list[str], **more: str) -> str:
+        screen = terminal()
+        line = [sys.executable, "-m", "automodel_cli", *arguments]
+        screen.run(line, cwd=workplace, env=environment(**more), stdin=subprocess.DEVNULL)
+        return screen.close()
+
+    return read
 
 
 @pytest.mark.parametrize("arguments", FAST, ids=" ".join)
 def test_a_pipe_gets_no_control_codes(workplace, arguments):
     """Neither colours nor cursor movements, on both streams."""
-    with start(arguments, workplace, subprocess.PIPE) as running:
-        printed = running.communicate()[0].decode()
+    line = [sys.executable, "-m", "automodel_cli", *arguments]
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    printed = subprocess.run(line, cwd=workplace, env=environment(), check=False, **streams).stdout.decode()
 
     assert printed
     assert not [character for character in printed if not (character.isprintable() or character == "\n")]
@@ -100,15 +90,15 @@ def test_a_pipe_gets_no_control_codes(workplace, arguments):
     [["config", "show"], ["config", "show", "--format", "table"], ["prep", "--list"], ["confg"]],
     ids=" ".join,
 )
-def test_no_color_is_honoured_on_a_terminal(workplace, arguments):
+def test_no_color_is_honoured_on_a_terminal(read_terminal, arguments):
     """https://no-color.org: any value that is not empty."""
-    shown = read_terminal(arguments, workplace, NO_COLOR="1")
+    shown = read_terminal(arguments, NO_COLOR="1")
 
     assert shown
     assert not COLOUR.search(shown)
 
 
-def test_an_error_is_red_on_a_terminal(workplace):
+def test_an_error_is_red_on_a_terminal(read_terminal):
     """Else the test above could not fail; an empty NO_COLOR asks for nothing."""
-    assert COLOUR.search(read_terminal(["confg"], workplace))
-    assert COLOUR.search(read_terminal(["confg"], workplace, NO_COLOR=""))
+    assert COLOUR.search(read_terminal(["confg"]))
+    assert COLOUR.search(read_terminal(["confg"], NO_COLOR=""))

@@ -23,7 +23,9 @@ class Blocking(NanogptDataset):
         self.reads += 1
         if self.reads == 5:
             stop, deadline = signal.getsignal(signal.SIGTERM).__self__, time.monotonic() + 30
-            while not stop._is_waiting and time.monotonic() < deadline:
+            while not stop._is_waiting:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("waited 30 s in vain until the training waits for this read")
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(3)

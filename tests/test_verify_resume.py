@@ -84,3 +84,14 @@ def test_a_configuration_that_fails_by_itself_is_told(tiny_run, capsys):
 def test_any_difference_is_a_difference(hashes, steps, state, equal):
     """Hashes, reports and the training state count alike."""
     assert Verification(9, 0, (Kill(7, 5),), hashes, steps, state).is_equal is equal
+
+
+@pytest.mark.parametrize(("directory", "words"), [("file/x", "Not a directory"), ("file", "it exists already")])
+def test_a_place_that_cannot_be_written_to_is_said_before_training(tiny_run, capsys, directory, words):
+    """Exit code 4, with what the system said."""
+    Path("file").touch()
+
+    assert app.run(["verify-resume", "-c", str(tiny_run), "--directory", directory]) == 4
+
+    assert f"{directory}: " in (error := capsys.readouterr().err)
+    assert words in error

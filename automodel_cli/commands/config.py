@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from automodel_cli import terminal
 from automodel_cli.commands import complete, render, render_config
 from automodel_cli.commands.config_paths import configuration_at
 from automodel_cli.commands.options import (
     ConfigOption,
+    Group,
     JsonOption,
     OverridableCommand,
     SetOption,
@@ -19,19 +22,20 @@ from automodel_cli.commands.options import (
     UnsetOption,
 )
 from automodel_cli.commands.render_config import Format
-from automodel_cli.engine.config.check import checked
+from automodel_cli.engine.config.check import Settings, checked
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.diff import changed_only, differences
 from automodel_cli.engine.config.load import load_config
+from automodel_cli.engine.config.suggest import command
 from automodel_cli.errors import AmcliError, ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from automodel_cli.engine.plan.plan import Derived
+    from automodel_cli.engine.plan.derive import Derived
 
 # Notes are no part of the output, which may be YAML that is read again.
 _aside = render.speaker(as_json=True)
 
-config_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+config_app = typer.Typer(cls=Group, rich_markup_mode=None, no_args_is_help=True)
 
 
 @config_app.callback()
@@ -116,16 +120,16 @@ def show(
     else:
         shown = changed_only(printed, built_in=not config) if changed else printed
         try:
-            problem, notes = None, checked(final).notes
+            problem, settings = None, checked(final)
         except AmcliError as error:
-            problem, notes = error, ()
+            problem, settings = error, None
         # From wrong numbers nothing follows; data that is not there yet changes none.
         follows = not (changed or no_origins or isinstance(problem, ConfigError))
         derived = _derived(final) if follows and form in (Format.YAML, Format.JSON) else None
         render_config.configuration(shown, form, origins=not no_origins, derived=derived)
-        if problem is not None:
-            raise problem
-        render.notes(notes, _aside)
+        if settings is None:
+            raise problem or ConfigError("the configuration could not be checked")
+        _say_notes(settings, _consent_notes(config))
 
 
 @config_app.command("init")
@@ -150,7 +154,9 @@ def init(
         typer.echo(template(preset), nl=False)
         return
     write_template(path, preset, overwrite=force)
-    typer.echo(f"wrote {path}\nnext: amcli config show -c {path} --check, then amcli pretrain -c {path}")
+    with terminal.going_on_unread():
+        typer.echo(f"wrote {path}\nnext: {command('config', 'show', '-c', path, '--check')}")
+        typer.echo(f"then: {command('pretrain', '-c', path)}")
 
 
 @config_app.command("schema")
@@ -164,6 +170,12 @@ def schema() -> None:
     from automodel_cli.engine.config.schema import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _consent_notes(paths: list[Path] | None) -> list[str]:
+    from automodel_cli.engine.config.trust import consent_notes
+
+    return consent_notes(load_config(paths))
 
 
 def _form(form: Format | None, json_: bool, *single: bool) -> Format:
@@ -181,7 +193,7 @@ def _form(form: Format | None, json_: bool, *single: bool) -> Format:
 
 
 def _derived(config: Config) -> Derived:
-    from automodel_cli.engine.plan.plan import derive
+    from automodel_cli.engine.plan.derive import derive
 
     return derive(config)
 
@@ -209,7 +221,15 @@ def _check(
         render_config.verdict(source, problems=error.problems or (error,))
         raise typer.Exit(error.exit_code) from error
     if as_json:
-        render_config.verdict(source, notes=settings.notes)
-    else:
-        typer.echo(f"{source}: every check passed")
-        render.notes(settings.notes, _aside)
+        render_config.verdict(source, settings=settings)
+        return
+    from automodel_cli.engine.config.notes import unchecked_words
+
+    typer.echo(f"{source}: {settings.num_checks} checks passed{unchecked_words(settings.unchecked)}")
+    _say_notes(settings)
+
+
+def _say_notes(settings: Settings, more: Sequence[str] = ()) -> None:
+    from automodel_cli.engine.config.notes import unchecked_notes
+
+    render.notes([*settings.notes, *unchecked_notes(settings), *more], _aside)

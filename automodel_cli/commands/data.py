@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from automodel_cli.commands.options import JsonOption
+from automodel_cli.commands.options import Group, JsonOption, working
 from automodel_cli.errors import ExitCode
 
-data_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+data_app = typer.Typer(cls=Group, rich_markup_mode=None, no_args_is_help=True)
 
 DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A directory of token shards.")]
 BosOption = Annotated[
@@ -32,6 +32,7 @@ def data() -> None:
 
 
 @data_app.command("verify")
+@working
 def verify(directory: DirectoryArgument, json_: JsonOption = False) -> None:
     """Read every byte and compare it with headers, indices and the manifest.
 
@@ -99,6 +100,7 @@ def inspect(
 
 
 @data_app.command("merge")
+@working
 def merge(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="The parts, in any order.")],
     output: Annotated[Path, typer.Option(help="Where the whole goes; must not exist yet.", show_default=False)],

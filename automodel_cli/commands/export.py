@@ -82,4 +82,4 @@ def export(
     typer.echo(f"{found.directory}: step {found.step}, {size}")
     if found.logit_difference is not None:
         typer.echo(f"transformers loads it; its logits differ by at most {found.logit_difference:.1e} of the largest")
-    typer.echo(f'next: AutoModelForCausalLM.from_pretrained("{found.directory}")')
+    typer.echo(f"next: AutoModelForCausalLM.from_pretrained({str(found.directory)!r})")

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from automodel_cli.commands.options import JsonOption
+from automodel_cli.engine.config.emit import setting
+from automodel_cli.engine.config.suggest import command
 
 
 def import_(
@@ -28,7 +30,7 @@ def import_(
     Examples:
       amcli import downloads/gpt2 --out runs/gpt2
       amcli sample runs/gpt2 --prompt "Once upon a time"
-      amcli pretrain -c my.yaml --set checkpoint.init_from=runs/gpt2
+      amcli pretrain -c my.yaml -c runs/gpt2 --set checkpoint.init_from=runs/gpt2
     """
     root = out or Path("imports") / source.resolve().name
 
@@ -48,4 +50,5 @@ def import_(
         )
         return
     typer.echo(f"{found.directory}: {found.model_class}, {found.num_parameters:,} parameters, weights only")
-    typer.echo(f"next: amcli sample {root}   amcli pretrain -c FILE --set checkpoint.init_from={root}")
+    training = command("pretrain", "-c", "FILE", "-c", root, "--set", setting("checkpoint.init_from", str(root)))
+    typer.echo(f"next: {command('sample' if found.tokenizer else 'inspect-ckpt', root)}\n  or: {training}")

@@ -8,16 +8,18 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from automodel_cli.commands import render
 from automodel_cli.commands.options import own_arguments
+from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.durations import DurationError, in_seconds
 from automodel_cli.engine.distributed.environment import RankPlace, rank_place
-from automodel_cli.engine.distributed.launch_plan import NPROC_WORDS, LaunchPlan, launch_plan
+from automodel_cli.engine.distributed.launch_plan import NPROC_WORDS, LaunchPlan, check_port, launch_plan
 from automodel_cli.engine.observe.fanout import Fanout
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.errors import UsageError
@@ -109,6 +111,24 @@ class Ranks:
         """What this rank reports to: nothing, unless it is the first."""
         return open_sink if self.place.speaks else lambda: nullcontext(Fanout([]))
 
+    def check_for_certain(self, config: Config, settings: Settings) -> None:
+        """Checks what source did not tell, by importing it, before a rank starts; the ranks themselves need not.
+
+        Raises:
+            ConfigError: A target cannot be imported or called, or does not take its keywords.
+        """
+        if settings.unchecked and not self.place.is_ours:
+            from automodel_cli.engine.config.check_targets import check_for_certain
+
+            check_for_certain(config, settings.unchecked)
+
+    def remember_code(self, config: Config, root: Path, say: render.Say) -> None:
+        """Notes what a run is started with, once for all ranks of a machine, so that it goes on without a question."""
+        from automodel_cli.engine.config.trust import remember_code
+
+        if not self.place.is_ours and self.place.speaks and (problem := remember_code(config, root)):
+            say(f"note: {problem}")
+
     def start(self, context: typer.Context, plan: LaunchPlan, until: float | None, *, timeout_minutes: float) -> None:
         """Runs this command line on every rank, until all have ended.
 
@@ -120,7 +140,10 @@ class Ranks:
 
         Raises:
             RankFailedError: One of them failed.
+            UsageError: The port at which the machines are to meet is taken.
         """
+        check_port(plan)
+
         from automodel_cli.engine.distributed.agent import run_ranks
 
         if "--traceback" in sys.argv:  # a root option, which the ranks' command line does not have

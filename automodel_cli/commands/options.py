@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
+from automodel_cli import terminal
 from automodel_cli.commands import complete, config_paths
 from automodel_cli.errors import UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ConfigOption = Annotated[
     list[Path] | None,
@@ -79,6 +85,18 @@ class OverridableCommand(TyperCommand):
         return super().parse_args(ctx, with_set_options(args, is_complete=not ctx.resilient_parsing))
 
 
+class Group(TyperGroup):
+    """A group of commands whose summaries are whole sentences, on as many lines as they need."""
+
+    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # as above
+        """Writes the table of commands."""
+        commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, command.get_short_help_str(_ANY_LENGTH)) for name, command in commands if command is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+_ANY_LENGTH = 10_000
 _OWN_ARGUMENTS = "automodel_cli.own_arguments"
 # What the guides of NeMo AutoModel write before the command, and the kind of model behind it.
 _BEFORE_THE_COMMAND = "--nproc-per-node"
@@ -103,6 +121,15 @@ def with_launch_options_behind(argv: list[str]) -> list[str]:
     if not rest or rest[0] not in _LAUNCHING:
         return argv
     return [rest[0], *moved, *(rest[2:] if rest[1:2] == [_DOMAIN] else rest[1:])]
+
+
+def with_help_behind(argv: list[str]) -> list[str]:
+    """The arguments with `help COMMAND` as `COMMAND --help`.
+
+    >>> with_help_behind(["help", "data", "merge"])
+    ['data', 'merge', '--help']
+    """
+    return [*argv[1:], "--help"] if argv[:1] == ["help"] else argv
 
 
 def with_set_options(args: list[str], *, is_complete: bool = True) -> list[str]:
@@ -136,3 +163,15 @@ def with_set_options(args: list[str], *, is_complete: bool = True) -> list[str]:
             value = rest.pop(0)
         found += ["--set", f"{name}={value}"]
     return found
+
+
+def working(command: Callable[P, R]) -> Callable[P, R]:
+    """A command whose work counts, not what it prints: it goes on where standard output cannot be written to."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        terminal.quiet_libraries()
+        with terminal.going_on_unread():
+            return command(*args, **kwargs)
+
+    return run

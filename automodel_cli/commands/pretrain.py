@@ -107,9 +107,10 @@ def pretrain(
         )
     say = ranks.speaker(json_, quiet=quiet)
     render.notes(settings.notes, say)
+    ranks.check_for_certain(final, settings)
     if not config:
         say("no -c given: this is the built-in configuration, a small GPT-2 on the embedded Shakespeare")
-        say("for real data: amcli prep fineweb --max-tokens 2B, then amcli pretrain -c my.yaml (see examples/)")
+        say("for real data: amcli prep fineweb --max-tokens 2B, and amcli config init my.yaml --preset nanogpt-124m")
 
     from automodel_cli.engine.train.preflight import check_new_run, ensure_embedded_corpus, new_run, on_ranks, run_begun
 
@@ -132,6 +133,7 @@ def pretrain(
             say(f"checkpoint.restore_from is LATEST, and {root} holds no checkpoint: a new run")
     if plan is not None:
         render.changes(plan.changes, say)
+    ranks.remember_code(final if plan is None else plan.config, root, say)
     if ranks.plan is not None:
         if plan is None:
             check_new_run(settings, overwrite=overwrite)
@@ -139,7 +141,7 @@ def pretrain(
         ranks.start(context, ranks.plan, until, timeout_minutes=settings.dist_env.timeout_minutes)
         return
     if plan is not None:
-        continue_run(plan, ranks, until, as_json=json_, quiet=quiet)
+        continue_run(plan, ranks, until, context, as_json=json_, quiet=quiet)
         return
 
     @contextmanager

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from automodel_cli.commands import columns
 from automodel_cli.engine.config.diff import Change
+from automodel_cli.engine.config.secrets import masked_message
+from automodel_cli.engine.config.suggest import on_run
 
 if TYPE_CHECKING:
     from automodel_cli.engine.train.recipe import RunSummary
@@ -21,7 +24,7 @@ def speaker(as_json: bool, *, quiet: bool = False) -> Say:
     """Where notes go: standard output, standard error where that is kept for JSON, or nowhere."""
     if quiet:
         return lambda text: None
-    return lambda text: typer.echo(text, err=as_json)
+    return lambda text: typer.echo(masked_message(text), err=as_json)
 
 
 def changes(found: list[Change], say: Say) -> None:
@@ -33,7 +36,7 @@ def changes(found: list[Change], say: Say) -> None:
 def notes(found: Sequence[str], say: Say) -> None:
     """Says what the checks could not tell, and what has no effect yet."""
     for note in found:
-        say(f"note: {note}")
+        say("\n".join(columns.wrapped(f"note: {note}", columns.room(), "  ")))
 
 
 def run_summary(summary: RunSummary, *, as_json: bool) -> None:
@@ -62,9 +65,12 @@ def run_summary(summary: RunSummary, *, as_json: bool) -> None:
         rows.append(("unigram entropy", entropy))
     rows.append(("speed", f"{summary.tokens_per_second:,.0f} tokens/s, {summary.seconds:.1f} s in all"))
     if summary.checkpoint is not None:
-        root = summary.checkpoint.parent
-        place = "" if str(root) == "checkpoints" else f" {root}"
         rows.append(("checkpoint", str(summary.checkpoint)))
-        rows.append(("next", f"amcli sample{place}   amcli inspect-ckpt{place}"))
-    width = max(len(name) for name, _ in rows)
-    typer.echo("\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+    typer.echo()
+    columns.show(rows, text=[1])
+    if summary.checkpoint is not None:
+        # Commands are pasted, so they are never wrapped.
+        width = max(len(name) for name, _ in rows)
+        looks = ["sample", "inspect-ckpt"] if summary.has_tokenizer else ["inspect-ckpt"]
+        for word, name in zip(("next", "or"), looks, strict=False):
+            typer.echo(f"{word:<{width}}  {on_run(name, summary.checkpoint.parent)}")

@@ -6,26 +6,24 @@ never reach the terminal.
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import os
-import re
-import sys
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from automodel_cli.commands import columns
 from automodel_cli.engine.checkpoint.inspect_run import RunReport
+from automodel_cli.engine.checkpoint.parameters import ParameterCount
 from automodel_cli.engine.checkpoint.report import CheckpointReport
 
-_COLOURS = {"resumable": "green", "weights only": "cyan", "incomplete": "yellow", "corrupt": "red"}
-# A pipe has no width; wrapping there would cut paths that scripts look for.
-_PIPE_WIDTH = 200
-_PADDING = re.compile(r" +$", re.MULTILINE)
+_COLOURS = {
+    "resumable": columns.GREEN,
+    "weights only": columns.CYAN,
+    "incomplete": columns.YELLOW,
+    "corrupt": columns.RED,
+}
 
 
 def report(found: CheckpointReport | RunReport, *, as_json: bool) -> None:
@@ -33,52 +31,39 @@ def report(found: CheckpointReport | RunReport, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     elif isinstance(found, CheckpointReport):
-        _checkpoint(found, _console())
+        _checkpoint(found)
     else:
-        _run(found, _console())
+        _run(found)
 
 
-def _console() -> Console:
-    live = sys.stdout.isatty()
-    out = None if live else _Trimmed()
-    # Said outright, since rich would also follow FORCE_COLOR and then write codes into a pipe.
-    width = None if live or os.environ.get("COLUMNS") else _PIPE_WIDTH
-    return Console(file=out, force_terminal=live, width=width, highlight=False, markup=False, emoji=False)
-
-
-class _Trimmed(io.StringIO):
-    """Standard output without the spaces that tables pad their lines with."""
-
-    def write(self, text: str) -> int:
-        return sys.stdout.write(_PADDING.sub("", text))
-
-    def flush(self) -> None:
-        sys.stdout.flush()
-
-
-def _checkpoint(found: CheckpointReport, console: Console) -> None:
+def _checkpoint(found: CheckpointReport) -> None:
     marks = f"  ({', '.join(found.marks)})" if found.marks else ""
-    console.print(Text(printable(found.path) + marks, "bold"))
-    console.print(_verdict(found))
+    typer.echo(columns.styled(printable(found.path) + marks, columns.BOLD))
+    _say(_verdict(found), columns.BOLD + ";" + _COLOURS[found.verdict], only=found.verdict.upper())
     for problem in found.problems:
-        console.print(Text(f"  {printable(problem)}", "red"))
+        _say(f"  {printable(problem)}", columns.RED)
     for note in found.notes:
-        console.print(Text(f"  note: {printable(note)}", "dim"))
-    console.print()
-    console.print(_grid(_progress_rows(found)))
+        _say(f"  note: {printable(note)}", columns.DIM)
+    typer.echo()
+    _grid(_progress_rows(found))
     if found.parameters is not None:
-        console.print()
-        console.print(_components(found))
+        _components(found.parameters)
     if found.files:
-        console.print()
-        console.print(_files(found))
+        _files(found)
     if found.config:
-        console.print()
+        _title("configuration")
         # As it stands in the YAML: a seed with a comma in it could not be copied.
-        console.print(_grid([(key, str(value)) for key, value in found.config.items()], title="configuration"))
+        _grid([(key, str(value)) for key, value in found.config.items()])
 
 
-def _verdict(found: CheckpointReport) -> Text:
+def _say(text: str, code: str, *, only: str | None = None) -> None:
+    """A sentence in a style, or `only` its first words in it."""
+    for line in columns.wrapped(text, columns.room(), "  "):
+        begin = only if only and line.startswith(only) else line if only is None else ""
+        typer.echo(columns.styled(begin, code) + line.removeprefix(begin))
+
+
+def _verdict(found: CheckpointReport) -> str:
     depth = {
         "resumable": "",
         "weights only": "nothing to resume from was saved; checkpoint.init_from starts a run with them. ",
@@ -91,7 +76,7 @@ def _verdict(found: CheckpointReport) -> Text:
             if found.verified
             else "sizes and headers are as they were saved; --verify also reads every byte"
         )
-    return Text.assemble((found.verdict.upper(), f"bold {_COLOURS[found.verdict]}"), f": {depth}")
+    return f"{found.verdict.upper()}: {depth}"
 
 
 def _progress_rows(found: CheckpointReport) -> list[tuple[str, Any]]:
@@ -148,50 +133,51 @@ def _types(dtypes: dict[str, int]) -> str:
     return "(" + ", ".join(f"{count:,} {dtype}" for dtype, count in dtypes.items()) + ")"
 
 
-def _components(found: CheckpointReport) -> Table:
-    table = _table("parameters by component", "component", ("number", "right"), ("share", "right"))
-    count = found.parameters
-    for name, number in count.by_component.items() if count else ():
-        table.add_row(name, f"{number:,}", f"{number / max(count.total, 1):.1%}" if count else "")
-    return table
+def _title(text: str) -> None:
+    typer.echo()
+    typer.echo(columns.styled(text, columns.BOLD))
 
 
-def _files(found: CheckpointReport) -> Table:
-    table = _table("files", "file", ("bytes", "right"))
-    for name, num_bytes in found.files.items():
-        table.add_row(printable(name), f"{num_bytes:,}")
-    table.add_row("total", f"{found.total_bytes:,}", style="bold")
-    return table
+def _components(count: ParameterCount) -> None:
+    _title("parameters by component")
+    rows = [
+        (f"  {name}", f"{number:,}", f"{number / max(count.total, 1):.1%}")
+        for name, number in count.by_component.items()
+    ]
+    _table([("  component", "number", "share"), *rows], right=(1, 2), first_to_go=(2,))
 
 
-def _run(found: RunReport, console: Console) -> None:
-    table = _table(
-        None,
-        "checkpoint",
-        *((name, "right") for name in ("loss", "val_loss", "tokens", "bytes")),
-        ("saved", "left"),
-        ("verdict", "left"),
-        ("", "left"),
-    )
+def _files(found: CheckpointReport) -> None:
+    _title("files")
+    rows = [(f"  {printable(name)}", f"{num_bytes:,}") for name, num_bytes in found.files.items()]
+    _table([("  file", "bytes"), *rows, ("  total", f"{found.total_bytes:,}")], right=(1,))
+
+
+def _run(found: RunReport) -> None:
+    rows = [("  checkpoint", "loss", "val_loss", "tokens", "bytes", "saved", "verdict", "")]
     for report in found.checkpoints:
         progress = report.progress
-        table.add_row(
-            printable(report.path.rpartition("/")[2]),
-            _number(progress.get("loss"), ".4f"),
-            _number(progress.get("val_loss"), ".4f"),
-            _number(progress.get("tokens_seen"), ","),
-            f"{report.total_bytes:,}",
-            printable(_moment(report.saved_at or "-")),
-            Text(report.verdict, _COLOURS[report.verdict]),
-            ", ".join(report.marks),
+        rows.append(
+            (
+                f"  {printable(report.path.rpartition('/')[2])}",
+                _number(progress.get("loss"), ".4f"),
+                _number(progress.get("val_loss"), ".4f"),
+                _number(progress.get("tokens_seen"), ","),
+                f"{report.total_bytes:,}",
+                printable(_moment(report.saved_at or "-")),
+                report.verdict,
+                ", ".join(report.marks),
+            )
         )
-    console.print(Text(printable(found.path), "bold"))
-    console.print(table)
+    typer.echo(columns.styled(printable(found.path), columns.BOLD))
+    verdicts = {number: _COLOURS[report.verdict] for number, report in enumerate(found.checkpoints, start=1)}
+    # Which checkpoint it is, and whether it can be used, stay longest.
+    _table(rows, right=(1, 2, 3, 4), first_to_go=(5, 4, 3, 1, 2, 7), colours=verdicts)
     for report in found.checkpoints:
         for problem in report.problems:
-            console.print(Text(printable(f"{report.path}: {problem}"), "red"))
+            _say(printable(f"{report.path}: {problem}"), columns.RED)
     for note in found.notes:
-        console.print(Text(f"note: {printable(note)}", "dim"))
+        _say(f"note: {printable(note)}", columns.DIM)
 
 
 def _number(value: Any, form: str) -> str:
@@ -203,24 +189,31 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
-def _grid(rows: list[tuple[str, Any]], title: str | None = None) -> Table:
-    table = Table(
-        box=None, show_header=False, title=title, title_justify="left", title_style="bold", padding=(0, 0, 0, 2)
-    )
-    for name, value in rows:
-        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-        table.add_row(Text(printable(name), "dim"), Text(printable(shown)))
-    return table
+def _grid(rows: list[tuple[str, Any]]) -> None:
+    cells = [
+        (f"  {printable(name)}", printable(f"{value:,}" if type(value) is int else str(value))) for name, value in rows
+    ]
+    columns.show(cells, text=[1], style=lambda row, column: columns.DIM if column == 0 else "")
 
 
-def _table(title: str | None, first: str, *others: tuple[str, Any]) -> Table:
-    table = Table(
-        box=None, title=title, title_justify="left", title_style="bold", header_style="dim", padding=(0, 0, 0, 2)
-    )
-    table.add_column(first, overflow="fold")
-    for name, justify in others:
-        table.add_column(name, justify=justify)
-    return table
+def _table(
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Collection[int],
+    first_to_go: Sequence[int] = (),
+    colours: Mapping[int, str] | None = None,
+) -> None:
+    """A table with a header; `colours` are those of the verdicts, by row."""
+
+    def style(row: int, column: int) -> str:
+        if row == 0:
+            return columns.DIM
+        return (colours or {}).get(row, "") if column == _VERDICT else ""
+
+    columns.show(rows, right=right, first_to_go=first_to_go, style=style)
+
+
+_VERDICT = 6
 
 
 def printable(text: str) -> str:

@@ -1,32 +1,26 @@
-"""How `amcli config` looks: aligned text, dimmed only on a terminal, or JSON with stable keys.
-
-Widths are those of the terminal, or of COLUMNS; a pipe without COLUMNS gets every line whole.
-"""
+"""How `amcli config` looks: aligned text, dimmed only on a terminal, or JSON with stable keys."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import sys
-import textwrap
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import typer
 
+from automodel_cli.commands import columns
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.diff import ABSENT, Change
 from automodel_cli.engine.config.emit import flat, inline, label, printable, to_flat, to_yaml
+from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.errors import AmcliError
 
 if TYPE_CHECKING:
+    from automodel_cli.engine.config.check import Settings
     from automodel_cli.engine.config.explain import Explanation
-    from automodel_cli.engine.plan.plan import Derived
-
-_LEAST = 8  # characters that a column keeps in however narrow a terminal
+    from automodel_cli.engine.plan.derive import Derived
 
 
 class Format(StrEnum):
@@ -81,7 +75,7 @@ def differences(changes: Sequence[Change], *, as_json: bool) -> None:
         typer.echo(json.dumps({"differences": sides}, indent=2))
     elif changes:
         rows = [(c.key, _shown(c.old), _shown(c.new), c.old_origin or "", c.new_origin or "") for c in changes]
-        _table(("key", "old", "new", "old origin", "new origin"), rows)
+        _table(("key", "old", "new", "old origin", "new origin"), rows, first_to_go=(3, 4))
     else:
         typer.echo("no key differs")
 
@@ -101,15 +95,28 @@ def explanation(found: Explanation, *, as_json: bool) -> None:
         text = printable(str(fact))
         shown = f"{text}  {_dim(f'# {origin}')}" if name == "value" and origin else text
         head = f"  {name.replace('_', ' '):<9}"
-        width = _width()
-        lines = textwrap.wrap(shown, width, initial_indent=head, subsequent_indent=" " * len(head)) if width else []
-        typer.echo("\n".join(lines) if lines else head + shown)
+        typer.echo("\n".join(columns.wrapped(head + shown, columns.room(), " " * len(head))))
 
 
-def verdict(source: str, *, problems: Sequence[AmcliError] = (), notes: Sequence[str] = ()) -> None:
+def verdict(source: str, *, problems: Sequence[AmcliError] = (), settings: Settings | None = None) -> None:
     """Prints as JSON whether a configuration is sound, everything that is wrong, and what was not checked."""
-    listed = [{"where": found.where, "message": found.message, "help": found.help} for found in problems]
-    document = {"config": source, "ok": not problems, "problems": listed, "notes": list(notes)}
+    listed = [
+        {
+            "where": found.where,
+            "message": masked_message(found.message),
+            "help": found.help and masked_message(found.help),
+        }
+        for found in problems
+    ]
+    unchecked = settings.unchecked if settings else ()
+    document = {
+        "config": source,
+        "ok": not problems,
+        "problems": listed,
+        "checks": settings.num_checks if settings else None,
+        "not_checked": [{"what": each.what, "why": each.why} for each in unchecked],
+        "notes": list(map(masked_message, settings.notes)) if settings else [],
+    }
     typer.echo(json.dumps(document, indent=2))
 
 
@@ -122,28 +129,8 @@ def _shown(value: object) -> str:
 
 
 def _dim(text: str) -> str:
-    return f"\x1b[2m{text}\x1b[0m" if _is_terminal() and not os.environ.get("NO_COLOR") else text
+    return columns.styled(text, columns.DIM)
 
 
-def _is_terminal() -> bool:
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def _width() -> int | None:
-    """Columns to keep to; None where nothing limits them."""
-    return shutil.get_terminal_size().columns if _is_terminal() or os.environ.get("COLUMNS") else None
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints aligned columns; where they are too wide, the widest are cut, with an ellipsis."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    limit, gaps = _width(), 2 * (len(widths) - 1)
-    while limit is not None and sum(widths) + gaps > limit and max(widths) > _LEAST:
-        widths[widths.index(max(widths))] -= 1
-    for number, row in enumerate([header, *rows]):
-        line = "  ".join(f"{_cut(text, width):<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
-        typer.echo(_dim(line) if number == 0 else line)
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, first_to_go: Sequence[int] = ()) -> None:
+    columns.show([header, *rows], first_to_go=first_to_go, style=lambda row, column: columns.DIM if not row else "")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from automodel_cli.commands import columns
+from automodel_cli.commands.render_prep import duration, next_command
 
 if TYPE_CHECKING:
     from automodel_cli.engine.prep.read_back import DecodedDocument
@@ -36,12 +40,21 @@ def progress(verb: str, *, quiet: bool) -> Iterator[Callable[[VerifyProgress], N
 @contextmanager
 def _bar(verb: str) -> Iterator[Callable[[VerifyProgress], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(verb, total=None)
-        yield lambda state: bar.update(task, total=state.total_bytes, completed=state.done_bytes)
+    from automodel_cli.engine.observe.console import FittedProgress
+
+    began = time.monotonic()
+    with FittedProgress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, before=verb, facts=[])
+
+        def show(state: VerifyProgress) -> None:
+            speed = state.done_bytes / max(time.monotonic() - began, 1e-3)
+            left = (state.total_bytes - state.done_bytes) / max(speed, 1.0)
+            done = f"{state.done_bytes / 1e6:,.1f} / {state.total_bytes / 1e6:,.1f} MB"
+            facts = [done, duration(left) + " left", f"{speed / 1e6:,.1f} MB/s"]
+            bar.update(task, total=state.total_bytes, completed=state.done_bytes, facts=facts)
+
+        yield show
 
 
 def _plain_lines(verb: str) -> Callable[[VerifyProgress], None]:
@@ -80,12 +93,16 @@ def merged(result: Merged, *, as_json: bool) -> None:
     """What was joined, and the next command."""
     if as_json:
         facts = {"directory": str(result.directory), "num_parts": result.num_parts, "num_linked": result.num_linked}
-        typer.echo(json.dumps({**facts, "manifest": result.manifest.to_dict()}, indent=2))
+        notes = {"notes": list(result.notes)}
+        typer.echo(json.dumps({**facts, **notes, "manifest": result.manifest.to_dict()}, indent=2))
         return
     typer.echo(f"{result.directory} is ready: {result.num_parts} parts, {result.num_linked} files linked")
     for name, split in result.manifest.splits.items():
         count = f"{split.num_tokens:>14,} tokens, {split.num_documents:,} documents, {_shards(len(split.shards))}"
         typer.echo(f"  {name:<5} {count}")
+    for text in result.notes:
+        typer.echo(f"  note: {text}")
+    typer.echo(f"next: {next_command(result.directory, result.manifest)}")
 
 
 def document(found: DecodedDocument, *, as_json: bool) -> None:
@@ -125,51 +142,75 @@ def _split(name: str, split: SplitSurvey, record: dict[str, Any] | None, tokeniz
     sizes = " and ".join(f"{size} bytes" for size in split.token_bytes)
     documents = "" if split.num_documents is None else f", {split.num_documents:,} documents"
     form = ", ".join(split.formats)
-    typer.echo(
-        f"\n{name}: {split.num_tokens:,} tokens{documents}, {_shards(split.num_shards)}, {form}, {sizes} a token"
-    )
+    head = f"{name}: {split.num_tokens:,} tokens{documents}, {_shards(split.num_shards)}, {form}, {sizes} a token"
+    typer.echo("\n" + "\n".join(columns.wrapped(head, columns.room(), "  ")))
     if record is not None:
         _lines({key: value for key, value in record.items() if key != "shards"}, indent=1)
         for shard in record["shards"]:
             facts = f"{shard['num_tokens']:,} tokens, {shard['num_bytes']:,} bytes, largest id {shard['max_token_id']}"
-            typer.echo(f"  {shard['name']}  {facts}\n    sha256 {shard['sha256']}")
+            typer.echo("\n".join(columns.wrapped(f"  {shard['name']}  {facts}", columns.room(), "    ")))
+            typer.echo("\n".join(columns.wrapped(f"    sha256 {shard['sha256']}", columns.room(), "    ")))
     if split.lengths:
         typer.echo(f"\n  tokens per document, median {split.median_document_tokens:,.0f}")
         _histogram(split)
     if split.top_tokens:
         typer.echo(f"\n  most frequent of {split.counted_tokens:,} tokens")
-        for token in split.top_tokens:
-            text = _text(tokenizer, token.token_id)
-            shown = "" if text is None else f"  {text[:_SHOWN_TEXT]!r}"
-            typer.echo(f"  {token.token_id:>9}  {token.count:>14,}  {token.share:7.3%}{shown}")
+        columns.show(
+            [
+                (
+                    f"{token.token_id:>11}",
+                    f"{token.count:>14,}",
+                    f"{token.share:7.3%}",
+                    _shown(tokenizer, token.token_id),
+                )
+                for token in split.top_tokens
+            ],
+            first_to_go=(3, 2),
+        )
 
 
 def _histogram(split: SplitSurvey) -> None:
     largest = max(found.num_documents for found in split.lengths)
     width = len(f"{split.lengths[-1].to_tokens:,}")
-    for found in split.lengths:
+    rows = [
+        (f"  {found.from_tokens:>{width},} to {found.to_tokens:>{width},}", f"{found.num_documents:>11,}")
+        for found in split.lengths
+    ]
+    limit = columns.room()
+    room = (
+        _BAR_CELLS
+        if limit is None
+        else min(_BAR_CELLS, limit - max(len(span) + len(count) for span, count in rows) - 4)
+    )
+    for (span, count), found in zip(rows, split.lengths, strict=True):
         # A bin with a single document among millions is still not empty.
-        cells = -(-found.num_documents * _BAR_CELLS // largest)
-        span = f"{found.from_tokens:>{width},} to {found.to_tokens:>{width},}"
-        typer.echo(f"  {span}  {found.num_documents:>11,}  {'█' * cells}".rstrip())
+        typer.echo(f"{span}  {count}  {'█' * -(-found.num_documents * room // largest)}".rstrip())
 
 
 def _lines(values: dict[str, Any], indent: int) -> None:
     """Nested values, one line each."""
-    width = max((len(key) for key in values), default=0)
+    columns.show(list(_rows(values, indent)), text=[1])
+
+
+def _rows(values: dict[str, Any], indent: int) -> Iterator[tuple[str, str]]:
     for key, value in values.items():
+        name = f"{'  ' * indent}{key}"
         if isinstance(value, dict) and value:
-            typer.echo(f"{'  ' * indent}{key}")
-            _lines(value, indent + 1)
+            yield name, ""
+            yield from _rows(value, indent + 1)
         else:
-            shown = f"{value:,}" if type(value) is int else "-" if value is None or value == {} else str(value)
-            typer.echo(f"{'  ' * indent}{key:<{width}}  {_printable(shown)}")
+            yield name, _printable(f"{value:,}" if type(value) is int else "-" if value in (None, {}) else str(value))
 
 
 def _text(tokenizer: Tokenizer | None, token_id: int) -> str | None:
     if tokenizer is None or token_id >= tokenizer.vocab_size:
         return None
     return "(begins a document)" if token_id == tokenizer.bos_id else tokenizer.decode([token_id])
+
+
+def _shown(tokenizer: Tokenizer | None, token_id: int) -> str:
+    text = _text(tokenizer, token_id)
+    return "" if text is None else repr(text[:_SHOWN_TEXT])
 
 
 def _printable(text: str) -> str:

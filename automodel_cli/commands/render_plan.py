@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import typer
 
-from automodel_cli.engine.plan.plan import RESERVED_SHARE, Derived, Plan
+from automodel_cli.commands import columns
+from automodel_cli.engine.plan.derive import RESERVED_SHARE, Derived, Plan
 
 _NOT_KNOWN = "not known"
 # What each category of memory holds, as short as it can be said.
@@ -40,7 +41,7 @@ def derived_document(derived: Derived) -> dict[str, Any]:
     """The numbers for scripts; null is not known, and `unknown` says why the model is not."""
     parameters = derived.parameters
     return {
-        "model": str(derived.shape.family) if derived.shape else None,
+        "model": derived.model.kind if derived.model else None,
         "unknown": derived.unknown,
         "parameters": None if parameters is None else dataclasses.asdict(parameters),
         **dataclasses.asdict(derived.schedule),
@@ -95,21 +96,22 @@ def _derived_rows(derived: Derived) -> Iterator[Row]:
     if amounts.epochs is not None:
         yield Row("epochs", f"{amounts.epochs:.3g}", f"of {_count(amounts.data_tokens)} tokens of data")
     if derived.flops_per_token is not None:
-        yield Row("FLOPs per token", _scientific(derived.flops_per_token), "6N + 12LCT, forward and backward")
+        how = "counted in a trace" if derived.model and derived.model.is_traced else "6N + 12LCT"
+        yield Row("FLOPs per token", _scientific(derived.flops_per_token), f"{how}, forward and backward")
     if derived.flops is not None:
         yield Row("FLOPs of the run", _scientific(derived.flops))
 
 
 def _parameter_row(derived: Derived) -> Row:
-    counts, shape = derived.parameters, derived.shape
-    if counts is None or shape is None:
+    counts, model = derived.parameters, derived.model
+    if counts is None or model is None:
         return Row("parameters", _NOT_KNOWN, derived.unknown or "")
-    head = "also the output" if shape.is_tied else f"output {counts.head:,}"
-    parts = [f"embedding {counts.embedding:,} ({head})" if shape.is_tied else f"embedding {counts.embedding:,}, {head}"]
+    head = "also the output" if model.is_tied else f"output {counts.head:,}"
+    parts = [f"embedding {counts.embedding:,} ({head})" if model.is_tied else f"embedding {counts.embedding:,}, {head}"]
     if counts.positions:
         parts.append(f"positions {counts.positions:,}")
-    parts.append(f"blocks {shape.num_layers} x {counts.blocks // shape.num_layers:,}")
-    return Row("parameters", f"{counts.total:,}", f"{shape.family}: {', '.join(parts)}")
+    parts.append(f"blocks {model.num_layers} x {counts.blocks // model.num_layers:,}")
+    return Row("parameters", f"{counts.total:,}", f"{model.kind}: {', '.join(parts)}")
 
 
 def _memory_rows(found: Plan) -> Iterator[Row]:
@@ -171,10 +173,7 @@ def _strategy(found: Plan) -> str:
 
 
 def _aligned(rows: Iterator[Row] | list[Row]) -> str:
-    rows = list(rows)
-    name_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
-    lines = (f"{row.name:<{name_width}}  {row.value:>{value_width}}  {row.note}".rstrip() for row in rows)
-    return "\n".join(lines)
+    return "\n".join(columns.lines(list(rows), columns.room(), right=[1], text=[2]))
 
 
 def _count(number: int | None) -> str:

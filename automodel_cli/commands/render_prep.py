@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from automodel_cli.commands import columns
+from automodel_cli.engine.config.builtin import builtin_config
+from automodel_cli.engine.config.emit import setting
+from automodel_cli.engine.config.suggest import command, quoted
 from automodel_cli.engine.prep.presets import PRESETS
 
 if TYPE_CHECKING:
     from automodel_cli.engine.prep.dry_run import Estimate
     from automodel_cli.engine.prep.prepare import PrepProgress, PrepResult
+    from automodel_cli.engine.shards.manifest import DataManifest
 
 # A line on a pipe at least so often, for sources whose end is not known.
 _LINE_SECONDS = 60.0
@@ -31,11 +39,8 @@ def presets(*, as_json: bool) -> None:
         (preset.name, preset.hub.label if preset.hub else "in the package", preset.tokenizer, preset.description)
         for preset in PRESETS.values()
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        typer.echo("  ".join([*cells, row[-1]]))
-    typer.echo("\nor files of your own: amcli prep 'books/*.txt', or any data set: amcli prep --dataset OWNER/NAME")
+    columns.show(rows, first_to_go=(1, 2), text=[3])
+    typer.echo("\nor files of your own: amcli prep 'books/*.txt'\nor any data set: amcli prep --dataset OWNER/NAME")
 
 
 @contextmanager
@@ -53,21 +58,18 @@ def progress(source: str, *, quiet: bool) -> Iterator[Callable[[PrepProgress], N
 @contextmanager
 def _bar(source: str) -> Iterator[Callable[[PrepProgress], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[facts]}"),
-    )
+    from automodel_cli.engine.observe.console import FittedProgress
+
     # Transient: the summary that follows says the same with exact numbers.
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"preparing {source}", total=None, facts="")
+    with FittedProgress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, before=f"preparing {source}", facts=[])
 
         def show(state: PrepProgress) -> None:
+            done = [] if state.fraction is None else [f"{state.fraction:.0%}"]
             total = None if state.fraction is None else 1.0
-            bar.update(task, total=total, completed=state.fraction or 0.0, facts=_facts(state) + _time_left(state))
+            facts = [*done, *_time_left(state), *_facts(state)]
+            bar.update(task, total=total, completed=state.fraction or 0.0, facts=facts)
 
         yield show
 
@@ -81,28 +83,31 @@ def _plain_lines(source: str) -> Callable[[PrepProgress], None]:
         # The end has the summary; a line for it too would say everything twice.
         if shown_tenths < tenths < 10 or time.monotonic() - shown_at > _LINE_SECONDS:
             shown_tenths, shown_at = tenths, time.monotonic()
-            done = "" if state.fraction is None else f"{state.fraction:.0%}, "
-            typer.echo(f"preparing {source}: {done}{_facts(state)}{_time_left(state)}", err=True)
+            done = [] if state.fraction is None else [f"{state.fraction:.0%}"]
+            typer.echo(f"preparing {source}: {', '.join([*done, *_facts(state), *_time_left(state)])}", err=True)
 
     return show
 
 
-def _facts(state: PrepProgress) -> str:
-    return (
-        f"{state.train_tokens + state.val_tokens:,} tokens of {state.num_documents:,} documents, "
-        f"{_short(state.tokens_per_second)} tokens/s, {state.text_bytes_per_second / 1e6:.1f} MB/s, "
-        f"{state.workers_busy}/{state.workers} workers busy, limited by {state.limited_by}"
-    )
+def _facts(state: PrepProgress) -> list[str]:
+    """The most important first."""
+    return [
+        f"{state.train_tokens + state.val_tokens:,} tokens of {state.num_documents:,} documents",
+        f"{_short(state.tokens_per_second)} tokens/s",
+        f"{state.text_bytes_per_second / 1e6:.1f} MB/s",
+        f"{state.workers_busy}/{state.workers} workers busy",
+        f"limited by {state.limited_by}",
+    ]
 
 
-def _time_left(state: PrepProgress) -> str:
-    return "" if state.seconds_left is None else f", {_duration(state.seconds_left)} left"
+def _time_left(state: PrepProgress) -> list[str]:
+    return [] if state.seconds_left is None else [f"{duration(state.seconds_left)} left"]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time for people.
 
-    >>> [_duration(seconds) for seconds in (0.4, 75, 7300)]
+    >>> [duration(seconds) for seconds in (0.4, 75, 7300)]
     ['0 s', '1 min 15 s', '2 h 1 min']
     """
     whole = round(seconds)
@@ -142,14 +147,25 @@ def estimate(found: Estimate, *, as_json: bool) -> None:
     else:
         typer.echo(
             f"  about {_short(found.num_tokens)} tokens, {_short(found.output_bytes)}B on disk, "
-            f"{_duration(found.seconds)}"
+            f"{duration(found.seconds)}"
         )
     typer.echo(
         f"  estimated from {found.sample_documents:,} documents with {found.text_bytes_per_token:.2f} bytes per token"
     )
+    _left_out(found.skipped, found.first_skipped)
     for text in found.notes:
         typer.echo(f"  note: {text}")
     typer.echo(f"would write to {found.directory}; nothing was written")
+
+
+def _left_out(skipped: Mapping[str, int], first_skipped: Mapping[str, Mapping[str, str]]) -> None:
+    for reason, count in skipped.items():
+        first = first_skipped.get(reason)
+        # Data of earlier versions do not say where the first is.
+        found = (
+            "" if first is None else f", the first at {first['where']}" + f": {first['found']}" * bool(first["found"])
+        )
+        typer.echo(f"  left out: {count:,} documents ({reason}){found}")
 
 
 def result(prepared: PrepResult, *, verified: bool, as_json: bool) -> None:
@@ -177,26 +193,65 @@ def result(prepared: PrepResult, *, verified: bool, as_json: bool) -> None:
             f"  {name:<5} {split.num_tokens:>12,} tokens, {split.num_documents:,} documents, {shards}, "
             f"unigram entropy {split.unigram_entropy_nats:.3f} nats"
         )
-    for reason, count in (manifest.reading.skipped if manifest.reading else {}).items():
-        typer.echo(f"  left out: {count:,} documents ({reason})")
+    if manifest.reading is not None:
+        _left_out(manifest.reading.skipped, manifest.reading.first_skipped)
     over_length = sum(split.over_length_documents for split in manifest.splits.values())
     if over_length:
         typer.echo(f"  {over_length:,} documents were longer than {manifest.settings['max_length']:,} tokens")
     if prepared.tokens_per_second:
-        typer.echo(f"  {_short(prepared.tokens_per_second)} tokens/s for {_duration(prepared.seconds)}")
+        typer.echo(f"  {_short(prepared.tokens_per_second)} tokens/s for {duration(prepared.seconds)}")
     if verified:
         typer.echo("  every byte was read again and is as the manifest says")
     for text in prepared.notes:
         typer.echo(f"  note: {text}")
-    typer.echo(f"next: {_next_command(prepared)}")
+    typer.echo(f"next: {next_command(prepared.directory, prepared.manifest)}")
 
 
-def _next_command(prepared: PrepResult) -> str:
-    if prepared.directory.as_posix() == "data/shakespeare" and prepared.manifest.tokenizer.name == "bytes":
-        return "amcli pretrain"
-    splits = prepared.manifest.splits
-    validation = f".file_pattern='{prepared.directory}/val_*.bin'" if "val" in splits else "=null"
-    return (
-        f"amcli pretrain --set dataset.file_pattern='{prepared.directory}/train_*.bin' "
-        f"--set validation_dataset{validation} --set model.vocab_size={prepared.manifest.tokenizer.vocab_size}"
-    )
+def next_command(directory: Path, manifest: DataManifest) -> str:
+    """The command that trains the built-in model on a directory; for one of several parts, the one that joins them."""
+    splits, settings = manifest.splits, manifest.settings
+    if count := str(settings.get("partition") or "").partition("/")[2]:
+        # All parts, where they will lie; the shell finds their names.
+        parts = f"{quoted(directory.parent)}/part-*-of-{int(count):05d}"
+        return f"{command('data', 'merge')} {parts} --output {quoted(directory.parent / 'whole')}"
+    is_megatron = settings.get("format") == "megatron"
+    is_builtin = directory == Path("data/shakespeare") and "val" in splits and manifest.tokenizer.name == "bytes"
+    if is_builtin and not is_megatron:
+        return command("pretrain")
+    dataset = _megatron if is_megatron else _token_shards
+    values = [dataset("dataset", directory, "train")]
+    if "val" in splits:
+        values.append(dataset("validation_dataset", directory, "val"))
+    else:
+        values += [("validation_dataset", None), ("step_scheduler.val_every_steps", None)]
+    values.append(("model.vocab_size", manifest.tokenizer.vocab_size))
+    return command("pretrain", *(word for key, value in values for word in ("--set", setting(key, value))))
+
+
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+_MEGATRON_SPLITS = {"train": "train", "val": "validation"}
+
+
+def _token_shards(section: str, directory: Path, split: str) -> tuple[str, Any]:
+    return f"{section}.file_pattern", f"{_literally(directory)}/{split}_*.bin"
+
+
+def _megatron(section: str, directory: Path, split: str) -> tuple[str, Any]:
+    name = _MEGATRON_SPLITS[split]
+    return section, {
+        "_target_": "automodel_cli.engine.data.megatron_dataset.MegatronPretraining",
+        "paths": {name: f"{_literally(directory)}/{split}_*"},
+        "splits_to_build": name,
+        "seq_length": builtin_config().get("dataset.seq_len"),
+    }
+
+
+def _literally(directory: Path) -> str:
+    """A directory as the beginning of a pattern in a configuration, which gives `*`, `~` and `${` a meaning.
+
+    >>> _literally(Path("a[1]/${b}/\\udcff"))
+    'a[[]1]/[$]{b}/?'
+    """
+    place = directory.absolute() if str(directory).startswith("~") else directory
+    # Bytes that are no text cannot stand in YAML.
+    return _NO_TEXT.sub("?", glob.escape(str(place)).replace("${", "[$]{"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from automodel_cli.commands import columns
 from automodel_cli.commands.render_checkpoint import printable
 from automodel_cli.engine.checkpoint.manifest import finite
 from automodel_cli.engine.checkpoint.parameters import count_parameters
@@ -42,13 +43,14 @@ def summary(path: str, found: ForeignTensors, *, as_json: bool) -> None:
         typer.echo(json.dumps(document, indent=2))
         return
     typer.echo(printable(path))
-    typer.echo(f"WEIGHTS ONLY: a {found.kind}; headers were read, and nothing in it was run\n")
+    verdict = f"WEIGHTS ONLY: a {found.kind}; headers were read, and nothing in it was run"
+    typer.echo("\n".join(columns.wrapped(verdict, columns.room(), "  ")) + "\n")
     architecture = (found.config or {}).get("architectures")
     rows = [("architecture", printable(", ".join(map(str, architecture))))] if isinstance(architecture, list) else []
     rows.append(("parameters", f"{count.total:,} in {count.num_tensors:,} tensors"))
     rows += [(f"  {name}", f"{number:,}") for name, number in count.by_component.items()]
     rows += [("types", ", ".join(f"{number:,} {dtype}" for dtype, number in count.by_dtype.items()))]
-    _columns(rows)
+    columns.show(rows, text=[1])
 
 
 def tree(tensors: Mapping[str, TensorInfo]) -> None:
@@ -63,7 +65,7 @@ def tree(tensors: Mapping[str, TensorInfo]) -> None:
         node[last] = info
     rows: list[tuple[str, str]] = []
     _branch(root, "", rows)
-    _columns(rows)
+    columns.show(rows)
 
 
 def _branch(node: Mapping[str, Any], indent: str, rows: list[tuple[str, str]]) -> None:
@@ -102,9 +104,10 @@ def statistics(all_stats: Sequence[TensorStats], warnings: Sequence[str], *, as_
         )
         for stats in all_stats
     ]
-    _columns([header, *rows])
+    # What shows a fault stays longest: the name, what is no number, and the largest.
+    columns.show([header, *rows], first_to_go=(9, 1, 2, 5, 3, 6, 4))
     for warning in warnings:
-        typer.echo(f"warning: {printable(warning)}")
+        typer.echo("\n".join(columns.wrapped(f"warning: {printable(warning)}", columns.room())))
 
 
 def differences(found: TensorDifferences, changes: Sequence[Change], *, as_json: bool) -> None:
@@ -123,16 +126,10 @@ def differences(found: TensorDifferences, changes: Sequence[Change], *, as_json:
     if found.change_by_layer:
         rows = [("layer", "relative change")]
         rows += [(printable(layer), f"{change:.3g}") for layer, change in found.change_by_layer.items()]
-        _columns(rows)
+        columns.show(rows)
     typer.echo(f"{found.unchanged:,} tensors have equal values")
     if found.uncompared:
         typer.echo(f"{len(found.uncompared):,} tensors could not be compared by value: only safetensors files can")
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
-    for row in rows:
-        typer.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _shape(shape: Sequence[int]) -> str:

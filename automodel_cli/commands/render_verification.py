@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from automodel_cli.commands import columns
+
 if TYPE_CHECKING:
     from automodel_cli.engine.train.verify_resume import Verification
 
@@ -17,9 +19,9 @@ def verification(found: Verification) -> None:
             f"kill {number}: after step {kill.after_step}, went on from step {kill.resumed_from}, "
             f"{kill.steps_lost} steps trained again"
         )
-    width = max(map(len, found.hashes), default=0)
-    for name, (straight, killed) in found.hashes.items():
-        typer.echo(f"{name:<{width}}  {straight[:16]}  {killed[:16]}  {'equal' if straight == killed else 'DIFFERENT'}")
+    hashes = found.hashes.items()
+    rows = [(name, old[:16], new[:16], "equal" if old == new else "DIFFERENT") for name, (old, new) in hashes]
+    columns.show(rows, first_to_go=(2, 1))
     for step in found.different_steps:
         typer.echo(f"step {step}: the reports of both runs differ")
     for key in found.state_differs:

@@ -25,8 +25,10 @@ from automodel_cli.commands.options import (
     SetOption,
     TrustOption,
     UnsetOption,
+    own_arguments,
 )
 from automodel_cli.engine.config.check import checked
+from automodel_cli.engine.config.suggest import command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,14 +80,22 @@ def resume(
     say = ranks.speaker(json_, quiet=quiet)
     render.changes(plan.changes, say)
     render.notes(plan.settings.notes, say)
+    ranks.check_for_certain(plan.config, plan.settings)
+    ranks.remember_code(plan.config, plan.root, say)
     if ranks.plan is not None:
         ranks.start(context, ranks.plan, until, timeout_minutes=plan.settings.dist_env.timeout_minutes)
         return
-    continue_run(plan, ranks, until, as_json=json_, quiet=quiet)
+    continue_run(plan, ranks, until, context, as_json=json_, quiet=quiet)
 
 
 def continue_run(
-    plan: Continuation, ranks: launching.Ranks, until: float | None = None, *, as_json: bool, quiet: bool = False
+    plan: Continuation,
+    ranks: launching.Ranks,
+    until: float | None,
+    context: typer.Context,
+    *,
+    as_json: bool,
+    quiet: bool = False,
 ) -> None:
     """Trains on from the checkpoint of a plan, alone or among other ranks, and prints the summary."""
     # What only the checkpoint tells is said by the rank that reads it, whoever started that.
@@ -100,7 +110,7 @@ def continue_run(
         resumed = open_checkpoint(plan, say, team)
         if resumed.is_finished:
             say(f"step {resumed.snapshot.step} of {plan.settings.step_scheduler.max_steps} is done: nothing to train")
-            say(f"to train on: amcli resume --set step_scheduler.max_steps={2 * resumed.snapshot.step}")
+            say(f"to train on: {_again(context, f'step_scheduler.max_steps={2 * resumed.snapshot.step}')}")
             if as_json and ranks.place.speaks:
                 render.run_summary(_as_it_ended(resumed.snapshot, plan.root), as_json=True)
             return
@@ -117,6 +127,13 @@ def continue_run(
         )
     if ranks.place.speaks:
         render.run_summary(summary, as_json=as_json)
+
+
+def _again(context: typer.Context, assignment: str) -> str:
+    """This command once more, with another value; whatever it named, it names again."""
+    words = own_arguments(context)
+    options_end = words.index("--") if "--" in words else len(words)
+    return command(context.info_name, *words[:options_end], "--set", assignment, *words[options_end:])
 
 
 def _as_it_ended(snapshot: Snapshot, root: Path) -> RunSummary:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from automodel_cli import terminal
 from automodel_cli.commands import complete
 from automodel_cli.commands.options import CheckpointArgument, JsonOption, TrustOption
 
@@ -42,6 +43,7 @@ def sample(
     from automodel_cli.engine.checkpoint.layout import resolve
 
     directory = resolve(checkpoint)
+    terminal.quiet_libraries()
 
     from automodel_cli.engine.sample.writer import load_writer
 

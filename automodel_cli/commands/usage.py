@@ -7,14 +7,14 @@ of a group, keys of the configuration without their section, and arguments that 
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.exceptions import TyperException
 
-from automodel_cli.engine.config.suggest import nearest
+from automodel_cli.engine.config.builtin import builtin_config
+from automodel_cli.engine.config.suggest import command, nearest, quoted
 
 _EXTRA_ARGUMENTS = re.compile(r"Got unexpected extra arguments?(?:\(s\))? \((?P<first>\S+).*\)")
 _NUMBER = re.compile(r"a valid float(?: range)?")
@@ -30,7 +30,8 @@ def explain(app: typer.Typer, argv: list[str], error: TyperException) -> tuple[s
         argv: The arguments that `error` is about.
         error: What Typer's parser raised.
     """
-    root = typer.Context(typer.main.get_command(app), info_name="amcli")
+    command = typer.main.get_command(app)
+    root = typer.Context(command, info_name="amcli", **command.context_settings)
     context, rest = _command_of(root, argv)
     message, help_ = _explain(root, context, rest, error)
     return context.get_usage(), f"{message}\n  help: {help_ or f'`{context.command_path} --help` shows what there is'}"
@@ -80,19 +81,23 @@ def _instead_of_command(context: typer.Context, word: str, rest: list[str]) -> s
         if not inner:
             return f"the commands are: {', '.join(names)}"
         return f"did you mean `{inner[0]}`?"
-    return f"did you mean `{shlex.join([*context.command_path.split(), match, *after])}`?"
+    return f"did you mean `{command(*context.command_path.split()[1:], match, *after)}`?"
 
 
 def _instead_of_option(root: typer.Context, context: typer.Context, rest: list[str], option: str) -> str | None:
     """A key of the configuration, else the commands that have this very option, else the nearest one."""
     known = _options(context)
     if "--set" in known and (key := _key_named(option)):
-        return f"it is a key of the configuration: --set {shlex.quote(f'{key}={_value_of(option, rest)}')}"
+        return f"it is a key of the configuration: --set {quoted(f'{key}={_value_of(option, rest)}')}"
     owners = [path for path, command in _commands(root) if option in _options_of(command)]
     if owners:
         return f"it is an option of {', '.join(f'`{owner}`' for owner in owners)}"
-    match = nearest(option, known)
-    return f"did you mean {match}?" if match else None
+    section = option.lstrip("-")
+    if "--set" in known and isinstance(builtin_config().get(section), Mapping):
+        return f"`{section}` is a section of the configuration: --set {section}.KEY=VALUE"
+    # Without the dashes, which all of them share.
+    match = nearest(option.lstrip("-"), [name.lstrip("-") for name in known])
+    return f"did you mean {'--' if len(match) > 1 else '-'}{match}?" if match else None
 
 
 def _value_of(option: str, rest: list[str]) -> str:
@@ -107,15 +112,14 @@ def _value_of(option: str, rest: list[str]) -> str:
 def _instead_of_argument(context: typer.Context, argument: str) -> str | None:
     known = _options(context)
     if "--config" in known and argument.endswith((".yaml", ".yml")):
-        return f"did you mean -c {shlex.quote(argument)}?"
+        return f"did you mean -c {quoted(argument)}?"
     if "--set" in known and "=" in argument:
-        return f"did you mean --set {shlex.quote(argument)}?"
+        return f"did you mean --set {quoted(argument)}?"
     return None
 
 
 def _key_named(option: str) -> str | None:
     """The key of the built-in configuration whose last part is this option: `--max-steps`."""
-    from automodel_cli.engine.config.builtin import builtin_config
     from automodel_cli.engine.config.keys import known_keys
 
     name = option.lstrip("-").replace("-", "_")

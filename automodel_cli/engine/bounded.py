@@ -68,14 +68,20 @@ def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         OSError: It is not there, or cannot be read.
     """
     with open_regular(path, max_bytes) as raw, io.BufferedReader(raw) as file:
-        content = file.read(max_bytes + 1)
+        # As much as it has, and one more: memory for what it may have would be taken at once.
+        content = file.read(min(max_bytes, os.fstat(raw.fileno()).st_size) + 1)
     if len(content) > max_bytes:
         raise UnsoundError(f"it has more than the {max_bytes:,} bytes that are read")
     return content
 
 
 def parse_json(
-    content: bytes, *, max_depth: int = MAX_JSON_DEPTH, max_values: int = MAX_JSON_VALUES, allow_nan: bool = False
+    content: bytes,
+    *,
+    max_depth: int = MAX_JSON_DEPTH,
+    max_values: int = MAX_JSON_VALUES,
+    allow_nan: bool = False,
+    allow_surrogates: bool = False,
 ) -> Any:
     """The value of a JSON text.
 
@@ -84,6 +90,7 @@ def parse_json(
         max_depth: Of lists and objects in each other.
         max_values: Of all members of lists and objects together.
         allow_nan: Whether `NaN` and `Infinity` may stand there, as in configurations of transformers.
+        allow_surrogates: Whether texts may be no Unicode, as names of files that are not UTF-8.
 
     Raises:
         UnsoundError: It is not JSON, or beyond a bound.
@@ -100,7 +107,7 @@ def parse_json(
             parse_int=_whole if _LONG_NUMBER.search(content) else None,
         )
         if not _is_flat(content, max_depth) or not content.isascii() or b"\\u" in content:
-            _check_values(value, max_depth)
+            _check_values(value, max_depth, "surrogatepass" if allow_surrogates else "strict")
     except UnicodeDecodeError as error:
         raise UnsoundError(f"byte {error.start:,} is not UTF-8") from None
     except UnicodeEncodeError as error:
@@ -144,7 +151,7 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _check_values(value: Any, max_depth: int) -> None:
+def _check_values(value: Any, max_depth: int, errors: str) -> None:
     """Refuses what is nested too deep, and by a `UnicodeEncodeError` texts that cannot be written anywhere."""
     level, depth = [value], 0
     while level:
@@ -156,7 +163,7 @@ def _check_values(value: Any, max_depth: int) -> None:
             elif isinstance(item, list):
                 following += item
             elif isinstance(item, str) and not item.isascii():
-                item.encode()
+                item.encode("utf-8", errors)
         if depth == max_depth and any(isinstance(item, dict | list) for item in level):
             raise UnsoundError(f"it is nested more than {max_depth} deep")
         level, depth = following, depth + 1
@@ -170,6 +177,7 @@ def read_object(
     help: str | None = None,
     max_bytes: int = MAX_JSON_BYTES,
     allow_nan: bool = False,
+    allow_surrogates: bool = False,
 ) -> dict[str, Any]:
     """The contents of a file that holds one JSON object.
 
@@ -180,12 +188,13 @@ def read_object(
         help: For the error.
         max_bytes: Larger files are not read.
         allow_nan: As for `parse_json`.
+        allow_surrogates: As for `parse_json`.
 
     Raises:
         AmcliError: `error`: there is no such file, it cannot be read, or it is no sound JSON object.
     """
     try:
-        value = parse_json(read_bytes(path, max_bytes), allow_nan=allow_nan)
+        value = parse_json(read_bytes(path, max_bytes), allow_nan=allow_nan, allow_surrogates=allow_surrogates)
         if not isinstance(value, dict):
             raise UnsoundError(f"it is not a JSON object but {kind_of(value)}")
     except OSError as found:

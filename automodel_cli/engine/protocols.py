@@ -8,8 +8,11 @@ Shapes: B batch, T sequence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+from automodel_cli.errors import AmcliError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +26,32 @@ if TYPE_CHECKING:
 # The label that marks a token as not trained on. Fixed: the step counts its label tokens by it, and a
 # loss that masked another one would be divided by a wrong count in silence.
 IGNORED_LABEL = -100
+# Keys of a batch that change what a model computes, beside `input_ids`.
+OPTIONAL_INPUTS = ("position_ids", "document_ids")
+
+
+@contextmanager
+def in_users_code(note: Callable[[], str]) -> Iterator[None]:
+    """Lets an exception of the user's own code pass with its type and traceback, and one note added.
+
+    Args:
+        note: Which code it was; asked only when something was raised.
+
+    Raises:
+        RuntimeError: The code called `sys.exit`, which would end a run with the exit code of a success.
+    """
+    try:
+        yield
+    except AmcliError:
+        raise
+    except SystemExit as error:
+        ended = RuntimeError(f"the code ended the program with sys.exit({error.code!r})")
+        ended.add_note(note())
+        # With the frames of the user's code, so that the place in the message is theirs.
+        raise ended.with_traceback(error.__traceback__) from None
+    except Exception as error:
+        error.add_note(note())
+        raise
 
 
 class Order(Protocol):

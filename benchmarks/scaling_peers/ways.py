@@ -17,7 +17,7 @@ from automodel_cli.engine.distributed.blocks import transformer_blocks
 from automodel_cli.engine.distributed.spread import spread
 from automodel_cli.engine.distributed.team import Team
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
-from automodel_cli.engine.optim.build import build_optimizer
+from automodel_cli.engine.optim.optimizer import build_optimizer
 from automodel_cli.engine.plan.communication import ring_bytes
 from automodel_cli.engine.train.objective import objective_of
 from automodel_cli.engine.train.step import label_tokens, queue_step

@@ -155,7 +155,7 @@ def amcli(setting: Setting, *, whole_logits: bool = False) -> Way:
     """The engine's own step, optimizer and objective; on a GPU numbers are read one step late, as in its loop."""
     from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
     from automodel_cli.engine.models.compiling import compile_model
-    from automodel_cli.engine.optim.build import build_optimizer
+    from automodel_cli.engine.optim.optimizer import build_optimizer
     from automodel_cli.engine.train.device import place
     from automodel_cli.engine.train.objective import objective_of
     from automodel_cli.engine.train.step import queue_step

@@ -36,9 +36,8 @@ def build(depth: int, reduction: Literal["sum", "mean"] = "sum", tied: bool = Tr
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch) -> Path:
+def workplace(tmp_path) -> Path:
     """A working directory with a configuration, the module that it names, and a few files."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(YAML)
     (tmp_path / "mine.py").write_text(MODULE)
     (tmp_path / "notes.txt").write_text("text")

@@ -11,9 +11,8 @@ from automodel_cli.engine.checkpoint.snapshot import Snapshot
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path):
     """A directory with configurations, two checkpoints of a run, and an empty directory."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "nanogpt.yaml").write_text("seed: 1\n")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/llama.yaml").write_text("seed: 2\n")

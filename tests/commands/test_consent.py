@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import subprocess
 import sys
 
@@ -19,14 +17,19 @@ def amcli(*arguments, cwd, **more):
     return subprocess.run([sys.executable, "-m", "automodel_cli", *arguments], cwd=cwd, check=False, **more)
 
 
-def on_a_terminal(arguments, answer, cwd):
+@pytest.fixture
+def on_a_terminal(terminal):
     """The exit code of a command whose questions are answered on a terminal."""
-    ours, theirs = pty.openpty()
-    os.write(ours, answer)
-    code = amcli(*arguments, cwd=cwd, stdin=theirs, stderr=theirs, stdout=subprocess.DEVNULL).returncode
-    os.close(theirs)
-    os.close(ours)
-    return code
+
+    def run(arguments, answer, cwd):
+        screen = terminal()
+        code = screen.run(
+            [sys.executable, "-m", "automodel_cli", *arguments], answer, cwd=cwd, stdout=subprocess.DEVNULL
+        )
+        screen.close()
+        return code
+
+    return run
 
 
 @pytest.fixture
@@ -40,16 +43,16 @@ def made_at(directory):
     return (directory / "mine/manifest.json").stat().st_mtime_ns
 
 
-def test_on_a_terminal_overwriting_is_asked_about(prepared):
+def test_on_a_terminal_overwriting_is_asked_about(prepared, on_a_terminal):
     """`no` leaves everything as it is; `--yes` is the answer in advance."""
     before = made_at(prepared)
 
-    assert on_a_terminal(OVERWRITE, b"n\n", prepared) == 130
+    assert on_a_terminal(OVERWRITE, "n\n", prepared) == 130
     assert made_at(prepared) == before
-    assert on_a_terminal(OVERWRITE, b"y\n", prepared) == 0
+    assert on_a_terminal(OVERWRITE, "y\n", prepared) == 0
     assert made_at(prepared) > before
     again = made_at(prepared)
-    assert on_a_terminal([*OVERWRITE, "--yes"], b"", prepared) == 0
+    assert on_a_terminal([*OVERWRITE, "--yes"], "", prepared) == 0
     assert made_at(prepared) > again
 
 

@@ -174,6 +174,8 @@ def test_parts_of_a_source_are_merged_to_the_whole(tmp_path, capsys):
     manifest = json.loads(capsys.readouterr().out)["manifest"]
     assert run(["data", "verify", str(tmp_path / "whole")]) == 0
 
+    first = manifest["reading"]["first_skipped"]["empty"]
+    assert first == {"where": f"{tmp_path}/texts0.jsonl:{len(TEXTS[::3]) + 1}", "found": ""}
     assert manifest["splits"]["train"]["num_documents"] == len(TEXTS)
     assert manifest["reading"]["num_documents"] == len(TEXTS)
     assert manifest["reading"]["skipped"] == {"empty": 3}

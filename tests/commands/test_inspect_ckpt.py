@@ -39,8 +39,7 @@ def snapshot_at(step: int, name: str = "transformer.wte.weight") -> Snapshot:
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+def root() -> Path:
     for step in (100, 200):
         save(Path("checkpoints"), snapshot_at(step), facts={"device": "cpu"}, is_best=step == 100)
     return Path("checkpoints")
@@ -172,10 +171,8 @@ def test_values_of_any_kind_can_be_shown(root: Path, invoke: Invoke, value: obje
         assert code == 0
 
 
-def test_nothing_there_is_an_error_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke) -> None:
+def test_nothing_there_is_an_error_with_advice(invoke: Invoke) -> None:
     """It reaches the one error boundary as a CheckpointError."""
-    monkeypatch.chdir(tmp_path)
-
     with pytest.raises(CheckpointError, match="no such directory") as caught:
         invoke()
 

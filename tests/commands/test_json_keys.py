@@ -51,13 +51,24 @@ def keys_of(capsys):
         (["data", "verify", "DATA"], "data verify DIR --json"),
         (["data", "inspect", "DATA"], "data inspect DIR --json"),
         (["prep", "shakespeare", "--max-tokens", "10K"], "prep --json"),
+        (["prep", "shakespeare", "--dry-run"], "prep --dry-run --json"),
     ],
 )
-def test_the_documented_keys_are_printed(keys_of, tiny_data, tmp_path, monkeypatch, arguments, line):
+def test_the_documented_keys_are_printed(keys_of, tiny_data, arguments, line):
     """All of them, and no others."""
+    assert keys_of(*(str(tiny_data) if word == "DATA" else word for word in arguments)) == documented()[line]
+
+
+def test_the_documented_keys_of_merged_parts_are_printed(keys_of, tmp_path, monkeypatch):
+    """One part is a whole, too."""
     monkeypatch.chdir(tmp_path)
 
-    assert keys_of(*(str(tiny_data) if word == "DATA" else word for word in arguments)) == documented()[line]
+    keys_of("prep", "shakespeare", "--max-tokens", "10K", "--partition", "0/1", "--output-dir", "parts")
+
+    assert (
+        keys_of("data", "merge", "parts/part-00000-of-00001", "--output", "whole")
+        == documented()["data merge DIR --json"]
+    )
 
 
 def test_the_documented_keys_of_a_run_and_its_checkpoints_are_printed(keys_of, tiny_run):

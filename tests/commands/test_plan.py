@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from automodel_cli import app
 from automodel_cli.engine.config.template import PRESETS
 from automodel_cli.engine.plan.devices import MEMORY_GB
 
+FINEWEB = Path(__file__).parents[2] / "examples/fineweb.yaml"
 MEMORY = ["weights", "gradients", "optimizer", "buffers", "activations", "logits", "total"]
 
 
@@ -27,7 +29,7 @@ def plan(capsys):
 
 def test_the_report_has_a_line_for_each_number(plan):
     """Counts, the memory by category, the batch that fits, and the time; columns are aligned."""
-    lines = plan("-c", "examples/fineweb.yaml", "--nproc-per-node", 8).out.splitlines()
+    lines = plan("-c", FINEWEB, "--nproc-per-node", 8).out.splitlines()
 
     found = {line[:22].strip(): line[22:].split("  ")[0].strip() or line[22:].split()[0] for line in lines if line}
     assert set(MEMORY) | {"parameters", "largest local batch", "time", "FLOPs of the run"} <= set(found)
@@ -38,7 +40,7 @@ def test_the_report_has_a_line_for_each_number(plan):
 
 def test_json_has_the_same_numbers_under_stable_keys(plan):
     """Bytes, hours and counts; categories add up to the total."""
-    found = json.loads(plan("-c", "examples/fineweb.yaml", "--nproc-per-node", 4, "--nnodes", 2, "--json").out)
+    found = json.loads(plan("-c", FINEWEB, "--nproc-per-node", 4, "--nnodes", 2, "--json").out)
 
     assert set(found) == {
         *("derived", "layout", "memory", "gpu_memory", "fits", "largest_local_batch_size"),
@@ -59,9 +61,8 @@ def test_config_show_prints_the_same_derived_numbers(plan, capsys):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_can_be_planned(plan, preset, tmp_path, monkeypatch):
+def test_every_preset_can_be_planned(plan, preset):
     """Before its data is there, which is said aside."""
-    monkeypatch.chdir(tmp_path)
     assert app.run(["config", "init", "my.yaml", "--preset", preset]) == 0
 
     printed = plan("-c", "my.yaml", "--json")
@@ -85,7 +86,7 @@ def test_options_change_what_they_say(plan):
 
 def test_a_batch_that_does_not_fit_is_said(plan):
     """With the batch that would."""
-    text = plan("-c", "examples/fineweb.yaml", "--gpu-memory", "6GB").out
+    text = plan("-c", FINEWEB, "--gpu-memory", "6GB").out
 
     assert "does not fit: of 6.00 GB" in text
     assert re.search(r"largest local batch +\d+  \d divides the 512 samples of a rank", text)
@@ -103,6 +104,19 @@ def test_an_unknown_model_and_optimizer_are_said_to_be_unknown(plan, tmp_path):
     assert re.search(r"  optimizer +not known  the state of this optimizer", optimizer)
     assert re.search(r"  total +not known", optimizer)
     assert re.search(r"  weights +3.37 MB", optimizer)
+
+
+def test_a_model_of_ones_own_is_counted_by_a_trace(plan):
+    """Parameters, FLOPs, memory and the batch that fits, as for a model with formulas."""
+    own = FINEWEB.with_name("custom_model.py")
+    model = f"model={{_target_: '{own}:build_model', vocab_size: 257, width: 64}}"
+
+    found = json.loads(plan("--set", model, "--json").out)
+
+    assert found["derived"]["model"] == "GatedRecurrence"
+    assert found["derived"]["parameters"]["total"] == 91_264
+    assert found["memory"]["activations"] > 0
+    assert found["largest_local_batch_size"] > 1
 
 
 def test_an_fp32_run_has_no_hours_by_a_bf16_peak(plan):

@@ -18,9 +18,8 @@ app.command("prep")(prep)
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run():
     """Runs `amcli prep` with these arguments in an empty working directory; an error is raised as it is."""
-    monkeypatch.chdir(tmp_path)
     runner = CliRunner()
     return lambda *arguments: runner.invoke(app, arguments, catch_exceptions=False)
 
@@ -102,9 +101,26 @@ def test_documents_left_out_and_split_are_in_the_summary(run, tmp_path):
 
     result = run("mine.jsonl", "--tokenizer", "bytes", "--max-length", "9", "--val-tokens", "0", "--verify")
 
-    assert "left out: 1 documents (null)" in result.stdout
+    assert "left out: 1 documents (null), the first at mine.jsonl:1\n" in result.stdout
     assert "1 documents were longer than 9 tokens" in result.stdout
     assert "every byte was read again" in result.stdout
+
+
+def test_what_would_help_documents_left_out_is_in_the_summary_and_for_scripts(run, tmp_path):
+    """The size of the first, and the option with its value; in a dry run as in the summary."""
+    (tmp_path / "mine.jsonl").write_text('{"text": "a"}\n{"text": "%s"}\n' % ("x" * 50))
+    arguments = ["mine.jsonl", "--tokenizer", "bytes", "--max-document-bytes", "20", "--val-tokens", "0"]
+    found = "the first at mine.jsonl:2: 50 bytes"
+
+    dry, plain = run(*arguments, "--dry-run").stdout, run(*arguments).stdout
+    dry_json, again_json = (json.loads(run(*arguments, *more, "--json").stdout) for more in (["--dry-run"], []))
+
+    for printed in (dry, plain):
+        assert f"left out: 1 documents (too_large), {found}" in printed
+        assert "note: too_large, first at mine.jsonl:2: raise --max-document-bytes, which is 20" in printed
+    for document in (dry_json, again_json["manifest"]["reading"]):
+        assert document["skipped"] == {"too_large": 1}
+        assert document["first_skipped"] == {"too_large": {"where": "mine.jsonl:2", "found": "50 bytes"}}
 
 
 def test_every_option_of_the_source_reaches_it(run, tmp_path):
@@ -156,8 +172,8 @@ def test_the_next_command_fits_data_of_ones_own(run, tmp_path):
     result = run("mine.jsonl", "--val-tokens", "0", "--tokenizer", "gpt2")
 
     assert result.stdout.rstrip().endswith(
-        "next: amcli pretrain --set dataset.file_pattern='data/mine/train_*.bin' "
-        "--set validation_dataset=null --set model.vocab_size=50257"
+        "next: amcli pretrain --set 'dataset.file_pattern=data/mine/train_*.bin' --set validation_dataset=null "
+        "--set step_scheduler.val_every_steps=null --set model.vocab_size=50257"
     )
 
 

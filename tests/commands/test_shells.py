@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import pty
-import select
 import shlex
 import shutil
-import signal
 import subprocess
 import sysconfig
-import time
 from pathlib import Path
 
 import pytest
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 YAML = "checkpoint: {enabled: true}\nmodel: {betas: [0.9, 0.95], n_layer: 12}\n"
-SECONDS = 60  # for one answer; a busy machine is slow, a lost key never comes
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -33,29 +29,28 @@ def script(shell: str) -> str:
     return subprocess.run([SCRIPTS / "amcli"], env=asked, capture_output=True, text=True, check=True).stdout
 
 
-class Terminal:
-    """A shell behind a pseudo-terminal, in which Ctrl-G prints the line as it stands, between marks."""
+class Shell:
+    """A shell at a pseudo-terminal, in which Ctrl-G prints the line as it stands, between marks."""
 
-    def __init__(self, command: list[str], setup: str, directory: Path) -> None:
-        self._pid, self._fd = pty.fork()
-        if self._pid == 0:
-            os.chdir(directory)
-            os.execvpe(command[0], command, environment(HOME=str(directory)))
-        self._read = ""
+    def __init__(self, terminal, wait_until, command: list[str], setup: str, directory: Path) -> None:
+        self._screen, self._wait_until, self._seen = terminal(), wait_until, 0
+        self._process = subprocess.Popen(
+            command,
+            cwd=directory,
+            env=environment(HOME=str(directory)),
+            preexec_fn=functools.partial(os.login_tty, self._screen.theirs),  # keys such as Ctrl-U need a session
+        )
         self.press(f"{setup}; echo rea''dy\n")
         self.until("ready\r\n")
 
     def press(self, keys: str) -> None:
-        os.write(self._fd, keys.encode())
+        self._screen.press(keys)
 
     def until(self, mark: str) -> str:
         """What the terminal shows up to `mark`."""
-        end = time.monotonic() + SECONDS
-        while mark not in self._read:
-            if not select.select([self._fd], [], [], max(0.0, end - time.monotonic()))[0]:
-                pytest.fail(f"the shell shows no {mark!r} but {self._read!r}")
-            self._read += os.read(self._fd, 65536).decode(errors="replace")
-        before, _, self._read = self._read.partition(mark)
+        self._wait_until(f"the shell shows {mark!r}", lambda: mark in self._screen.shown[self._seen :])
+        before = self._screen.shown[self._seen :].partition(mark)[0]
+        self._seen += len(before) + len(mark)
         return before
 
     def line_after(self, keys: str) -> str:
@@ -67,9 +62,9 @@ class Terminal:
         return line
 
     def close(self) -> None:
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
-        os.close(self._fd)
+        self._process.kill()
+        self._process.wait()
+        self._screen.close()
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +80,17 @@ def workplace(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bash(workplace):
+def bash(workplace, terminal, wait_until):
     """As a user has it, except for the strictest mode, in which a careless script would show."""
     binding = """bind -x '"\\C-g": printf "\\n<<%s>>\\n" "$READLINE_LINE"'"""
-    terminal = Terminal(["bash", "--norc", "--noprofile", "-i"], f"{binding}; set -u; . ./amcli.bash", workplace)
-    yield terminal
-    terminal.close()
+    line = ["bash", "--norc", "--noprofile", "-i"]
+    shell = Shell(terminal, wait_until, line, f"{binding}; set -u; . ./amcli.bash", workplace)
+    yield shell
+    shell.close()
 
 
 @pytest.fixture(scope="module")
-def zsh(workplace):
+def zsh(workplace, terminal, wait_until):
     if shutil.which("zsh") is None:
         pytest.skip("zsh is not installed")
     (workplace / "rc.zsh").write_text(
@@ -102,9 +98,9 @@ def zsh(workplace):
         'show() { print -r -- "\n<<$BUFFER>>" }\n'
         "zle -N show; bindkey '^G' show; source ./amcli.zsh\n"
     )
-    terminal = Terminal(["zsh", "-f", "-i"], "source ./rc.zsh", workplace)
-    yield terminal
-    terminal.close()
+    shell = Shell(terminal, wait_until, ["zsh", "-f", "-i"], "source ./rc.zsh", workplace)
+    yield shell
+    shell.close()
 
 
 KEYS = [

@@ -12,6 +12,11 @@ CASES = [
     ("inspect_ckpt", "`amcli` has no command `inspect_ckpt`", "did you mean `amcli inspect-ckpt`?"),
     ("config shwo", "`amcli config` has no command `shwo`", "did you mean `amcli config show`?"),
     ("show", "`amcli` has no command `show`", "did you mean `amcli config show`?"),
+    ("plot", "`amcli` has no command `plot`", "the commands are: prep, plan, pretrain, "),
+    ("help xyz", "`amcli` has no command `xyz`", "the commands are: prep, plan, pretrain, "),
+    ("pretrain --model gpt2", "takes no option `--model`", "a section of the configuration: --set model.KEY=VALUE"),
+    ("inspect-ckpt --model gpt2", "takes no option `--model`", "`amcli inspect-ckpt --help`"),
+    ("pretrain --nodes 2", "takes no option `--nodes`", "did you mean --nnodes?"),
     ("xyz", "`amcli` has no command `xyz`", "the commands are: prep, plan, pretrain, "),
     ("--bogus", "`amcli` takes no option `--bogus`", "`amcli --help` shows what there is"),
     ("pretrain --ste", "`amcli pretrain` takes no option `--ste`", "did you mean --set?"),
@@ -74,3 +79,28 @@ def test_overrides_count_in_the_order_in_which_they_stand(capsys):
     assert app.run(["config", "show", *forms]) == 0
 
     assert "model.n_layer=6" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("words", [[], ["prep"], ["data"], ["data", "merge"], ["config", "show"]], ids=" ".join)
+def test_a_help_page_has_three_ways_in(capsys, words):
+    """`-h` and `help` in front are `--help`."""
+    pages = []
+    for line in ([*words, "--help"], [*words, "-h"], ["help", *words]):
+        assert app.run(line) == 0
+        pages.append(capsys.readouterr().out)
+
+    assert pages[0].startswith("Usage: ")
+    assert pages[0] == pages[1] == pages[2]
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "120"])
+@pytest.mark.parametrize("words", [[], ["data"], ["config"]], ids=" ".join)
+def test_the_summary_of_a_command_is_a_whole_sentence(capsys, monkeypatch, words, columns):
+    """On as many lines as it needs."""
+    monkeypatch.setenv("COLUMNS", columns)
+
+    assert app.run([*words, "--help"]) == 0
+
+    page = capsys.readouterr().out
+    assert "..." not in page.partition("Commands:")[2]
+    assert max(map(len, page.partition("Commands:")[2].splitlines())) <= int(columns)

@@ -22,8 +22,10 @@ from automodel_cli.engine.shards.writer import ShardWriter
 BOS = 256
 
 
-def _prepare(directory: Path, splits, *, shard_tokens=50, partition=None, vocab_size=257, writer=ShardWriter) -> Path:
-    """Write documents (lists of ids without BOS) of each split as shards, and a manifest that describes them."""
+def _prepare(
+    directory: Path, splits, *, shard_tokens=50, partition=None, vocab_size=257, writer=ShardWriter, **more
+) -> Path:
+    """Write documents (lists of ids without BOS) of each split as shards, and a manifest with `more` settings."""
     directory.mkdir(parents=True)
     records = {}
     for name, documents in splits.items():
@@ -40,7 +42,7 @@ def _prepare(directory: Path, splits, *, shard_tokens=50, partition=None, vocab_
             unigram_entropy_nats=unigram_entropy_nats(np.bincount(tokens)),
             shards=written,
         )
-    settings = {"shard_tokens": shard_tokens} | ({"partition": partition} if partition else {})
+    settings = {"shard_tokens": shard_tokens} | ({"partition": partition} if partition else {}) | more
     manifest = DataManifest(
         source=SourceRecord("documents of a test"),
         tokenizer=TokenizerRecord("bytes", vocab_size, BOS, "hash"),

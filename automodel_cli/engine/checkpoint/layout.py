@@ -20,6 +20,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from automodel_cli.engine.checkpoint.manifest import MANIFEST_NAME, Manifest
+from automodel_cli.engine.config.suggest import DEFAULT_ROOT
 from automodel_cli.engine.durable import replace_link, sync_directory
 from automodel_cli.errors import CheckpointError
 
@@ -211,14 +212,14 @@ def _target(root: Path, name: str) -> Path | None:
     return root / target.name
 
 
-def resolve(path: Path | None = None, default_root: Path = Path("checkpoints")) -> Path:
+def resolve(path: Path | None = None, default_root: Path = DEFAULT_ROOT) -> Path:
     """The checkpoint directory that a user means.
 
     Args:
         path: A checkpoint, `LATEST` or `BEST`, or a directory of checkpoints, which means its
             `LATEST`, or the highest complete step if it has none. None means `default_root`, and
             a bare number, `LATEST` or `BEST` one in it.
-        default_root: Where runs save unless told otherwise.
+        default_root: A run's directory.
 
     Raises:
         CheckpointError: There is no such checkpoint; the message says what there is.
@@ -257,7 +258,7 @@ def _newest(root: Path) -> Path:
         raise CheckpointError(
             f"there is no complete checkpoint in this directory; checkpoints there: {_names(root)}",
             where=str(root),
-            help="`amcli pretrain` writes them; give the directory that checkpoint.checkpoint_dir names",
+            help="training writes them; give the directory that checkpoint.checkpoint_dir names",
         )
     return complete[-1]
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from automodel_cli.engine.bounded import read_bytes
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
-from automodel_cli.engine.checkpoint.manifest import Manifest, NewerFormatError, compare, read_manifest
+from automodel_cli.engine.checkpoint.manifest import Manifest, NewerFormatError, compare, read_manifest, use_earlier
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.checkpoint.tensor_index import json_object
 from automodel_cli.engine.checkpoint.tidy import quarantine
@@ -77,7 +77,7 @@ def load_newest_good(root: Path) -> tuple[Snapshot, Path, list[str]]:
     raise CheckpointError(
         f"there is no checkpoint that can be loaded{reasons}",
         where=str(root),
-        help="`amcli pretrain` starts a new run",
+        help="start the run anew, in another checkpoint.checkpoint_dir",
     )
 
 
@@ -98,7 +98,7 @@ def _verified(directory: Path) -> Manifest:
         raise CheckpointError(
             "the checkpoint is damaged: " + "; ".join(broken),
             where=str(directory),
-            help="use an earlier checkpoint; `amcli inspect-ckpt` on the directory above lists them",
+            help=use_earlier(directory),
         )
     return manifest
 

@@ -30,6 +30,7 @@ from automodel_cli.engine.bounded import (
     typed,
 )
 from automodel_cli.engine.checkpoint.train_state import TokenizerName
+from automodel_cli.engine.config.suggest import on_run
 from automodel_cli.engine.durable import write_bytes
 from automodel_cli.errors import CheckpointError
 
@@ -136,7 +137,7 @@ def read_manifest(directory: Path) -> Manifest:
         raise CheckpointError(
             f"there is no {MANIFEST_NAME}, which a save writes last, so this is not a complete checkpoint",
             where=str(directory),
-            help="use an earlier checkpoint; `amcli inspect-ckpt` on the directory above lists them",
+            help=use_earlier(directory),
         ) from None
     if not stat.S_ISREG(status.st_mode):
         raise _damaged(path, "it is not a regular file")
@@ -144,6 +145,11 @@ def read_manifest(directory: Path) -> Manifest:
         return _parsed(path, read_bytes(path, MAX_MANIFEST_BYTES))
     except UnsoundError as error:
         raise _damaged(path, str(error)) from None
+
+
+def use_earlier(directory: Path) -> str:
+    """What to do about a checkpoint that cannot be used."""
+    return f"use an earlier checkpoint; `{on_run('inspect-ckpt', directory.parent)}` lists them"
 
 
 @dataclass(frozen=True)

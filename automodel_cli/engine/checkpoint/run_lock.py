@@ -21,6 +21,7 @@ from automodel_cli.engine.bounded import parse_json
 from automodel_cli.errors import CheckpointError
 
 LOCK_FILE = ".run.lock"
+_ADVICE = "wait for it, stop it, or start beside it with --set checkpoint.checkpoint_dir=DIR"
 
 # A file system without locks (some network mounts) must not keep anybody from training.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -28,11 +29,12 @@ _MAX_HOLDER_BYTES = 4096
 
 
 @contextmanager
-def run_lock(root: Path) -> Iterator[None]:
+def run_lock(root: Path, *, advice: str = _ADVICE) -> Iterator[None]:
     """Keeps every other run out of a directory of checkpoints for the duration of the body.
 
     Args:
         root: The directory; made if need be, and removed again if nothing was put into it.
+        advice: What to do where another run works there.
 
     Raises:
         CheckpointError: Another run holds the lock, or the directory cannot be written to.
@@ -42,7 +44,7 @@ def run_lock(root: Path) -> Iterator[None]:
     except ImportError:  # Windows; saves of one step by two runs still refuse each other there
         yield
         return
-    descriptor = _acquire(root, fcntl)
+    descriptor = _acquire(root, fcntl, advice)
     try:
         yield
     finally:
@@ -53,7 +55,7 @@ def run_lock(root: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(root: Path, fcntl: Any) -> int:
+def _acquire(root: Path, fcntl: Any, advice: str) -> int:
     """A descriptor that holds the lock on the file that bears the name at this moment."""
     path = root / LOCK_FILE
     while True:
@@ -66,7 +68,7 @@ def _acquire(root: Path, fcntl: Any) -> int:
             raise CheckpointError(
                 f"the directory of the checkpoints cannot be written to: {error.strerror}",
                 where=str(root),
-                help="checkpoint.checkpoint_dir must be a directory that can be written to",
+                help="name a directory that can be written to: checkpoint.checkpoint_dir, or --out of `amcli import`",
             ) from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
@@ -77,11 +79,7 @@ def _acquire(root: Path, fcntl: Any) -> int:
             if error.errno not in _NO_LOCKS:
                 message = _held_by(descriptor)
                 os.close(descriptor)
-                raise CheckpointError(
-                    message,
-                    where=str(root),
-                    help="wait for it, stop it, or start beside it with --set checkpoint.checkpoint_dir=DIR",
-                ) from error
+                raise CheckpointError(message, where=str(root), help=advice) from error
         if _still_bears_the_name(descriptor, path):
             break
         os.close(descriptor)

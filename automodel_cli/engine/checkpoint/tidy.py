@@ -10,6 +10,7 @@ from pathlib import Path
 from automodel_cli.engine import durable
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.manifest import examine
+from automodel_cli.engine.config.suggest import on_run
 from automodel_cli.errors import CheckpointError
 
 
@@ -57,7 +58,7 @@ def make_way(final: Path) -> None:
             "there is a checkpoint of this step already",
             where=str(final),
             help="set checkpoint.checkpoint_dir to another directory, or continue from the last checkpoint with "
-            "`amcli resume`",
+            f"`{on_run('resume', final.parent)}`",
         )
     quarantine(final)
 

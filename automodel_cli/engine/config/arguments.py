@@ -15,13 +15,12 @@ from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.docstring import argument_meanings, summary
 from automodel_cli.engine.config.emit import inline
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
-from automodel_cli.engine.config.source_modules import Module, SourceLimitError, Sources, absolute_import
-from automodel_cli.engine.config.source_names import Class, Function, resolve
+from automodel_cli.engine.config.signature import Signature
+from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
+from automodel_cli.engine.config.source_names import Definition, imported
+from automodel_cli.engine.config.source_signatures import bases, written_parameters
 from automodel_cli.engine.config.static_target import static_target
 from automodel_cli.errors import ConfigError
-
-_TOO_DEEP = 20
-_Routine = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,8 @@ class Callables:
             found = static_target(target, self._config.origin(path), dotted(path), self._sources)
             if found.definition is None:
                 return None
-            names = found.signature.names if found.signature else None
-            required = found.signature.required if found.signature else frozenset()
-            name = target.replace(":", ".").rpartition(".")[2]
-            return _facts(self._sources, found.definition, name, names, required)
-        except (ConfigError, SyntaxError, SourceLimitError, OSError):
+            return _facts(self._sources, found.definition, target.replace(":", ".").rpartition(".")[2], found.signature)
+        except (ConfigError, Undecided, OSError):
             return None
 
 
@@ -91,101 +87,59 @@ def arguments_of(config: Config, section: KeyPath) -> CallableFacts | None:
     return Callables(config).of(section)
 
 
-def _facts(
-    sources: Sources, found: Function | Class, name: str, names: tuple[str, ...] | None, required: frozenset[str]
-) -> CallableFacts:
+def _facts(sources: Sources, found: Definition, name: str, signature: Signature | None) -> CallableFacts:
     """What is known of a callable.
 
     Args:
         sources: Where it was found.
         found: A function, or a class: the callable itself, or the owner of the method `name`.
         name: The last word of the target.
-        names: The keywords that it takes, where that is certain.
-        required: Those without a default.
+        signature: What it takes, where that is certain.
     """
-    lineage = [] if isinstance(found, Function) else list(_lineage(sources, found, 0))
-    routine = found if isinstance(found, Function) else _method(lineage, name)
-    if routine is not None:
-        texts, written = [_docstring(routine.node)], dict(_parameters(routine.node))
-    else:
-        constructor = _method(lineage, "__init__")
-        written = _fields(lineage) if constructor is None else dict(_parameters(constructor.node))
-        texts = [text for base in lineage for text in _class_docstrings(sources, base)]
+    is_method = isinstance(found.node, ast.ClassDef) and found.node.name != name
+    lineage = [base for base in bases(sources, found) if isinstance(base, Definition)] if found.is_class else [found]
+    method = next(filter(None, (base.member(name) for base in lineage)), None) if is_method else None
+    texts = [_docstring(method)] if method else [text for base in lineage for text in _docstrings(sources, base)]
     meanings: dict[str, str] = {}
     for text in texts:
         meanings = argument_meanings(text) | meanings
+    written = written_parameters(sources, found, name if is_method else None)
     arguments = {
-        each: Argument(meanings.get(each), *written.get(each, (None, None)), is_required=each in required)
-        for each in (names if names is not None else written)
+        each: Argument(
+            meanings.get(each),
+            *(written[each].annotation, _default(written[each].default)) if each in written else (None, None),
+            is_required=signature is not None and each in signature.required,
+        )
+        for each in (signature.names if signature is not None else written)
         if each not in ("self", "cls")
     }
-    definition = routine or found
-    place = Origin("file", str(definition.module.path), line=definition.node.lineno).short()
+    owner = next((base for base in lineage if method is not None and base.member(name) is method), found)
+    line = (method or owner.node).lineno
+    place = Origin("file", str(owner.module.path), line=line).short()
     return CallableFacts(next(filter(None, map(summary, texts)), None), place, arguments)
 
 
-def _lineage(sources: Sources, cls: Class, depth: int) -> Iterator[Class]:
-    """The class and those of its bases that stand in source, depth first."""
-    yield cls
-    for base in cls.node.bases if depth < _TOO_DEEP else []:
-        found = resolve(sources, cls.module, base)
-        if isinstance(found, Class):
-            yield from _lineage(sources, found, depth + 1)
+def _default(written: str | None) -> str | None:
+    """Of `field(default=1)` and its relatives, the default is what they are told."""
+    tree = ast.parse(written, mode="eval").body if written else None
+    keywords = tree.keywords if isinstance(tree, ast.Call) else []
+    return next((ast.unparse(keyword.value) for keyword in keywords if keyword.arg == "default"), written)
 
 
-def _method(lineage: list[Class], name: str) -> Function | None:
-    """The function of this name in the first class that defines it."""
-    for cls in lineage:
-        for node in cls.node.body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
-                return Function(node, cls.module)
-    return None
-
-
-def _parameters(node: _Routine) -> Iterator[tuple[str, tuple[str | None, str | None]]]:
-    """(name, (annotation, default)) of each parameter that can be named."""
-    positional = [*node.args.posonlyargs, *node.args.args]
-    padding = [None] * (len(positional) - len(node.args.defaults))
-    defaults = [*padding, *node.args.defaults, *node.args.kw_defaults]
-    for parameter, default in zip([*positional, *node.args.kwonlyargs], defaults, strict=True):
-        yield parameter.arg, (_text(parameter.annotation), _text(default))
-
-
-def _fields(lineage: list[Class]) -> dict[str, tuple[str | None, str | None]]:
-    """Annotated names of classes without a constructor of their own, as dataclasses have them."""
-    found: dict[str, tuple[str | None, str | None]] = {}
-    for cls in lineage:
-        for node in cls.node.body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                annotation = _text(node.annotation) or ""
-                if not annotation.startswith(("ClassVar", "typing.ClassVar")):
-                    found.setdefault(node.target.id, (annotation, _text(node.value)))
-    return found
-
-
-def _text(node: ast.expr | None) -> str | None:
-    if isinstance(node, ast.Call):
-        # `field(default=1)` and its relatives: the default is what they are told.
-        return next((_text(keyword.value) for keyword in node.keywords if keyword.arg == "default"), ast.unparse(node))
-    return None if node is None else ast.unparse(node)
-
-
-def _docstring(node: ast.AST) -> str | None:
+def _docstring(node: ast.AST | None) -> str | None:
     return ast.get_docstring(node) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else None
 
 
-def _class_docstrings(sources: Sources, cls: Class) -> Iterator[str | None]:
-    """The docstrings of a class and of its constructor; also one assigned to `__doc__` after the class."""
-    yield _docstring(cls.node) or _assigned_docstring(sources, cls.module, cls.node.name)
-    constructor = _method([cls], "__init__")
-    yield _docstring(constructor.node) if constructor else None
-
-
-def _assigned_docstring(sources: Sources, module: Module, name: str) -> str | None:
-    for node in ast.parse(sources.text(module)).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == f"{name}.__doc__":
-            return _text_value(sources, module, node.value)
-    return None
+def _docstrings(sources: Sources, found: Definition) -> Iterator[str | None]:
+    """The docstrings of a function, or of a class and its constructor; also one assigned to `__doc__` later."""
+    own = _docstring(found.node)
+    if own is None and isinstance(found.node, ast.ClassDef):
+        text = sources.text(found.module.path)
+        for node in ast.parse(text).body if b"__doc__" in text else ():
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == f"{found.node.name}.__doc__":
+                own = _text_value(sources, found.module, node.value)
+    yield own
+    yield _docstring(found.member("__init__"))
 
 
 def _text_value(sources: Sources, module: Module, node: ast.expr | None) -> str:
@@ -198,13 +152,6 @@ def _text_value(sources: Sources, module: Module, node: ast.expr | None) -> str:
         return "".join(_text_value(sources, module, part) for part in node.values)
     if isinstance(node, ast.FormattedValue):
         return _text_value(sources, module, node.value)
-    bindings = sources.scope(module).bindings.get(node.id) if isinstance(node, ast.Name) else None
-    if not bindings:
-        return ""
-    statement, alias, value = bindings[-1].node, bindings[-1].alias, bindings[-1].value
-    if isinstance(statement, ast.ImportFrom) and alias is not None:
-        start = absolute_import(module, statement)
-        source = sources.module(start) if start else None
-        found = sources.scope(source).bindings.get(alias.name) if source is not None else None
-        value = found[-1].value if found else None
+    binding = imported(sources, module, node.id) if isinstance(node, ast.Name) else None
+    value = binding.value if binding else None
     return str(value.value) if isinstance(value, ast.Constant) else ""

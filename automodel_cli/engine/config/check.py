@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from automodel_cli.engine.config.check_checkpoint import check_checkpoint
 from automodel_cli.engine.config.check_elastic import check_elastic
@@ -46,16 +47,22 @@ from automodel_cli.engine.config.sections import (
     top_level_names,
     type_words,
 )
-from automodel_cli.engine.config.suggest import hint
+from automodel_cli.engine.config.suggest import hint, nearest
 from automodel_cli.engine.config.validation_sets import SECTION, is_named_sets
-from automodel_cli.errors import AmcliError, ConfigError, DataError
+from automodel_cli.errors import AmcliError, ConfigError
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.config.check_targets import Unchecked
 
 
 @dataclass(frozen=True)
 class Settings:
     """The sections of amcli itself, typed; what has a `_target_` stays in the `Config`.
 
-    `notes` are for the user: what could not be checked, what stands in for what, what has no effect yet.
+    Args:
+        notes: For the user: what stands in for what, whose code runs, what has no effect or another than it seems.
+        num_checks: Values, keywords and files that were looked at, and found sound.
+        unchecked: What could not be checked without running code, for `check_for_certain`.
     """
 
     general: General
@@ -73,6 +80,8 @@ class Settings:
     tensorboard: TensorboardSection
     mfu: MfuSection
     notes: tuple[str, ...] = ()
+    num_checks: int = 0
+    unchecked: tuple[Unchecked, ...] = ()
 
 
 def checked(config: Config, world_size: int | None = None) -> Settings:
@@ -87,8 +96,8 @@ def checked(config: Config, world_size: int | None = None) -> Settings:
         ConfigError: One error that lists everything that is wrong.
     """
     # Imported here: reading source takes modules that printing or completing a configuration does not need.
-    from automodel_cli.engine.config.check_data import data_problems
-    from automodel_cli.engine.config.check_targets import check_targets
+    from automodel_cli.engine.config.check_data import check_data
+    from automodel_cli.engine.config.check_targets import check_targets, one_error
     from automodel_cli.engine.config.notes import notes_on
 
     problems: list[AmcliError] = []
@@ -100,16 +109,22 @@ def checked(config: Config, world_size: int | None = None) -> Settings:
     settings = Settings(general=general, **sections) if is_whole else None
     if settings is not None:
         _check_across(config, settings, world_size, problems)
-    targets = check_targets(config)
-    problems += targets.problems
-    problems += data_problems(config)
-    if settings is not None and not problems:
-        return replace(settings, notes=notes_on(config, targets))
-    if len(problems) == 1:
-        raise problems[0]
-    kind = DataError if all(isinstance(problem, DataError) for problem in problems) else ConfigError
-    count = f"{len(problems)}" if len(problems) <= MAX_PROBLEMS else f"more than {MAX_PROBLEMS}"
-    raise kind(f"{count} problems in the configuration", problems=problems[:MAX_PROBLEMS])
+    targets, data = check_targets(config), check_data(config)
+    problems += [*targets.problems, *data.problems]
+    if settings is None or problems:
+        raise one_error(problems)
+    return replace(
+        settings,
+        notes=notes_on(config, settings, targets, data),
+        num_checks=_num_own_values(config) + targets.num_checks + data.num_checks,
+        unchecked=(*targets.unchecked, *data.unchecked),
+    )
+
+
+def _num_own_values(config: Config) -> int:
+    owners: tuple[type[Any], ...] = (General, *SECTIONS)
+    prefixes: dict[type[Any], KeyPath] = {owner: (owner.name,) if owner.name else () for owner in owners}
+    return sum(config.has(dotted((*prefixes[owner], name))) for owner in owners for name in section_fields(owner))
 
 
 def with_defaults(config: Config) -> Config:
@@ -141,9 +156,7 @@ def _check_top_level(config: Config, problems: list[AmcliError]) -> None:
     allowed = top_level_names()
     for name in [name for name in config.values if name not in allowed][:MAX_PROBLEMS]:
         where = str(config.key_origin((name,)))
-        problems.append(
-            ConfigError(f"unknown section `{name}`", where=where, help=hint(name, allowed, noun="sections"))
-        )
+        problems.append(ConfigError(f"unknown section `{name}`", where=where, help=_section_hint(name, allowed)))
     for name, required in TARGET_SECTIONS.items():
         value = config.get(name)
         if value is None:
@@ -155,6 +168,16 @@ def _check_top_level(config: Config, problems: list[AmcliError]) -> None:
             message = f"`{name}` must be a section with a `{TARGET}` that names what to build"
             message += ", or sections of that kind by name" if name == SECTION else ""
             problems.append(ConfigError(message, where=str(config.origin((name,)))))
+
+
+def _section_hint(name: str, allowed: list[str]) -> str:
+    """The section that was meant, or the place of a key that stands outside its section."""
+    if nearest(name, allowed) is None:
+        inner = {key: f"{section.name}.{key}" for section in SECTIONS for key in section_fields(section)}
+        inner |= {"lr": "optimizer.lr", "weight_decay": "optimizer.weight_decay"}
+        if match := nearest(name, inner):
+            return f"did you mean `{inner[match]}`?"
+    return hint(name, allowed, noun="sections")
 
 
 def _build(section: type[Any], config: Config, prefix: KeyPath, problems: list[AmcliError]) -> Any:
@@ -182,9 +205,10 @@ def _build(section: type[Any], config: Config, prefix: KeyPath, problems: list[A
             except ConfigError as error:
                 problems.append(error)
         elif is_required(item):
-            section_origin = str(config.origin(prefix)) if prefix in config.origins else None
+            origin = config.origins.get(prefix)
+            is_written = origin is not None and origin.kind != "default"
             message = f"`{dotted(path)}` is missing: {item.metadata['meaning']}"
-            problems.append(ConfigError(message, where=section_origin))
+            problems.append(ConfigError(message, where=str(origin) if is_written else None))
     return section(**arguments) if len(problems) == num_problems else None
 
 
@@ -234,7 +258,8 @@ def _check_across(config: Config, settings: Settings, world_size: int | None, pr
     """Rules that tie one section to another."""
 
     def refuse(path: str, message: str, help_: str | None) -> None:
-        problems.append(ConfigError(message, where=str(config.origin(tuple(path.split(".")))), help=help_))
+        where = config.origin(_most_deliberate(config, path, message))
+        problems.append(ConfigError(message, where=str(where), help=help_))
 
     check_schedule(config, settings, refuse)
     check_validation(config, settings, refuse)
@@ -243,3 +268,23 @@ def _check_across(config: Config, settings: Settings, world_size: int | None, pr
     check_elastic(config, settings, refuse)
     check_checkpoint(settings, refuse)
     check_sinks(config, settings, refuse)
+
+
+# Who says two things that do not go together has the later one in mind: an option stands over a file.
+_DELIBERATE = {"default": 0, "file": 1, "checkpoint": 1, "option": 2}
+
+
+def _most_deliberate(config: Config, path: str, message: str) -> KeyPath:
+    """Of the keys that a message names, the one to look at: `path`, or one that was set more deliberately.
+
+    A key of the same section may stand in the message without its section.
+    """
+
+    def rank(key: str) -> int:
+        return _DELIBERATE[config.origin(tuple(key.split("."))).kind]
+
+    named = re.findall(r"[A-Za-z_]\w*(?:\.\w+)*", message)
+    section = path.rpartition(".")[0]
+    keys = [key for name in named for key in (name, f"{section}.{name}") if "." in key and config.has(key)]
+    best = max([path, *keys], key=rank)  # of equals the first
+    return tuple(best.split("."))

@@ -1,19 +1,22 @@
-"""Whether the data that a configuration names is there and fits the model, without numpy or torch.
+"""Whether the data that a configuration names is there, whole, and fits the model and itself, without numpy or torch.
 
-Looks at the sections that are built by our own dataset; what `file_pattern` means to a user's
-dataset is the user's. Reads names, sizes and `manifest.json`, never a token. Patterns that go
-through many directories can take long, so they are left to the dataset.
+Looks at the sections that are built by our own datasets; what `file_pattern` means to a user's dataset is the user's.
+Reads names, sizes, headers and `manifest.json`, never a token. Patterns that go through many directories can take
+long, so they are left to the dataset.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from automodel_cli.engine.bounded import parse_json, read_bytes
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.builtin import BUILTIN_SOURCE, embedded_corpus_directory
+from automodel_cli.engine.config.check_targets import Unchecked
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.file_pattern import (
@@ -25,35 +28,77 @@ from automodel_cli.engine.config.file_pattern import (
 )
 from automodel_cli.engine.config.limits import MAX_SEARCHES
 from automodel_cli.engine.config.origin import KeyPath, dotted
+from automodel_cli.engine.config.shard_header import megatron_tokens, shard_header
 from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.errors import AmcliError, ConfigError, DataError
 
 OUR_DATASET = "automodel_cli.engine.data.nanogpt_dataset.NanogptDataset"
 MEGATRON_DATASET = "automodel_cli.engine.data.megatron_dataset.MegatronPretraining"
-# The argument that names the files of each, and what it means.
-_FILES_OF: dict[str, tuple[str, Callable[[Path], list[Path]]]] = {
-    OUR_DATASET: ("file_pattern", matching_files),
-    MEGATRON_DATASET: ("paths", megatron_files),
-}
 TRAINING: KeyPath = ("dataset",)
 
 # As `engine.shards.manifest` writes it; that package lies above this one, and needs numpy.
 _MANIFEST = ("manifest.json", "amcli-token-shards")
 _MANIFEST_VERSIONS = (1, 2, 3)
 _MAX_WILD_PARTS = 2  # data/*/train_*.bin
+_MAX_HEADERS = 5_000  # some 50 microseconds each
 
 
-def data_problems(config: Config) -> list[AmcliError]:
-    """What is wrong with the data of a run; empty where it fits or cannot be told."""
-    problems: list[AmcliError] = []
+class _Kind(NamedTuple):
+    """One of our datasets: the argument that names its files, what it means, and the tokens of one whole file."""
+
+    key: str
+    find: Callable[[Path], list[Path]]
+    num_tokens: Callable[[Path], int]
+
+
+_KINDS = {
+    OUR_DATASET: _Kind("file_pattern", matching_files, lambda path: shard_header(path).num_tokens),
+    MEGATRON_DATASET: _Kind("paths", megatron_files, megatron_tokens),
+}
+
+
+@dataclass
+class DataCheck:
+    """What was found about the data.
+
+    Args:
+        problems: What is wrong.
+        unchecked: What could not be checked.
+        num_checks: Files that were found whole.
+        num_tokens: Of the training data; None where that is not known.
+    """
+
+    problems: list[AmcliError] = field(default_factory=list)
+    unchecked: list[Unchecked] = field(default_factory=list)
+    num_checks: int = 0
+    num_tokens: list[int] | None = None
+
+
+def check_data(config: Config) -> DataCheck:
+    """Checks the data of a run, as far as it can be told."""
+    found = DataCheck()
+    tokenizers: dict[str, tuple[KeyPath, str]] = {}
     for section in (TRAINING, *validation_sets(config).values()):
         values = config.get(dotted(section))
-        if isinstance(values, Mapping) and not _will_be_prepared(config, section):
-            target = values.get(TARGET)
-            ours = _FILES_OF.get(resolved(target)) if isinstance(target, str) else None
-            if ours is not None:
-                problems += _problems_of(config, section, ours[0], ours[1])
-    return problems
+        if not isinstance(values, Mapping) or _will_be_prepared(config, section):
+            continue
+        target = values.get(TARGET)
+        kind = _KINDS.get(resolved(target)) if isinstance(target, str) else None
+        if kind is not None:
+            found.problems += _problems_of(config, section, kind, found, tokenizers)
+        elif isinstance(target, str):
+            found.unchecked.append(Unchecked(f"the data of `{dotted(section)}`", f"`{target}` reads it in its own way"))
+    if len(tokenizers) > 1:
+        (first, name), (second, other), *_ = tokenizers.values()
+        message = f"{dotted(second)} was made with the tokenizer {other!r}, but {dotted(first)} with {name!r}"
+        found.problems.append(
+            DataError(
+                f"{message}: the same id means different text",
+                where=str(config.origin(second)),
+                help="prepare all data of a run with one tokenizer: amcli prep SOURCE --tokenizer NAME",
+            )
+        )
+    return found
 
 
 def _will_be_prepared(config: Config, section: KeyPath) -> bool:
@@ -64,11 +109,11 @@ def _will_be_prepared(config: Config, section: KeyPath) -> bool:
 
 
 def _problems_of(
-    config: Config, section: KeyPath, key: str, find: Callable[[Path], list[Path]]
+    config: Config, section: KeyPath, kind: _Kind, found: DataCheck, tokenizers: dict[str, tuple[KeyPath, str]]
 ) -> Iterator[AmcliError]:
     paths: list[Path] = []
     is_complete = True
-    key_path = (*section, key)
+    key_path = (*section, kind.key)
     try:
         patterns = list(_patterns(key_path, config.get(dotted(key_path))))
     except ConfigError as error:
@@ -89,13 +134,32 @@ def _problems_of(
             is_complete = False
             continue
         try:
-            paths += find(Path(pattern))
+            files = kind.find(Path(pattern))
+            for directory in {file.parent for file in files}:
+                tokenizer = _manifest_in(directory).get("tokenizer")
+                if isinstance(tokenizer, Mapping) and isinstance(tokenizer.get("sha256"), str):
+                    tokenizers.setdefault(tokenizer["sha256"], (path, str(tokenizer.get("name"))))
+            paths += files
         except DataError as error:
             yield DataError(f"{dotted(path)} is {pattern}: {error.message}", where=str(origin), help=error.help)
             is_complete = False
         except (OSError, ValueError, NotImplementedError) as error:
             yield DataError(f"{dotted(path)} is {pattern}, which cannot be searched: {error}", where=str(origin))
             return
+    num_tokens: list[int] = []
+    for file in paths[:_MAX_HEADERS]:
+        try:
+            num_tokens.append(kind.num_tokens(file))
+            found.num_checks += 1
+        except DataError as error:
+            message = f"{dotted(key_path)}: {file}: {error.message}"
+            yield DataError(message, where=str(config.origin(key_path)), help=error.help)
+            return
+    if not is_complete or len(paths) > _MAX_HEADERS:
+        reason = f"more than {_MAX_HEADERS:,} files, or a pattern through many directories"
+        found.unchecked.append(Unchecked(f"all files of `{dotted(key_path)}`", reason))
+    elif section == TRAINING and kind is _KINDS[OUR_DATASET]:
+        found.num_tokens = num_tokens
     vocab_size, where = _vocab_size(config)
     largest = largest_token_id(paths) if is_complete else None
     if vocab_size is not None and largest is not None and largest >= vocab_size:
@@ -177,9 +241,23 @@ def training_tokens(config: Config) -> int | None:
 def _records(manifest: Path) -> dict[str, Any]:
     """The record of each shard by name; empty where the file is missing, damaged or of another format."""
     try:
-        raw = parse_json(read_bytes(manifest))
-        if raw["format"] != _MANIFEST[1] or raw["format_version"] not in _MANIFEST_VERSIONS:
-            return {}
-        return {shard["name"]: shard for split in raw["splits"].values() for shard in split["shards"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        splits = _manifest_in(manifest.parent)["splits"]
+        return {shard["name"]: shard for split in splits.values() for shard in split["shards"]}
+    except (KeyError, TypeError, AttributeError):
+        return {}
+
+
+@functools.lru_cache(maxsize=8)
+def _manifest_of(manifest: Path, _changed_ns: int) -> dict[str, Any]:
+    raw = parse_json(read_bytes(manifest), allow_surrogates=True)
+    is_ours = raw["format"] == _MANIFEST[1] and raw["format_version"] in _MANIFEST_VERSIONS
+    return dict(raw) if is_ours else {}
+
+
+def _manifest_in(directory: Path) -> dict[str, Any]:
+    """What `manifest.json` says; empty where the file is missing, damaged or of another format."""
+    manifest = directory / _MANIFEST[0]
+    try:
+        return _manifest_of(manifest.resolve(), manifest.stat().st_mtime_ns)
+    except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.signature import Signature
@@ -14,6 +14,7 @@ from automodel_cli.errors import ConfigError
 
 _PATH: KeyPath = ("optimizer", "param_groups")
 _OWN = ("pattern", "lr_mult", "weight_decay")
+_INNER = "adamw_"
 
 
 def param_group_problems(config: Config, target: str, signature: Signature | None) -> Iterator[ConfigError]:
@@ -61,9 +62,16 @@ def _of_rule(
         yield ConfigError(f"{dotted((*path, 'muon'))} is {rule['muon']!r}, but {message}", where=where)
     if signature is None or signature.takes_any:
         return
-    options = [name for name in signature.names if name not in ("params", "lr", "hidden_names")]
+    # `adamw_lr` and its like of an optimizer that holds an AdamW inside are of the whole, and no group's.
+    options = [
+        name for name in signature.names if name not in ("params", "lr", "hidden_names") and not name.startswith(_INNER)
+    ]
     for name in rule:
         if name not in {*_OWN, "muon", *options}:
             message = f"{dotted(path)}: neither a rule nor `{target}` takes `{name}`"
-            help_ = hint(name, [*_OWN, *options]) if name != "lr" else "lr_mult is a factor on the rate of every step"
+            help_ = hint(name, [*_OWN, *options])
+            if name in ("lr", f"{_INNER}lr"):
+                help_ = "lr_mult is a factor on the rate of every step"
+            elif name.startswith(_INNER):
+                help_ = f"beside `{TARGET}` it holds for all parameters of AdamW"
             yield ConfigError(message, where=str(config.key_origin((*path, name))), help=help_)

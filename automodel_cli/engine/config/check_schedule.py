@@ -26,7 +26,7 @@ def check_schedule(config: Config, settings: Settings, refuse: Refuse) -> None:
         refuse(
             "lr_scheduler.lr_decay_steps",
             f"lr_scheduler.lr_decay_steps is {_shown(section.lr_decay_steps, decay)}, "
-            f"but the decay must end after the {warmup} steps of warm-up",
+            f"but the decay must end after the warm-up, lr_warmup_steps = {_shown(section.lr_warmup_steps, warmup)}",
             None,
         )
     wsd, end = lengths.get("lr_wsd_decay_steps"), decay or settings.step_scheduler.max_steps

@@ -1,11 +1,12 @@
 """Every `_target_` of a configuration against its source: unknown and missing keywords, without importing.
 
-What source does not tell is listed as unchecked, with the reason.
+What source does not tell is listed as unchecked, with the reason; `check_for_certain` imports it and asks the object.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,47 @@ from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.check_param_groups import param_group_problems
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
-from automodel_cli.engine.config.limits import MAX_TARGETS
+from automodel_cli.engine.config.limits import MAX_PROBLEMS, MAX_TARGETS
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.sections import ENGINE_KEYS, RUNTIME, SUPPLIED, TARGET_SECTIONS
-from automodel_cli.engine.config.signature import keyword_problems
-from automodel_cli.engine.config.source_classes import declared_names
-from automodel_cli.engine.config.source_modules import Sources
-from automodel_cli.engine.config.source_names import Class
+from automodel_cli.engine.config.signature import Signature, keyword_problems, signature_of
+from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
+from automodel_cli.engine.config.source_names import Definition
+from automodel_cli.engine.config.source_signatures import call_signature, words_of_kwargs
 from automodel_cli.engine.config.static_target import StaticTarget, static_target
 from automodel_cli.engine.config.suggest import nearest
+from automodel_cli.engine.config.target import resolve_target
 from automodel_cli.engine.config.target_errors import Place
 from automodel_cli.engine.config.trust import (
-    is_built_by_amcli,
-    is_well_known,
-    may_import,
-    remote_code_problems,
+    is_known_definition,
+    is_known_name,
+    is_started_here,
+    trust_problems,
     untrusted,
 )
-from automodel_cli.errors import AmcliError, ConfigError
+from automodel_cli.errors import AmcliError, ConfigError, DataError
+
+# A keyword that only `**kwargs` takes counts as misspelt when it is this much like a known one.
+_ALIKE = 0.8
+
+
+@dataclass(frozen=True)
+class Unchecked:
+    """What source does not tell of one target.
+
+    Args:
+        what: Names it, in words that follow "not checked: ".
+        why: The reason.
+        path: Of the section whose keywords importing the target would show; None where that would not help.
+    """
+
+    what: str
+    why: str
+    path: KeyPath | None = None
+
+
+# Code of these is not listed before it runs: everybody who uses amcli has it.
+_WELL_KNOWN = ("automodel_cli", "torch", "transformers", "datasets", "tokenizers", "numpy", "nemo_automodel")
 
 
 @dataclass
@@ -40,13 +64,15 @@ class TargetCheck:
 
     Args:
         problems: What is certainly wrong.
-        unchecked: One line for each target whose keywords could not be checked.
+        unchecked: What could not be checked.
+        num_checks: Targets that were looked up, and keywords that were held to what they take.
         targets: All targets, as written.
         foreign: Source files of code that not everybody has, and the targets that run it.
     """
 
     problems: list[AmcliError] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
+    unchecked: list[Unchecked] = field(default_factory=list)
+    num_checks: int = 0
     targets: list[str] = field(default_factory=list)
     foreign: dict[Path, list[str]] = field(default_factory=dict)
 
@@ -61,9 +87,47 @@ def check_targets(config: Config) -> TargetCheck:
         except ConfigError as error:
             found.problems.append(error)
     if len(sections) > MAX_TARGETS:
-        found.unchecked.append(f"only the first {MAX_TARGETS} targets are checked before they are called")
-    found.problems += remote_code_problems(config, list(TARGET_SECTIONS))
+        rest = len(sections) - MAX_TARGETS
+        found.unchecked.append(Unchecked(f"{rest} more targets", f"only the first {MAX_TARGETS} are looked up"))
+    found.problems += trust_problems(config, sources=sources)
     return found
+
+
+def check_for_certain(config: Config, unchecked: Iterable[Unchecked]) -> None:
+    """Imports the targets that source does not show, and holds the keywords of their sections to what they take.
+
+    Raises:
+        ConfigError: A target cannot be imported or called, or does not take its keywords.
+    """
+    problems: list[AmcliError] = []
+    for path in [each.path for each in unchecked if each.path is not None]:
+        section, origin = config.at(path), config.origin((*path, TARGET))
+        target = resolve_env(section[TARGET], origin)
+        try:
+            signature = signature_of(resolve_target(target, origin, dotted((*path, TARGET))))
+        except ConfigError as error:
+            problems.append(error)
+            continue
+        problems += _keyword_problems(config, path, target, signature) if signature is not None else ()
+    if problems:
+        raise one_error(problems)
+
+
+def _names_of_instances(sources: Sources, owner: Definition) -> tuple[str, ...]:
+    """What a class itself takes: `from_pretrained` of a configuration puts its keywords over what it finds."""
+    try:
+        return call_signature(sources, owner).names if owner.is_class else ()
+    except Undecided:
+        return ()
+
+
+def one_error(problems: Sequence[AmcliError]) -> AmcliError:
+    """The error that lists all problems; the problem itself, if there is one. A `DataError` if all of them are."""
+    if len(problems) == 1:
+        return problems[0]
+    kind = DataError if all(isinstance(problem, DataError) for problem in problems) else ConfigError
+    count = f"{len(problems)}" if len(problems) <= MAX_PROBLEMS else f"more than {MAX_PROBLEMS}"
+    return kind(f"{count} problems in the configuration", problems=problems[:MAX_PROBLEMS])
 
 
 def _sections_with_target(node: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
@@ -86,45 +150,73 @@ def _check(config: Config, path: KeyPath, section: Mapping[str, Any], found: Tar
             raise ConfigError(f"{dotted(key)} is {target!r}, but it must be text", where=str(origin))
         return
     found.targets.append(target)
+    if origin.kind == "checkpoint" and not is_known_name(target) and not is_started_here(target, origin, sources):
+        return  # said by `trust_problems`
     result = static_target(resolved(target), origin, dotted(key), sources)
-    _check_trust(target, result, Place(origin, dotted(key)), found)
+    _check_definition(target, result, Place(origin, dotted(key)), found, sources)
     if path == ("optimizer",):
         found.problems += param_group_problems(config, target, result.signature)
-    given = [name for name in section if name not in {TARGET, *ENGINE_KEYS.get(dotted(path), ())}]
+    found.num_checks += 1
+    given = _given(config, path)
     if result.signature is None:
-        found.unchecked.append(_unchecked_line(config, path, target, given, result))
+        what = f"the keywords of `{target}`"
+        found.unchecked.append(Unchecked(what, f"{origin}: {result.unchecked}", path))
         return
-    supplied = SUPPLIED.get(dotted(path), ())
-    runtime = RUNTIME.get(str(path[0]), ())
-    found.problems += keyword_problems(
-        result.signature, target, given, config, path, supplied=supplied, runtime=runtime
-    )
+    found.num_checks += len(given)
+    found.problems += _keyword_problems(config, path, target, result.signature)
+    if result.signature.takes_any:
+        _check_passed_on(config, path, target, result, found, sources)
 
 
-def _check_trust(target: str, result: StaticTarget, place: Place, found: TargetCheck) -> None:
+def _given(config: Config, path: KeyPath) -> list[str]:
+    return [name for name in config.at(path) if name not in {TARGET, *ENGINE_KEYS.get(dotted(path), ())}]
+
+
+def _keyword_problems(config: Config, path: KeyPath, target: str, signature: Signature) -> list[ConfigError]:
+    supplied, runtime = SUPPLIED.get(dotted(path), ()), RUNTIME.get(str(path[0]), ())
+    return keyword_problems(signature, target, _given(config, path), config, path, supplied=supplied, runtime=runtime)
+
+
+def _check_passed_on(
+    config: Config, path: KeyPath, target: str, result: StaticTarget, found: TargetCheck, sources: Sources
+) -> None:
+    """Keywords that only `**kwargs` takes: one that looks like a name that it knows is a mistake, others are listed."""
+    if result.signature is None or result.definition is None:
+        return
+    known = {*result.signature.names, *_names_of_instances(sources, result.definition)}
+    with suppress(Undecided, OSError):
+        known |= words_of_kwargs(sources, result.definition)
+    unknown = [name for name in _given(config, path) if name not in known]
+    # Code of the user's own may well take both `layer` and `layers`.
+    alike = known if _is_well_known(result.definition.module) else ()
+    misspelt = {name: match for name in unknown if (match := nearest(name, alike, cutoff=_ALIKE))}
+    for name, match in misspelt.items():
+        message = f"{dotted(path)}: `{target}` knows no `{name}`"
+        where = str(config.key_origin((*path, name)))
+        found.problems.append(ConfigError(message, where=where, help=f"did you mean `{match}`?"))
+    passed = [name for name in unknown if name not in misspelt]
+    found.num_checks -= len(passed)
+    for name in passed:
+        found.unchecked.append(
+            Unchecked(f"`{dotted((*path, name))}`", f"`{target}` takes any keyword and passes it on")
+        )
+
+
+def _is_well_known(module: Module) -> bool:
+    return module.name.partition(".")[0] in _WELL_KNOWN
+
+
+def _check_definition(target: str, result: StaticTarget, place: Place, found: TargetCheck, sources: Sources) -> None:
     """Refuses what a checkpoint may not name, and keeps where code of the user's own or of others stands.
 
     Raises:
         ConfigError: It is refused. What source does not show is decided when it is resolved.
     """
-    if not may_import(resolved(target), place.origin):
-        raise untrusted(target, place)
     definition = result.definition
-    if place.origin.kind == "checkpoint" and definition and not is_built_by_amcli(definition.module.name):
-        raise untrusted(target, place)
+    is_known = place.origin.kind != "checkpoint" or definition is None or is_known_definition(definition)
+    if not is_known and not is_started_here(target, place.origin, sources):
+        raise untrusted(target, place, sources)
     for module in result.modules:
-        if module.path is not None and not is_well_known(module.name):
+        if module.path is not None and not _is_well_known(module):
             targets = found.foreign.setdefault(module.path, [])
             targets += [] if target in targets else [target]
-
-
-def _unchecked_line(config: Config, path: KeyPath, target: str, given: list[str], result: StaticTarget) -> str:
-    """What is not checked and why, and names among the keywords that look misspelt."""
-    where = config.origin((*path, TARGET))
-    line = f"{where}: the keywords of `{target}` are not checked: {result.unchecked}"
-    declared = declared_names(result.definition) if isinstance(result.definition, Class) else ()
-    for name in given:
-        match = nearest(name, declared) if declared and name not in declared else None
-        if match:
-            line += f"; `{dotted((*path, name))}` looks like `{match}`"
-    return line

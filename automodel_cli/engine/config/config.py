@@ -6,13 +6,13 @@ A `Config` is never changed in place: merging and overriding return a new one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.config.origin import DEFAULT, KeyPath, Kind, Origin, dotted
-from automodel_cli.engine.config.secrets import masked_value
+from automodel_cli.engine.config.secrets import masked_text, masked_value
 from automodel_cli.engine.config.suggest import hint
 from automodel_cli.engine.config.yaml_reader import Parsed, parse_value, plain_types, read_yaml
 from automodel_cli.errors import ConfigError, UsageError
@@ -61,11 +61,21 @@ class Config:
         return node
 
     def origin(self, path: KeyPath) -> Origin:
-        """Origin of the value at `path`, or of the nearest section around it."""
+        """Origin of the value at `path`, or of the nearest section around it.
+
+        Of a section that nobody wrote, such as one of defaults alone: that of the first value in it.
+        """
+        inside = None if path in self.origins or not path else self._first_inside(path)
+        if inside is not None:
+            return inside
         for length in range(len(path), -1, -1):
             if path[:length] in self.origins:
                 return self.origins[path[:length]]
         return DEFAULT
+
+    def _first_inside(self, path: KeyPath) -> Origin | None:
+        found = (origin for known, origin in self.origins.items() if known[: len(path)] == path)
+        return next(found, None)
 
     def key_origin(self, path: KeyPath) -> Origin:
         """Origin of the key at `path`: where an unknown key is reported."""
@@ -111,6 +121,10 @@ class Config:
         origins, key_origins = dict(self.origins), dict(self.key_origins)
         node: Any = values
         for depth, part in enumerate(path[:-1]):
+            if isinstance(node, dict) and node.get(str(part)) is None:
+                # A section that this makes came from here, too, and not from the top of some file.
+                origins[path[: depth + 1]] = origin
+                key_origins.pop(path[: depth + 1], None)
             node = _step_into(node, part, path[:depth], origin)
         real_path = _place(node, path, value, origin)
         _forget(origins, real_path)
@@ -136,11 +150,11 @@ def from_parsed(parsed: Parsed) -> Config:
     return Config(parsed.value or {}, parsed.origins, parsed.key_origins)
 
 
-def read_configs(paths: Iterable[Path], *, trust: bool = False) -> Config:
+def read_configs(paths: Sequence[Path], *, trust: bool = False) -> Config:
     """The YAML files merged left to right; a checkpoint directory stands for the `config.yaml` in it.
 
     Args:
-        paths: Files are code, checkpoints are data.
+        paths: Files are code, checkpoints are data, also where the `config.yaml` in one is named.
         trust: Whether the user consents to run what the checkpoints name, which makes them code too.
 
     Raises:
@@ -148,11 +162,20 @@ def read_configs(paths: Iterable[Path], *, trust: bool = False) -> Config:
     """
     config = Config({})
     for path in paths:
-        in_checkpoint = path.is_dir() and (path / "config.yaml").is_file()
-        kind: Kind = "checkpoint" if in_checkpoint and not trust else "file"
-        parsed = read_yaml(path / "config.yaml" if in_checkpoint else path, kind)
+        is_directory = path.is_dir() and (path / "config.yaml").is_file()
+        kind: Kind = "checkpoint" if (is_directory or _lies_in_checkpoint(path)) and not trust else "file"
+        parsed = read_yaml(path / "config.yaml" if is_directory else path, kind)
         config = config.merged(from_parsed(parsed))
+    if not config.values:
+        message = "this holds no configuration: it is empty, or has nothing but comments"
+        raise ConfigError(message, where=", ".join(map(str, paths)), help="amcli config init my.yaml writes one")
     return config
+
+
+def _lies_in_checkpoint(path: Path) -> bool:
+    """Whether a file is the `config.yaml` of a checkpoint, which came along with it however it is named."""
+    file = path.resolve()
+    return file.name == "config.yaml" and all((file.parent / name).exists() for name in ("manifest.json", "model"))
 
 
 def apply_overrides(config: Config, assignments: Iterable[str]) -> Config:
@@ -166,7 +189,8 @@ def apply_overrides(config: Config, assignments: Iterable[str]) -> Config:
         key, equals, text = assignment.partition("=")
         key = key.strip()
         if not equals or not key or not all(key.split(".")):
-            raise UsageError(f"--set takes KEY=VALUE, got `{assignment}`", help="for example --set model.n_layer=24")
+            message = f"--set takes KEY=VALUE, got `{masked_text(assignment)}`"
+            raise UsageError(message, help="for example --set model.n_layer=24")
         origin = Origin("option", f"--set {key}")
         value = parse_value(text, source=f"--set {key}")
         config = config.with_value(tuple(key.split(".")), value, origin)

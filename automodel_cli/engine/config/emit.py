@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.config.config import TARGET, Config
@@ -135,6 +136,15 @@ def inline(value: Any, *, nested: bool = False) -> str:
     return _scalar(value, nested=nested)
 
 
+def setting(key: str, value: Any) -> str:
+    """What follows `--set`.
+
+    >>> setting("dataset.file_pattern", "a: b/*.bin"), setting("seed", 3)
+    ('dataset.file_pattern="a: b/*.bin"', 'seed=3')
+    """
+    return f"{key}={inline(value)}"
+
+
 def _scalar(value: Any, *, nested: bool = False) -> str:
     if value is None:
         return "null"
@@ -176,4 +186,8 @@ def _reads_back(text: str, nested: bool) -> bool:
 def absolute_target(target: str, origin: Origin) -> str:
     """`file.py:object` with an absolute path; any other target as it is."""
     path, colon, name = target.rpartition(":")
-    return f"{(origin.directory() / path).resolve()}:{name}" if colon and path.endswith(".py") else target
+    return (
+        f"{(origin.directory() / Path(path).expanduser()).resolve()}:{name}"
+        if colon and path.endswith(".py")
+        else target
+    )

@@ -64,16 +64,21 @@ def option_excerpt(key: str, arguments: Sequence[str], option: str = "--set") ->
           |       ^^^^^^
     """
     found: tuple[str, str] | None = None
+    blank: int | None = None
     for index, argument in enumerate(arguments):
         following = arguments[index + 1] if index + 1 < len(arguments) else ""
         name, equals, value = argument.partition("=")
         if name == option:
             typed = value if equals else following
             if key in (typed, typed.partition("=")[0].strip()):
-                found = f"{option}=" if equals else f"{option} ", typed
+                found, blank = (f"{option}=" if equals else f"{option} ", typed), None
         elif name == f"--{key}" and option == "--set":
-            found = "", argument if equals else f"{argument} {following}"
-    return _marked("", masked_text(found[0] + found[1]), len(found[0]), len(found[1])) if found else None
+            # As an assignment, behind which a secret is known; the blank of the command line comes back below.
+            found, blank = ("", argument if equals else f"{argument}={following}"), None if equals else len(argument)
+    if found is None:
+        return None
+    line = masked_text(found[0] + found[1])
+    return _marked("", line if blank is None else f"{line[:blank]} {line[blank + 1 :]}", len(found[0]), len(found[1]))
 
 
 def _of_place(where: str, arguments: Sequence[str]) -> str | None:

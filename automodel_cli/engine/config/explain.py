@@ -15,6 +15,7 @@ from automodel_cli.engine.config.arguments import Argument, CallableFacts, Calla
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.emit import inline, label
 from automodel_cli.engine.config.origin import KeyPath, dotted
+from automodel_cli.engine.config.secrets import masked_value
 from automodel_cli.engine.config.sections import (
     ENGINE_KEYS,
     RUNTIME,
@@ -46,36 +47,6 @@ PURPOSES = {
 }
 TARGET_MEANING = "what is built: package.module.name, or path/file.py:name relative to the file that says so"
 
-# The module that acts on a key, where that is not the composition root; of a whole section, or of one key.
-_RECIPE = "automodel_cli.engine.train.recipe"
-CONSUMERS = {
-    "device": "automodel_cli.engine.train.device",
-    "precision": "automodel_cli.engine.train.device",
-    "deterministic": "automodel_cli.engine.train.device",
-    "compile": "automodel_cli.engine.models.compiling",
-    "activation_checkpointing": "automodel_cli.engine.models.recompute",
-    "num_threads": "automodel_cli.engine.train.device",
-    "step_scheduler": "automodel_cli.engine.train.step_scheduler",
-    "step_scheduler.global_batch_size": "automodel_cli.engine.data.loader",
-    "step_scheduler.local_batch_size": "automodel_cli.engine.data.loader",
-    "step_scheduler.val_batches": "automodel_cli.engine.train.feeding",
-    "lr_scheduler": "automodel_cli.engine.optim.lr_schedule",
-    "optimizer.param_groups": "automodel_cli.engine.optim.param_groups",
-    "step_scheduler.val_tokens": "automodel_cli.engine.train.feeding",
-    "clip_grad_norm": "automodel_cli.engine.train.step",
-    "dataloader": "automodel_cli.engine.data.loader",
-    "checkpoint": _RECIPE,
-    "checkpoint.checkpoint_dir": "automodel_cli.engine.train.preflight",
-    "checkpoint.model_save_format": "automodel_cli.engine.config.sections",
-    "distributed": "automodel_cli.engine.config.check_layout",
-    "dist_env": "automodel_cli.engine.config.check",
-    "packed_sequence": "automodel_cli.engine.data.packed_dataset",
-    "wandb": "automodel_cli.engine.observe.wandb_sink",
-    "mfu": "automodel_cli.engine.train.report",
-    "tensorboard": "automodel_cli.engine.observe.tensorboard_sink",
-    "tensorboard.log_dir": "automodel_cli.engine.observe.build",
-}
-
 
 @dataclass(frozen=True)
 class Explanation:
@@ -89,7 +60,7 @@ class Explanation:
         allowed: Range or choices.
         value: YAML of the present value; `None` where the key is not set.
         origin: Where the present value came from.
-        used_by: The module or the callable that acts on it.
+        used_by: The callable that takes it, and where that stands; `None` for keys of amcli itself.
         keys: What may stand below it, if it is a section.
     """
 
@@ -121,10 +92,10 @@ def explain(config: Config, key: str, callables: Callables | None = None) -> Exp
         if owner.name == section and name in section_fields(owner):
             return own_key(owner, name, config)
         if owner.name == key:
-            return Explanation(key, _first_line(owner), used_by=_consumer(key), keys=tuple(section_fields(owner)))
+            return Explanation(key, _first_line(owner), keys=tuple(section_fields(owner)))
     path: KeyPath = tuple(key.split("."))
     if name in ENGINE_KEYS.get(section, {}):
-        return _present(config, path, ENGINE_KEYS[section][name], default="null", used_by=_consumer(key))
+        return _present(config, path, ENGINE_KEYS[section][name], default="null")
     built = _enclosing_target(config, path)
     if built is not None:
         return _of_callable(config, path, built, (callables or Callables(config)).of(built))
@@ -148,7 +119,6 @@ def own_key(section: type[Any], name: str, config: Config | None = None) -> Expl
         allowed=allowed_words(item.metadata),
         value=inline(config.get(key)) if config is not None and present else None,
         origin=label(config, key, config.get(key)) if config is not None and present else None,
-        used_by=_consumer(key),
     )
 
 
@@ -177,7 +147,7 @@ def _of_callable(config: Config, path: KeyPath, built: KeyPath, found: CallableF
         return Explanation(dotted(path), meaning, used_by=_callable_name(config, built, found), keys=keys)
     name = str(path[len(built)])
     if name == TARGET:
-        return _present(config, path, TARGET_MEANING, type="text", default=REQUIRED, used_by=_RECIPE)
+        return _present(config, path, TARGET_MEANING, type="text", default=REQUIRED)
     argument = found.arguments.get(name) if found else None
     if argument is None and not config.has(dotted(path)):
         raise _unknown(config, dotted(path), [f"{dotted(built)}.{known}" for known in found.arguments] if found else ())
@@ -186,14 +156,17 @@ def _of_callable(config: Config, path: KeyPath, built: KeyPath, found: CallableF
         path,
         (argument and argument.meaning) or UNKNOWN,
         type=argument.annotation if argument else None,
-        default=_default_words(argument) if argument else None,
+        default=_default_words(argument, dotted(path)) if argument else None,
         used_by=_callable_name(config, built, found),
     )
 
 
-def _default_words(argument: Argument) -> str | None:
-    """YAML of a default, or the expression in the source that gives it."""
-    return REQUIRED if argument.is_required else argument.default_yaml() or argument.default
+def _default_words(argument: Argument, key: str) -> str | None:
+    """YAML of a default, or the expression in the source that gives it; of a secret nothing that could be one."""
+    if argument.is_required:
+        return REQUIRED
+    found = argument.default_yaml() or argument.default
+    return found if found is None or found == "null" else masked_value(key, found)
 
 
 def _present(config: Config, path: KeyPath, meaning: str, **facts: str | None) -> Explanation:
@@ -217,10 +190,6 @@ def _enclosing_target(config: Config, path: KeyPath) -> KeyPath | None:
 def _callable_name(config: Config, built: KeyPath, found: CallableFacts | None) -> str:
     target = str(config.get(dotted((*built, TARGET))))
     return f"{target} ({found.place})" if found else f"{target} (not found in source)"
-
-
-def _consumer(key: str) -> str:
-    return CONSUMERS.get(key) or CONSUMERS.get(key.partition(".")[0]) or _RECIPE
 
 
 def _first_line(section: type[Any]) -> str:

@@ -1,25 +1,29 @@
-"""Builds what a section with `_target_` describes, inner sections first."""
+"""Builds what a section with `_target_` describes, inner sections first.
+
+Before anything of a section is built, what a checkpoint asks for in it without consent is refused, all at once
+(`trust.py`); and what is built must offer what its section is used for.
+"""
 
 from __future__ import annotations
 
-import functools
-import types
+import io
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
-from automodel_cli.engine.config.secrets import MASK, is_secret
+from automodel_cli.engine.config.secrets import is_masked
 from automodel_cli.engine.config.sections import ENGINE_KEYS
 from automodel_cli.engine.config.signature import keyword_problems, signature_of
-from automodel_cli.engine.config.target import refuse_blocked, resolve_target
+from automodel_cli.engine.config.target import resolve_target
 from automodel_cli.engine.config.target_errors import Place
-from automodel_cli.engine.config.trust import refuse_remote_code
+from automodel_cli.engine.config.trust import MODEL, base_names, never_ask, trust_problems
+from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.errors import AmcliError, ConfigError
 
-# What a part may turn out to be that is called rather than used.
-_CALLED = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
+# Of these a length and elements, or lines, can be had, but no samples.
+_NO_DATASETS = (str, bytes, bytearray, tuple, Mapping, io.IOBase, type)
 
 
 def instantiate(config: Config, path: str, runtime: Mapping[str, Any] | None = None) -> Any:
@@ -50,7 +54,14 @@ def bind(
         runtime: As in `instantiate`.
         supplied: Parameters that the engine will pass itself later (`params` of an optimizer).
     """
-    return _bind(config, tuple(path.split(".")), dict(runtime or {}), supplied)
+    key_path = tuple(path.split("."))
+    problems = trust_problems(config, [key_path])
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        message = f"a checkpoint's configuration asks for {len(problems)} things that need consent"
+        raise ConfigError(message, problems=problems)
+    return _bind(config, key_path, dict(runtime or {}), supplied)
 
 
 def _bind(
@@ -68,6 +79,7 @@ def _bind(
         name: _build(config, (*path, name), value, runtime) for name, value in section.items() if name not in reserved
     }
     _check_keywords(factory, target, arguments, supplied, runtime, config, path)
+    never_ask(factory, arguments)
     return factory, arguments
 
 
@@ -80,8 +92,7 @@ def _build(config: Config, path: KeyPath, value: Any, runtime: dict[str, Any]) -
     if isinstance(value, list):
         return [_build(config, (*path, index), inner, runtime) for index, inner in enumerate(value)]
     origin = config.origin(path)
-    refuse_remote_code(config, path, value)
-    if value == MASK and is_secret(dotted(path)):
+    if is_masked(dotted(path), value):
         message = f"{dotted(path)} holds a secret, which a saved configuration does not keep"
         help_ = f"give it again: --set {dotted(path)}=..., better '${{VAR}}' in the run's own file, named with -c"
         raise ConfigError(message, where=str(origin), help=help_)
@@ -100,20 +111,60 @@ def call(factory: Callable[..., Any], arguments: dict[str, Any], config: Config,
     Raises:
         Exception: As `instantiate`.
     """
-    origin = config.origin((*path, TARGET))
+    origin, key = config.origin((*path, TARGET)), dotted((*path, TARGET))
+    is_part = path in (("model",), ("dataset",), ("loss_fn",), *validation_sets(config).values())
+    if is_part and _makes_its_own_kind(factory):
+        _check_kind(str(path[0]), factory, key, origin)
     try:
         built = factory(**arguments)
     except AmcliError as error:
         if error.where is None:
             error.where = _where_of_argument(error, arguments, config, path, origin)
         raise
+    except SystemExit as error:
+        message = f"it ended the process (SystemExit: {error}) instead of returning what it builds"
+        raise Place(origin, key).error(message) from error
     except Exception as error:
         error.add_note(f"while building `{dotted(path)}` from {origin}")
         raise
-    # A part that only finds `os.system` and hands it to another would get around the check of targets.
-    if isinstance(built, _CALLED):
-        refuse_blocked(built, str(config.at((*path, TARGET))), Place(origin, dotted((*path, TARGET))))
+    if is_part:
+        _check_kind(str(path[0]), type(built), key, origin, built=built)
     return built
+
+
+def _check_kind(section: str, kind: type, key: str, origin: Origin, *, built: Any = None) -> None:
+    """Refuses what a section cannot use, before it is used; a class that is called, before it is.
+
+    Raises:
+        ConfigError: What is returned, and what is wanted.
+    """
+    offered = {name for base in kind.__mro__ if base is not object for name in vars(base)}
+    if section == "model":
+        is_fit, wanted = MODEL in base_names(kind), "an nn.Module"
+    elif section == "loss_fn":
+        is_fit, wanted = bool(offered & {"__call__", "of_hidden"}) and kind is not type, "a loss that can be called"
+    else:
+        is_fit = {"__len__", "__getitem__"} <= offered or "__iter__" in offered
+        is_fit = is_fit and not issubclass(kind, _NO_DATASETS)
+        wanted = "a dataset: an object with __len__ and __getitem__, or an iterable of samples"
+    if is_fit:
+        return
+    what, help_ = kind.__name__, None
+    if isinstance(built, tuple):
+        what = f"a tuple ({', '.join(type(one).__name__ for one in built[:4])})"
+        help_ = f"return {wanted} alone"
+    elif isinstance(built, type):
+        what, help_ = f"the class {built.__name__}", "return an object of it"
+    raise ConfigError(f"{key} returned {what}, not {wanted}", where=str(origin), help=help_)
+
+
+def _makes_its_own_kind(factory: Any) -> TypeGuard[type]:
+    """Whether calling a class gives an object of it: no `__new__` or metaclass of its own says otherwise."""
+    if not isinstance(factory, type):
+        return False
+    return issubclass(factory, _NO_DATASETS) or (
+        factory.__new__ is object.__new__ and type(factory).__call__ is type.__call__
+    )
 
 
 def _where_of_argument(

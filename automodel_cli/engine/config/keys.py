@@ -17,6 +17,7 @@ from automodel_cli.engine.config.arguments import Argument, arguments_of
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.emit import flat, inline
 from automodel_cli.engine.config.origin import KeyPath, dotted
+from automodel_cli.engine.config.secrets import is_secret, masked_value
 from automodel_cli.engine.config.sections import (
     ENGINE_KEYS,
     SECTIONS,
@@ -127,12 +128,13 @@ def _keys_of_callable(config: Config, path: KeyPath) -> Iterator[tuple[str, Key]
         key = dotted((*path, name))
         value = config.get(key)
         if not isinstance(value, Mapping) and name not in SUPPLIED.get(dotted(path), ()):
-            yield key, _of_argument(argument, _present(config, key), _names_path(name, value))
+            default = None if is_secret(key) else argument.default_yaml()
+            yield key, _of_argument(argument, _present(config, key), default, _names_path(name, value))
 
 
-def _of_argument(argument: Argument, present: str | None, is_path: bool) -> Key:
+def _of_argument(argument: Argument, present: str | None, default: str | None, is_path: bool) -> Key:
     values = _values_of(argument.annotation)
-    return Key(argument.meaning or "", values, present, argument.default_yaml(), is_path)
+    return Key(argument.meaning or "", values, present, default, is_path)
 
 
 def _values_of(annotation: str | None) -> tuple[str, ...]:
@@ -154,8 +156,9 @@ def _values_of(annotation: str | None) -> tuple[str, ...]:
 
 
 def _present(config: Config, key: str) -> str | None:
-    is_secret = _SECRET_NAME.search(key.rpartition(".")[2]) is not None
-    return inline(config.get(key)) if config.has(key) and not is_secret else None
+    value = config.get(key)
+    hides = _SECRET_NAME.search(key.rpartition(".")[2]) is not None or masked_value(key, value) != value
+    return inline(value) if config.has(key) and not hides else None
 
 
 def _names_path(key: str, value: Any = "") -> bool:

@@ -61,7 +61,20 @@ class General:
         choices=(False, True, "elastic"),
         quiet=True,
     )
+    shift_labels: bool = key(
+        "labels of the data sets stand at the place of their own token, as in a copy of input_ids, and are shifted by "
+        "one when they are read",
+        default=False,
+        quiet=True,
+    )
     num_threads: int | None = key("CPU threads of torch; null takes what torch finds", default=None, minimum=1)
+    cpu_matmul: str = key(
+        "library for large fp32 products on a CPU: auto takes oneDNN where torch's MKL leaves AVX-512 unused, "
+        "torch always takes what torch takes; the two differ by rounding",
+        default="auto",
+        choices=("auto", "torch"),
+        quiet=True,
+    )
     recipe: str | None = key(
         "what guides for NeMo AutoModel name here; amcli pre-trains with or without it",
         default=None,
@@ -82,7 +95,9 @@ class StepSchedulerSection:
         minimum=1,
         words=(AUTO,),
     )
-    val_every_steps: int | None = key("validate every so many steps; null never", default=None, minimum=1)
+    val_every_steps: int | None = key(
+        "validate every so many steps, and at the end; null only at the end", default=None, minimum=1
+    )
     val_batches: int | None = key("validation batches, the first of the set; null takes all", default=50, minimum=1)
     val_tokens: int | str | None = key(
         "label tokens of each validation set to validate on, as in 10M tokens; takes the place of val_batches",

@@ -21,6 +21,14 @@ _BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWOR
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """Annotation and default of a parameter, as they stand in source; without a default it is required."""
+
+    annotation: str | None = None
+    default: str | None = None
+
+
+@dataclass(frozen=True)
 class Signature:
     """Parameters that can be given by keyword.
 

@@ -1,30 +1,20 @@
 """What a `_target_` names and what it takes, found by reading source: nothing is imported or run.
 
-Four answers: a signature; found, but not checkable, with the reason; missing, as the same error
-that the import would give (`target_errors.py`); or a value that cannot be called.
+Three answers: a signature; found, but not checkable, with the reason; or missing, as the same error that the import
+would give (`target_errors.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import ast
+from dataclasses import dataclass
 from pathlib import Path
 
 from automodel_cli.engine.config.origin import Origin
 from automodel_cli.engine.config.signature import Signature
-from automodel_cli.engine.config.source_classes import AbsentMember, attribute_signature, call_signature
-from automodel_cli.engine.config.source_modules import Module, SourceLimitError, Sources
-from automodel_cli.engine.config.source_names import (
-    Absent,
-    Builtin,
-    Class,
-    Entity,
-    Function,
-    Unknown,
-    Value,
-    lookup,
-    names_like,
-)
-from automodel_cli.engine.config.static_blocked import refuse_by_source, refuse_name
+from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
+from automodel_cli.engine.config.source_names import Definition, Entity, lookup, names_like
+from automodel_cli.engine.config.source_signatures import AbsentMember, call_signature, method_signature
 from automodel_cli.engine.config.suggest import nearest
 from automodel_cli.engine.config.target_errors import (
     Place,
@@ -49,7 +39,7 @@ class StaticTarget:
 
     signature: Signature | None
     unchecked: str | None = None
-    definition: Function | Class | None = None
+    definition: Definition | None = None
     modules: tuple[Module, ...] = ()
 
 
@@ -67,32 +57,38 @@ def static_target(target: str, origin: Origin, key: str, sources: Sources | None
     """
     sources = sources or Sources()
     place = Place(origin, key)
-    path, colon, name = target.rpartition(":")
+    module, names = _module(sources, target, place)
+    definition: Definition | None = None
+    signature, unchecked = None, None
     try:
-        if colon and path.endswith(".py"):
-            file = (origin.directory() / Path(path).expanduser()).resolve()
-            if not file.is_file():
-                raise no_file(file, name, place)
-            module = sources.file(file)
-            return _located(module, _member(sources, module, [name], target, place))
-        parts = target.split(".")
-        if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-            raise malformed(target, place)
-        module, rest = _longest_module(sources, parts, place)
-        return _located(module, _member(sources, module, rest, target, place))
-    except SyntaxError as error:
-        return _unchecked(f"{error.filename}:{error.lineno or 1} cannot be read: {error.msg}")
-    except (SourceLimitError, OSError) as error:
-        return _unchecked(str(error))
+        owner, name = _followed(sources, module, names, place)
+        definition = owner if isinstance(owner, Definition) else None
+        if definition is None:
+            raise not_callable(target, "module", place)
+        signature = method_signature(sources, definition, name) if name else call_signature(sources, definition)
+        if signature is None:
+            raise not_callable(target, "property", place)
+    except AbsentMember as error:
+        raise no_attribute("object", names[-2], names[-1], error.names, place) from error
+    except Undecided as error:
+        unchecked = _with_hint(sources, error, names)
+    except OSError as error:
+        unchecked = str(error)
+    defined_in = (definition.module,) if definition else ()
+    return StaticTarget(signature, unchecked, definition, tuple(dict.fromkeys((module, *defined_in))))
 
 
-def _located(module: Module, found: StaticTarget) -> StaticTarget:
-    defined_in = (found.definition.module,) if found.definition else ()
-    return replace(found, modules=tuple(dict.fromkeys((module, *defined_in))))
-
-
-def _longest_module(sources: Sources, parts: list[str], place: Place) -> tuple[Module, list[str]]:
-    """The innermost module on the way, as the import would find it, and the names below it."""
+def _module(sources: Sources, target: str, place: Place) -> tuple[Module, list[str]]:
+    """The file, or the innermost module on the way, as the import would find it; and the names below it."""
+    path, colon, name = target.rpartition(":")
+    if colon and path.endswith(".py"):
+        file = (place.origin.directory() / Path(path).expanduser()).resolve()
+        if not file.is_file():
+            raise no_file(file, name, place)
+        return Module(str(file), file), [name]
+    parts = target.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise malformed(target, place)
     module = sources.module(parts[0])
     if module is None:
         raise not_installed(parts[0], place)
@@ -104,56 +100,30 @@ def _longest_module(sources: Sources, parts: list[str], place: Place) -> tuple[M
     return module, []
 
 
-def _member(sources: Sources, module: Module, names: list[str], target: str, place: Place) -> StaticTarget:
+def _followed(sources: Sources, module: Module, names: list[str], place: Place) -> tuple[Entity, str]:
+    """What the names lead to, and the name of its member that the last of them is, if it is one of a class."""
     found: Entity = module
     for index, name in enumerate(names):
         if isinstance(found, Module):
-            owner = found
-            found = lookup(sources, owner, name)
-            refuse_by_source(sources, owner, name, found, target, place)
-            if isinstance(found, Absent):
+            owner, entity = found, lookup(sources, found, name)
+            if entity is None:
                 raise no_attribute("module", _short(owner), name, names_like(sources, owner, name), place)
-            if isinstance(found, Unknown):
-                return _unchecked(_with_hint(sources, found, name))
-        elif isinstance(found, Class) and index == len(names) - 1:
-            refuse_name(found.module.name, f"{found.node.name}.{name}", target, place)
-            return _method(sources, found, name, target, place)
-        elif isinstance(found, Builtin):
-            return _unchecked("it is built into Python")
+            found = entity
+        elif isinstance(found.node, ast.ClassDef) and index == len(names) - 1:
+            return found, name
         else:
-            return _unchecked(f"`{name}` is not looked up below `{names[index - 1]}`")
-    if isinstance(found, Value | Module):
-        raise not_callable(target, found.type_name if isinstance(found, Value) else "module", place)
-    definition = found if isinstance(found, Function | Class) else None
-    return _result(sources, call_signature(sources, found), definition)
+            raise Undecided(f"`{name}` is not looked up below `{names[index - 1]}`")
+    return found, ""
 
 
-def _method(sources: Sources, owner: Class, name: str, target: str, place: Place) -> StaticTarget:
-    found = attribute_signature(sources, owner, name)
-    if isinstance(found, AbsentMember):
-        raise no_attribute("object", owner.node.name, name, found.names, place)
-    if isinstance(found, Value):
-        raise not_callable(target, found.type_name, place)
-    return _result(sources, found, owner, name)
-
-
-def _result(
-    sources: Sources, found: Signature | Unknown, definition: Function | Class | None, name: str = ""
-) -> StaticTarget:
-    if isinstance(found, Unknown):
-        return StaticTarget(None, _with_hint(sources, found, name), definition)
-    return StaticTarget(found, None, definition)
-
-
-def _unchecked(reason: str) -> StaticTarget:
-    return StaticTarget(None, reason)
-
-
-def _with_hint(sources: Sources, found: Unknown, name: str) -> str:
+def _with_hint(sources: Sources, found: Undecided, names: list[str]) -> str:
     """The reason, and the name that may have been meant, where the name itself was not seen."""
-    names = found.names if found.owner is None else names_like(sources, found.owner, name)
-    match = None if name in names else nearest(name, names)
-    return f"{found.reason}; did you mean `{match}`?" if match else found.reason
+    try:
+        known = names_like(sources, found.owner, names[0]) if found.owner else []
+    except Undecided:
+        known = []
+    match = next((nearest(name, known) for name in names if known and name not in known), None)
+    return f"{found}; did you mean `{match}`?" if match else str(found)
 
 
 def _short(module: Module) -> str:

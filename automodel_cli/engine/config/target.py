@@ -2,7 +2,7 @@
 
 Errors tell apart what people confuse: the package is not installed, the module is broken (the
 module's own exception is chained), the object is not in it, or it is not callable. What a checkpoint
-names must be known to amcli (`trust.py`), and what `blocked.py` lists is refused to everybody.
+names without consent must be known to amcli (`trust.py`).
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from types import ModuleType
 from typing import Any
 
 from automodel_cli.engine.config.aliases import resolved
-from automodel_cli.engine.config.blocked import refusal
 from automodel_cli.engine.config.origin import Origin
 from automodel_cli.engine.config.target_errors import (
     Place,
-    blocked,
     malformed,
     no_attribute,
     no_file,
     not_callable,
     not_installed,
 )
-from automodel_cli.engine.config.trust import is_built_by_amcli, may_import, untrusted
+from automodel_cli.engine.config.trust import is_buildable, is_known_below, is_known_name, is_started_here, untrusted
 from automodel_cli.errors import ConfigError
 
 # What the modules of `file.py:object` are called in sys.modules.
@@ -46,60 +44,49 @@ def resolve_target(target: str, origin: Origin, key: str) -> Callable[..., Any]:
     Raises:
         ConfigError: See the module's header.
     """
-    target = resolved(target)
+    place = Place(origin, key)
+    is_trusted = origin.kind != "checkpoint" or is_started_here(target, origin)
+    if not is_trusted and not is_known_name(target):
+        raise untrusted(target, place)
+    named, target = target, resolved(target)
     path, colon, name = target.rpartition(":")
     if colon and path.endswith(".py"):
-        if origin.kind == "checkpoint":
-            raise untrusted(target, Place(origin, key))
         found: Any = _attribute(_load_file(path, name, origin, key), name, target, origin, key)
     else:
-        found = _import(target, origin, key)
+        module, names = _import(target, place)
+        if not is_trusted and not is_known_below(names):
+            raise untrusted(named, place)
+        found = module
+        for below in names:
+            found = _attribute(found, below, target, origin, key)
     if not callable(found):
-        raise not_callable(target, type(found).__name__, Place(origin, key))
-    if origin.kind == "checkpoint" and not is_built_by_amcli(_own_module(found)):
-        raise untrusted(target, Place(origin, key))
-    refuse_blocked(found, target, Place(origin, key))
+        raise not_callable(target, type(found).__name__, place)
+    if not is_trusted and not is_buildable(found):
+        raise untrusted(named, place)
     return found  # type: ignore[no-any-return]  # just shown to be callable
 
 
-def refuse_blocked(found: object, target: str, place: Place) -> None:
-    """Refuses what comes down to a call that no part of a training run makes.
-
-    Raises:
-        ConfigError: `found` is one.
-    """
-    why = refusal(found)
-    if why is not None:
-        raise blocked(target, why, place)
-
-
-def _import(target: str, origin: Origin, key: str) -> Any:
+def _import(target: str, place: Place) -> tuple[ModuleType | None, list[str]]:
+    """The innermost module of an import path, and the names below it."""
     parts = target.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise malformed(target, Place(origin, key))
-    if not may_import(target, origin):
-        raise untrusted(target, Place(origin, key))
+        raise malformed(target, place)
     module: ModuleType | None = None
-    depth = 0
-    for length in range(1, len(parts) + 1):
-        name = ".".join(parts[:length])
+    for depth in range(len(parts)):
+        name = ".".join(parts[: depth + 1])
         if module is not None and not _is_package(module):
-            break
+            return module, parts[depth:]
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name != name:
-                raise _broken(name, error, origin, key) from error
+                raise _broken(name, error, place) from error
             if module is None:
-                raise not_installed(name, Place(origin, key)) from error
-            break
-        except Exception as error:
-            raise _broken(name, error, origin, key) from error
-        depth = length
-    found: Any = module
-    for length in range(depth, len(parts)):
-        found = _attribute(found, parts[length], target, origin, key)
-    return found
+                raise not_installed(name, place) from error
+            return module, parts[depth:]
+        except (Exception, SystemExit) as error:
+            raise _broken(name, error, place) from error
+    return module, []
 
 
 def _is_package(module: ModuleType) -> bool:
@@ -135,18 +122,12 @@ def _load_file(path: str, wanted: str, origin: Origin, key: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickling look the module up by name while it runs
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise _broken(str(file), error, origin, key) from error
+        raise _broken(str(file), error, Place(origin, key)) from error
     return module
 
 
-def _broken(name: str, error: Exception, origin: Origin, key: str) -> ConfigError:
+def _broken(name: str, error: BaseException, place: Place) -> ConfigError:
     found = f"importing `{name}` raised {type(error).__name__}: {error}"
-    return Place(origin, key).error(found, "--traceback shows where in that module")
-
-
-def _own_module(found: Any) -> str:
-    """Where the object itself was defined, so that an alias cannot smuggle another in."""
-    owner = getattr(found, "__self__", None)
-    return getattr(owner if isinstance(owner, type) else found, "__module__", "") or ""
+    return place.error(found, "--traceback shows where in that module")

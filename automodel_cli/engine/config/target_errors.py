@@ -6,6 +6,7 @@ the parent process and the run say the same about the same mistake.
 
 from __future__ import annotations
 
+import pkgutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,8 +14,32 @@ from typing import NamedTuple
 
 from automodel_cli.engine.config.aliases import own_module
 from automodel_cli.engine.config.origin import Origin
-from automodel_cli.engine.config.suggest import hint
+from automodel_cli.engine.config.suggest import hint, nearest
 from automodel_cli.errors import ConfigError
+
+# Packages that configurations name, and what `pip` calls those that amcli does without.
+_COMMON = ("torch", "transformers", "automodel_cli", "nemo_automodel")
+_TO_INSTALL = {
+    "apex": "apex",
+    "bitsandbytes": "bitsandbytes",
+    "came_pytorch": "came-pytorch",
+    "deepspeed": "deepspeed",
+    "flash_attn": "flash-attn",
+    "fla": "flash-linear-attention",
+    "galore_torch": "galore-torch",
+    "heavyball": "heavyball",
+    "liger_kernel": "liger-kernel",
+    "lion_pytorch": "lion-pytorch",
+    "mamba_ssm": "mamba-ssm",
+    "pytorch_optimizer": "pytorch-optimizer",
+    "schedulefree": "schedulefree",
+    "timm": "timm",
+    "torch_optimizer": "torch-optimizer",
+    "torchao": "'amcli[fp8]'",
+    "transformer_engine": "transformer-engine[pytorch]",
+    "xformers": "xformers",
+}
+_ALIKE = 0.75
 
 
 class Place(NamedTuple):
@@ -34,8 +59,16 @@ def malformed(target: str, place: Place) -> ConfigError:
 
 
 def not_installed(package: str, place: Place) -> ConfigError:
-    """The first word of an import path is not there."""
-    help_ = f"is it installed here, or is a word missing before it? python: {sys.executable}"
+    """The first word of an import path is not there: a package to install, or a misspelt one."""
+    known = _TO_INSTALL.get(package)
+    installed = [found.name for found in pkgutil.iter_modules() if not found.name.startswith("_")]
+    match = nearest(package, [*_COMMON, *_TO_INSTALL, *installed], _ALIKE)
+    if known is not None:
+        help_ = f"pip install {known}, in the environment of {sys.executable}"
+    elif match is not None:
+        help_ = f"did you mean `{match}`?"
+    else:
+        help_ = f"is it installed here, or is a word missing before it? python: {sys.executable}"
     return place.error(f"the package `{package}` is not installed", help_)
 
 
@@ -47,11 +80,6 @@ def no_attribute(kind: str, owner: str, name: str, public: Iterable[str], place:
 def not_callable(target: str, type_name: str, place: Place) -> ConfigError:
     """What was found is a value."""
     return place.error(f"`{target}` is a {type_name}, which cannot be called")
-
-
-def blocked(target: str, why: str, place: Place) -> ConfigError:
-    """What is named is no part of a training run, whoever names it; `why` begins with its own name."""
-    return place.error(f"`{target}` is refused: {why}; no part of a training run does that")
 
 
 def no_file(file: Path, name: str, place: Place) -> ConfigError:

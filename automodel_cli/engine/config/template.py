@@ -20,7 +20,7 @@ from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.explain import PURPOSES, REQUIRED, UNKNOWN, Explanation, explain, own_key
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.sections import SECTIONS, General, section_fields
-from automodel_cli.engine.config.suggest import hint
+from automodel_cli.engine.config.suggest import command, hint
 from automodel_cli.engine.config.yaml_reader import read_yaml
 from automodel_cli.errors import UsageError
 
@@ -57,9 +57,9 @@ def template(preset: str, *, name: str = "my.yaml") -> str:
         *_comment(_title(preset), ""),
         "#",
         "# Each key stands below its meaning. What begins with # and no space is a key at its default.",
-        f"#   amcli config show -c {name} --check                     is it sound?",
-        f"#   amcli config show -c {name} --explain optimizer.lr      what does a key mean?",
-        f"#   amcli pretrain -c {name}",
+        f"#   {command('config', 'show', '-c', Path(name), '--check')}                     is it sound?",
+        f"#   {command('config', 'show', '-c', Path(name), '--explain', 'optimizer.lr')}      what does a key mean?",
+        f"#   {command('pretrain', '-c', Path(name))}",
         "",
         *_own_section(General, config),
     ]

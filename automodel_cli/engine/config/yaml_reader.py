@@ -31,6 +31,8 @@ _SHOWN_CHARACTERS = 60  # of a value or key in a message
 # YAML 1.2, 5.1: everything else is refused unescaped.
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
+_TAB_BEFORE_TEXT = re.compile(r" *\t")
+
 _TOO_MANY = f"a configuration holds at most {MAX_NODES:,} keys and values, aliases expanded; this has more"
 _TOO_DEEP = f"sections may be nested {MAX_DEPTH} deep, aliases expanded; this one is deeper"
 
@@ -109,7 +111,13 @@ def parse_yaml(text: str, *, source: str, kind: Kind) -> Parsed:
         _check_bounds(text, source)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        where = _place(source, error.problem_mark or error.context_mark)
+        mark = error.problem_mark or error.context_mark
+        where = source if kind == "option" else _place(source, mark)
+        lines = text.split("\n")
+        if mark is not None and mark.line < len(lines) and (tab := _TAB_BEFORE_TEXT.match(lines[mark.line])):
+            where = source if kind == "option" else f"{source}:{mark.line + 1}:{tab.end()}"
+            message = "not valid YAML: a tab stands before the text of this line, and YAML indents by spaces only"
+            raise ConfigError(message, where=where, help="put spaces in its place") from error
         raise ConfigError(f"not valid YAML: {error.problem or error.context}", where=where) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"not valid YAML: {error}", where=source) from error

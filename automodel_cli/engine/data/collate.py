@@ -1,37 +1,257 @@
-"""Makes one batch from sample ids, for any map-style dataset, and checks the ids in it."""
+"""Makes one batch from samples of any dataset, and holds them to what `MapDataset` asks for.
+
+What costs nothing beside the reading is looked at in every batch: keys, types, shapes, lengths, and ids by their
+least and largest. Whether the labels are those of next-token prediction is judged once, from the first batch that
+can tell.
+
+Shapes: B batch, T sequence.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.protocols import IGNORED_LABEL, BoundsTokens, GatherDataset, LocatesSamples, MapDataset
+from automodel_cli.engine.data.label_shift import place_of_labels, shifted_labels
+from automodel_cli.engine.protocols import (
+    IGNORED_LABEL,
+    OPTIONAL_INPUTS,
+    BoundsTokens,
+    GatherDataset,
+    LocatesSamples,
+    MapDataset,
+    in_users_code,
+)
 from automodel_cli.errors import DataError
 
-Batch = dict[str, npt.NDArray[np.int64]]
-
+Int64Array = npt.NDArray[np.int64]
+Batch = dict[str, Int64Array]
 
 _REQUIRED_KEYS = ("input_ids", "labels")
 _VOCAB_HELP = "set model.vocab_size to that of the tokenizer that made the data"
 
 
-class BatchReader:
-    """Reads batches and refuses token ids that the model does not have.
+@dataclass(frozen=True)
+class DataSection:
+    """What the configuration and the model say of a dataset.
 
-    Without the check such an id is a crash inside the embedding, on a GPU one that names
-    neither the id nor the file.
+    Args:
+        key: Its section, such as `dataset` or `validation_dataset.web`.
+        where: File and line of that; None where nobody says.
+        shift_labels: Whether its labels stand at the place of their own token, and are to be shifted here.
+        positions: Longest sample that the model takes; None checks nothing.
+    """
+
+    key: str = "dataset"
+    where: str | None = None
+    shift_labels: bool = False
+    positions: int | None = None
+
+    def __str__(self) -> str:
+        return f"`{self.key}`" + (f" from {self.where}" if self.where else "")
+
+
+class Collator:
+    """Stacks samples into batches, checks them, and shifts their labels if they are to be shifted.
+
+    Args:
+        kind: Class of the dataset, for messages.
+        vocab_size: Ids of the model; `None` checks no upper bound.
+        section: Of the dataset.
+        locate: File and token offset of a sample, where the dataset knows them.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        vocab_size: int | None,
+        section: DataSection,
+        locate: Callable[[int], tuple[str, int]] | None = None,
+    ) -> None:
+        self._kind = kind
+        self._vocab_size = vocab_size
+        self._section = section
+        self._locate = locate
+        self._is_judged = False
+
+    def stacked(self, samples: Sequence[Any], sample_ids: Sequence[int] | Int64Array) -> Batch:
+        """The samples (T,) as one checked batch (B, T), int64.
+
+        Args:
+            samples: Mappings of the keys of a sample; other keys are left out.
+            sample_ids: Their numbers, for messages.
+
+        Raises:
+            DataError: A sample is no mapping, lacks a key, or has another length than its neighbours, or as `checked`.
+        """
+        if not isinstance(samples[0], Mapping):
+            raise self._no_mapping(samples[0], int(sample_ids[0]))
+        names = self._names(samples[0], f"a sample of {self._kind} has")
+        try:
+            batch = {name: np.stack([np.asarray(sample[name]) for sample in samples]) for name in names}
+        except Exception as error:
+            raise self._why_not_stacked(samples, sample_ids, names, error) from error
+        return self.checked(batch, sample_ids)
+
+    def checked(self, batch: Mapping[str, Any], sample_ids: Sequence[int] | Int64Array) -> Batch:
+        """A batch (B, T) as int64, its labels shifted if they are to be.
+
+        Raises:
+            DataError: A key is missing, a type is not whole numbers, a shape is wrong, an id is outside the
+                vocabulary, or the labels are not those of next-token prediction.
+        """
+        names = self._names(batch, f"a batch of {self._kind} has")
+        batch = {name: self._whole_numbers(name, np.asarray(batch[name])) for name in names}
+        self._check_shapes(batch, sample_ids)
+        self._check_ids(batch, sample_ids)
+        shifts = self._section.shift_labels
+        if not self._is_judged:
+            found = place_of_labels(batch["input_ids"], batch["labels"])
+            if found is not None and found.is_shifted == shifts:
+                raise self._wrong_labels(found.num_labels)
+            self._is_judged = found is not None
+        return {**batch, "labels": shifted_labels(batch)} if shifts else batch
+
+    def _names(self, keyed: Mapping[str, Any], what: str) -> list[str]:
+        missing = [name for name in _REQUIRED_KEYS if name not in keyed]
+        if missing:
+            help_ = "a sample is {'input_ids': (T,), 'labels': (T,)}, where labels[t] is the token after input_ids[t]"
+            if missing == ["labels"]:
+                help_ += ";\n        or, with shift_labels: true, where labels are a copy of input_ids"
+            keys = sorted(map(str, keyed))
+            raise self._error(f"{what} the keys {keys}, but {' and '.join(missing)} is missing", help_)
+        return [name for name in (*_REQUIRED_KEYS, *OPTIONAL_INPUTS) if name in keyed]
+
+    def _whole_numbers(self, name: str, values: npt.NDArray[Any]) -> Int64Array:
+        if values.dtype == np.int64:
+            return values
+        if values.dtype.kind not in "iu":
+            kind = "no numbers" if values.dtype.kind in "OUS" else str(values.dtype)
+            raise self._error(
+                f"{name} of {self._kind} are {kind}, but must be whole numbers",
+                "token ids are integers of any size, in a list, an array or a tensor",
+            )
+        return values.astype(np.int64)
+
+    def _check_shapes(self, batch: Batch, sample_ids: Sequence[int] | Int64Array) -> None:
+        shape = batch["input_ids"].shape
+        for name, values in batch.items():
+            if values.ndim != 2:
+                own = values.shape[1:]
+                help_ = f"leave out the first dimension: {name}[0]" if own[:1] == (1,) else None
+                raise self._error(f"{name} of sample {int(sample_ids[0])} have the shape {own}, not (T,)", help_)
+            if values.shape != shape:
+                raise self._error(
+                    f"input_ids are {shape}, {name} {values.shape}, but every input needs its label",
+                    f"a label that is not trained on is {IGNORED_LABEL}",
+                )
+        if not shape[1]:
+            raise self._error(f"sample {int(sample_ids[0])} is empty: its input_ids have no token")
+        longest = int(batch["position_ids"].max()) + 1 if "position_ids" in batch else shape[1]
+        if self._section.positions is not None and longest > self._section.positions:
+            raise self._error(
+                f"samples have {longest} tokens, but the model has {self._section.positions} positions",
+                f"give samples of up to {self._section.positions} tokens, or the model more positions",
+            )
+
+    def _check_ids(self, batch: Batch, sample_ids: Sequence[int] | Int64Array) -> None:
+        end = np.iinfo(np.int64).max if self._vocab_size is None else self._vocab_size
+        for name in _REQUIRED_KEYS:
+            ids = batch[name]
+            # Two reductions without temporaries; what follows runs only where they find something.
+            if int(ids.max()) < end and int(ids.min()) >= 0:
+                continue
+            outside = (ids >= end) | (ids < 0)
+            if name == "labels":
+                outside &= ids != IGNORED_LABEL
+            if outside.any():
+                row, column = (int(place) for place in np.argwhere(outside)[0])
+                raise self._outside(name, int(ids[row, column]), int(sample_ids[row]), column)
+
+    def _outside(self, name: str, token_id: int, sample_id: int, column: int) -> DataError:
+        help_ = _VOCAB_HELP
+        if token_id < 0:
+            help_ = f"a label that is not trained on is {IGNORED_LABEL}; ids are never negative"
+        bounds = "0 and more" if self._vocab_size is None else f"0 to {self._vocab_size - 1:,}"
+        if self._locate is not None:
+            path, offset = self._locate(sample_id)
+            place = offset + column + (name == "labels" and not self._section.shift_labels)
+            message = f"token id {token_id:,} is outside the model's vocabulary, {bounds}"
+            return DataError(message, where=f"{path}, token {place:,}", help=help_)
+        ends = f", the vocabulary ends at {self._vocab_size - 1}" if self._vocab_size is not None else ""
+        return self._error(f"sample {sample_id} holds id {token_id}{ends} ({name}[{column}]; ids are {bounds})", help_)
+
+    def _wrong_labels(self, num_labels: int) -> DataError:
+        if self._section.shift_labels:
+            return self._error(
+                f"shift_labels is true, but all {num_labels:,} labels of a batch are the token after their input "
+                "already: shifted again, they would be the second one after it",
+                "leave shift_labels out",
+            )
+        return self._error(
+            f"all {num_labels:,} labels of a batch equal the inputs at their own places, so the model would learn to "
+            "copy its input instead of predicting the next token",
+            "set shift_labels: true, which shifts the labels of every sample by one, or shift them in the data set: "
+            "labels[t] is the token after input_ids[t]",
+        )
+
+    def _no_mapping(self, sample: Any, sample_id: int) -> DataError:
+        kind = f"a {type(sample).__name__}"
+        if isinstance(sample, tuple | list):
+            kind += f" of {len(sample)}"
+        return self._error(
+            f"sample {sample_id} of {self._kind} is {kind}, not a mapping",
+            "return {'input_ids': x, 'labels': y}, both of shape (T,)",
+        )
+
+    def _why_not_stacked(
+        self, samples: Sequence[Any], sample_ids: Sequence[int] | Int64Array, names: Sequence[str], error: Exception
+    ) -> DataError:
+        """The first sample that differs from the first of all, or that is no array."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for sample, number in zip(samples, map(int, sample_ids), strict=True):
+            if not isinstance(sample, Mapping):
+                return self._no_mapping(sample, number)
+            for name in names:
+                if name not in sample:
+                    return self._error(f"sample {number} of {self._kind} has no {name}, but sample {sample_ids[0]} has")
+                try:
+                    shape = np.asarray(sample[name]).shape
+                except Exception as problem:
+                    message = f"{name} of sample {number} of {self._kind} cannot become an array: {problem}"
+                    return self._error(message, "give lists, arrays, or tensors on the CPU")
+                first = shapes.setdefault(name, shape)
+                if shape != first:
+                    sizes = [f"{of[0]} tokens" if len(of) == 1 else f"the shape {of}" for of in (first, shape)]
+                    return self._error(
+                        f"samples of {self._kind} cannot be stacked into one batch: {name} of sample {sample_ids[0]} "
+                        f"have {sizes[0]}, those of sample {number} {sizes[1]}",
+                        "cut them to one length, or pad them with any id whose label is -100",
+                    )
+        return self._error(f"samples of {self._kind} cannot be stacked into one batch: {error}")
+
+    def _error(self, message: str, help_: str | None = None) -> DataError:
+        where = self._section.where
+        return DataError(message if where else f"{self._section.key}: {message}", where=where, help=help_)
+
+
+class BatchReader:
+    """Reads batches by sample number.
 
     Args:
         dataset: A map-style dataset, with `gather` or without.
-        vocab_size: Number of ids of the model; `None` checks nothing.
+        vocab_size: Number of ids of the model; `None` checks no upper bound.
+        section: What the configuration says of the dataset.
 
     Raises:
         DataError: The dataset is not map-style, is empty, or is known to hold ids that the model lacks.
     """
 
-    def __init__(self, dataset: MapDataset, vocab_size: int | None) -> None:
+    def __init__(self, dataset: MapDataset, vocab_size: int | None, section: DataSection | None = None) -> None:
         kind = type(dataset).__name__
         if not isinstance(dataset, MapDataset):
             raise DataError(
@@ -45,46 +265,26 @@ class BatchReader:
         self._dataset = dataset
         # Asked once: to look for the members of a protocol takes as long as reading a small batch.
         self._gather = dataset.gather if isinstance(dataset, GatherDataset) else None
-        self._vocab_size = vocab_size
+        self._section = section or DataSection()
+        locate = dataset.locate if isinstance(dataset, LocatesSamples) else None
+        self._collator = Collator(kind, vocab_size, self._section, locate)
 
-    def read(self, sample_ids: npt.NDArray[np.int64]) -> Batch:
+    def read(self, sample_ids: Int64Array) -> Batch:
         """The samples `sample_ids` (B,) as int64 arrays (B, T).
 
         Raises:
-            DataError: A sample lacks a key, has another length than its neighbours, or holds an
-                id outside the vocabulary.
+            DataError: As `Collator.stacked` and `Collator.checked`.
         """
         if self._gather is not None:
-            batch = self._gather(sample_ids)
-        else:
-            batch = _stack([self._dataset[int(sample_id)] for sample_id in sample_ids], type(self._dataset).__name__)
-        if self._vocab_size is not None:
-            self._check_ids(batch, sample_ids, self._vocab_size)
-        return batch
-
-    def _check_ids(self, batch: Batch, sample_ids: npt.NDArray[np.int64], vocab_size: int) -> None:
-        for name, shift in (("input_ids", 0), ("labels", 1)):
-            ids = batch[name]
-            # Two reductions without temporaries; what follows runs only where they find something.
-            if int(ids.max()) < vocab_size and int(ids.min()) >= 0:
-                continue
-            outside = (ids >= vocab_size) | (ids < 0)
-            if name == "labels":
-                outside &= ids != IGNORED_LABEL
-            if outside.any():
-                row, column = (int(place) for place in np.argwhere(outside)[0])
-                raise self._outside(int(ids[row, column]), int(sample_ids[row]), column + shift, vocab_size)
-
-    def _outside(self, token_id: int, sample_id: int, place: int, vocab_size: int) -> DataError:
-        where = f"sample {sample_id}, token {place}"
-        if isinstance(self._dataset, LocatesSamples):
-            path, offset = self._dataset.locate(sample_id)
-            where = f"{path}, token {offset + place:,}"
-        return DataError(
-            f"token id {token_id:,} is outside the model's vocabulary, 0 to {vocab_size - 1:,}",
-            where=where,
-            help=_VOCAB_HELP,
-        )
+            with in_users_code(lambda: f"while gathering a batch of {self._section}"):
+                gathered = self._gather(sample_ids)
+            return self._collator.checked(gathered, sample_ids)
+        number = -1
+        samples = []
+        with in_users_code(lambda: f"while reading sample {number} of {self._section}"):
+            for number in sample_ids.tolist():
+                samples.append(self._dataset[number])
+        return self._collator.stacked(samples, sample_ids)
 
 
 def _check_bound(dataset: BoundsTokens, vocab_size: int) -> None:
@@ -94,21 +294,3 @@ def _check_bound(dataset: BoundsTokens, vocab_size: int) -> None:
             f"the data hold token id {largest:,}, but the model's vocabulary is 0 to {vocab_size - 1:,}",
             help=_VOCAB_HELP,
         )
-
-
-def _stack(samples: list[Any], kind: str) -> Batch:
-    missing = [name for name in _REQUIRED_KEYS if name not in samples[0]]
-    if missing:
-        raise DataError(
-            f"a sample of {kind} has the keys {sorted(samples[0])}, but {' and '.join(missing)} is missing",
-            help="see MapDataset in automodel_cli/engine/protocols.py",
-        )
-    try:
-        return {
-            name: np.stack([np.asarray(sample[name]) for sample in samples]).astype(np.int64) for name in samples[0]
-        }
-    except (ValueError, KeyError) as error:
-        raise DataError(
-            f"samples of {kind} cannot be stacked into one batch: {error}",
-            help="every sample must have the same keys and lengths",
-        ) from error

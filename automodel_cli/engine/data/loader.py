@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.data.collate import BatchReader
+from automodel_cli.engine.data.collate import BatchReader, DataSection
 from automodel_cli.engine.protocols import MapDataset, Order
 from automodel_cli.errors import ConfigError
 
@@ -44,6 +44,7 @@ class BatchLoader:
         prefetch_factor: Steps that each worker may be ahead.
         vocab_size: Refuse token ids from here on, naming the shard and the offset.
         interleaved: Deal the micro-batches of a step to the ranks one by one, instead of a block to each.
+        section: What the configuration says of the dataset.
 
     Raises:
         ConfigError: The sizes do not divide, or a number is out of range.
@@ -63,10 +64,11 @@ class BatchLoader:
         prefetch_factor: int = 2,
         vocab_size: int | None = None,
         interleaved: bool = False,
+        section: DataSection | None = None,
     ) -> None:
         _check_sizes(global_batch_size, local_batch_size, dp_rank, dp_size)
         _check_workers(num_workers, prefetch_factor)
-        self._reader = BatchReader(dataset, vocab_size)
+        self._reader = BatchReader(dataset, vocab_size, section)
         self._order = order
         self._global_batch_size = global_batch_size
         self._local_batch_size = local_batch_size
@@ -74,6 +76,16 @@ class BatchLoader:
         self._own_places = own_places(global_batch_size, local_batch_size, dp_rank, dp_size, interleaved=interleaved)
         self._num_workers = num_workers
         self._prefetch_factor = prefetch_factor
+
+    @property
+    def note(self) -> str:
+        """What a user should know before the first step; empty where there is nothing."""
+        if self._order.num_samples >= self._global_batch_size:
+            return ""
+        return (
+            f"the data set has {self._order.num_samples:,} samples, but a step takes {self._global_batch_size:,} "
+            "(step_scheduler.global_batch_size), so that a step takes some of them more than once"
+        )
 
     @property
     def num_micro_batches(self) -> int:
@@ -146,7 +158,12 @@ def read_ahead(
 
 
 def eval_batches(
-    dataset: MapDataset, batch_size: int, num_batches: int | None = None, *, vocab_size: int | None = None
+    dataset: MapDataset,
+    batch_size: int,
+    num_batches: int | None = None,
+    *,
+    vocab_size: int | None = None,
+    section: DataSection | None = None,
 ) -> Iterator[Batch]:
     """The fixed validation set: the first `num_batches` batches in order, the same every time.
 
@@ -155,10 +172,11 @@ def eval_batches(
         batch_size: Samples per batch; the last batch of the dataset may be smaller and is kept.
         num_batches: `None` reads the whole dataset once.
         vocab_size: As for `BatchLoader`.
+        section: As for `BatchLoader`.
     """
     if batch_size < 1:
         raise ConfigError(f"the validation batch size is {batch_size}, but must be at least 1")
-    reader = BatchReader(dataset, vocab_size)
+    reader = BatchReader(dataset, vocab_size, section)
     num_samples = len(dataset)
     if num_batches is not None:
         num_samples = min(num_samples, num_batches * batch_size)

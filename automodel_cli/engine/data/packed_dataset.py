@@ -172,17 +172,22 @@ class PackedDataset:
 
     def _copy(self, pieces: Int64Array, begins: Int64Array, num_tokens: int) -> tuple[Int64Array, Int64Array]:
         """The tokens of pieces, each from its place on, 0 elsewhere; and the token behind each that continues."""
-        into = np.zeros(num_tokens, dtype=np.int64)
-        following = np.zeros(len(pieces), dtype=np.int64)
         table = self._pieces
-        columns = (table.shards[pieces], table.offsets[pieces], table.lengths[pieces], table.continues[pieces], begins)
-        opened = {shard: self._open.tokens(shard) for shard in set(columns[0].tolist())}
-        by_piece = zip(*(column.tolist() for column in columns), strict=True)
-        for number, (shard, offset, length, continues, begin) in enumerate(by_piece):
-            tokens = opened[shard]
-            into[begin : begin + length] = tokens[offset : offset + length]
-            if continues:
-                following[number] = tokens[offset + length]
+        lengths, continues = table.lengths[pieces].astype(np.int64), table.continues[pieces]
+        counts = lengths + continues
+        found = self._open.read(table.shards[pieces], table.offsets[pieces], counts)
+        following = np.zeros(len(pieces), dtype=np.int64)
+        if continues.any():
+            behind = (np.cumsum(counts) - 1)[continues]
+            following[continues] = found[behind]
+            found = np.delete(found, behind)
+        into = np.zeros(num_tokens, dtype=np.int64)
+        # Pieces that stand one behind the other in the packs do so in what was read, too.
+        firsts = np.flatnonzero(np.append(True, begins[1:] != (begins + lengths)[:-1]))
+        sizes = np.add.reduceat(lengths, firsts)
+        ends = np.cumsum(sizes)
+        for begin, size, end in zip(begins[firsts].tolist(), sizes.tolist(), ends.tolist(), strict=True):
+            into[begin : begin + size] = found[end - size : end]
         return into, following
 
     def _pieces_in(self, packs: Int64Array) -> tuple[Int64Array, Int64Array]:

@@ -14,11 +14,9 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
-from automodel_cli.engine.data.collate import BatchReader
+from automodel_cli.engine.data.collate import Collator, DataSection
 from automodel_cli.engine.data.loader import Batch, MicroBatches, own_places, read_ahead
-from automodel_cli.engine.protocols import MapDataset, StatefulStream
+from automodel_cli.engine.protocols import MapDataset, StatefulStream, in_users_code
 from automodel_cli.errors import DataError
 
 Sample = Mapping[str, Any]
@@ -102,6 +100,7 @@ class StreamLoader:
         prefetch_factor: Steps that it may be ahead.
         vocab_size: Refuse token ids from here on.
         interleaved: Deal the micro-batches of a step to the ranks one by one, instead of a block to each.
+        section: What the configuration says of the dataset.
     """
 
     def __init__(
@@ -116,6 +115,7 @@ class StreamLoader:
         prefetch_factor: int = 2,
         vocab_size: int | None = None,
         interleaved: bool = False,
+        section: DataSection | None = None,
     ) -> None:
         self._dataset = StreamPosition(dataset)
         self._name = type(dataset).__name__
@@ -125,12 +125,13 @@ class StreamLoader:
         self._own_places = places.tolist()
         self._num_workers = num_workers
         self._look_ahead = max(1, num_workers * prefetch_factor)
-        self._vocab_size = vocab_size
+        self._section = section or DataSection()
+        self._collator = Collator(self._name, vocab_size, self._section)
         self._epoch = 0
         self._states: OrderedDict[int, dict[str, Any]] = OrderedDict()
 
     @property
-    def loss_of_a_resume(self) -> str:
+    def note(self) -> str:
         """What going on from a checkpoint costs, in words; empty where it costs nothing."""
         if not self._dataset.needs_reading_again:
             return ""
@@ -157,17 +158,19 @@ class StreamLoader:
         return read_ahead(lambda end: self._read_step(stream, end), ends, 1, self._look_ahead)
 
     def _read_step(self, stream: Iterator[Sample], end: int) -> MicroBatches:
-        of_step = list(itertools.islice(stream, self._global_batch_size))
-        samples = [of_step[place] for place in self._own_places]
+        with in_users_code(lambda: f"while reading a sample of {self._section}"):
+            of_step = list(itertools.islice(stream, self._global_batch_size))
+        first = end - self._global_batch_size
         state = {"epoch": self._epoch, "dataset": self._dataset.state_dict()}
         # Written out now: the dataset may change the object while the step waits to be trained on.
         self._states[end] = json.loads(json.dumps(state, default=_refuse))
         while len(self._states) > self._look_ahead + 2:
             self._states.popitem(last=False)
-        size = self._local_batch_size
+        size, places = self._local_batch_size, self._own_places
+        micro_batches = (places[begin : begin + size] for begin in range(0, len(places), size))
         return [
-            _batch(samples[begin : begin + size], self._name, self._vocab_size)
-            for begin in range(0, len(samples), size)
+            self._collator.stacked([of_step[place] for place in block], [first + place for place in block])
+            for block in micro_batches
         ]
 
     def _samples(self, start_sample: int) -> Iterator[Sample]:
@@ -195,7 +198,12 @@ class StreamLoader:
 
 
 def stream_batches(
-    dataset: Iterable[Sample], batch_size: int, num_batches: int | None, *, vocab_size: int | None = None
+    dataset: Iterable[Sample],
+    batch_size: int,
+    num_batches: int | None,
+    *,
+    vocab_size: int | None = None,
+    section: DataSection | None = None,
 ) -> Iterator[Batch]:
     """The first batches of a stream, from its beginning, for a validation.
 
@@ -204,36 +212,18 @@ def stream_batches(
         batch_size: Samples per batch; the last may be smaller.
         num_batches: None reads to the end.
         vocab_size: As for `StreamLoader`.
+        section: As for `StreamLoader`.
     """
-    samples = iter(dataset)
-    for _ in itertools.count() if num_batches is None else range(num_batches):
-        block = list(itertools.islice(samples, batch_size))
+    section = section or DataSection()
+    collator = Collator(type(dataset).__name__, vocab_size, section)
+    with in_users_code(lambda: f"while reading {section}"):
+        samples = iter(dataset)
+    for number in itertools.count() if num_batches is None else range(num_batches):
+        with in_users_code(lambda: f"while reading a sample of {section}"):
+            block = list(itertools.islice(samples, batch_size))
         if not block:
             return
-        yield _batch(block, type(dataset).__name__, vocab_size)
-
-
-class StreamedSamples:
-    """Some samples of a stream, by number."""
-
-    def __init__(self, samples: list[Sample], source: str) -> None:
-        self._samples = samples
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int, /) -> Sample:
-        return self._samples[index]
-
-    def locate(self, sample_id: int, /) -> tuple[str, int]:
-        """The stream, since it has no files to name."""
-        return f"a sample of {self._source}", 0
-
-
-def _batch(samples: list[Sample], name: str, vocab_size: int | None) -> Batch:
-    reader = BatchReader(StreamedSamples(samples, name), vocab_size)
-    return reader.read(np.arange(len(samples), dtype=np.int64))
+        yield collator.stacked(block, range(number * batch_size, number * batch_size + len(block)))
 
 
 def _refuse(value: Any) -> Any:

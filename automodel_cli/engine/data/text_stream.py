@@ -45,7 +45,7 @@ class TokenizedTextStream:
         if isinstance(tokenizer, str):
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         self._rows = StreamPosition(dataset)
         self._tokenizer = tokenizer
         self.seq_len = seq_len

@@ -13,23 +13,29 @@ import logging
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import TCPStore
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import elastic_launch
 
-from automodel_cli.engine.distributed.environment import LAUNCHER_PID, REPORT_DIRECTORY
-from automodel_cli.engine.distributed.launch_plan import LaunchPlan, num_cores
+from automodel_cli import terminal
+from automodel_cli.engine.distributed.environment import LAUNCHER_PID, REPORT_DIRECTORY, own_command, stop_signals
+from automodel_cli.engine.distributed.launch_plan import LaunchPlan, num_cores, port_is_taken, taken_endpoint
 from automodel_cli.engine.distributed.report import RankReport, announced, read_reports, root_cause
 from automodel_cli.engine.distributed.watch import Watch
 from automodel_cli.errors import AmcliError, ExitCode, RankFailedError
 
 _TAIL_LINES = 8
+# How long another launcher may take to answer at the rendezvous.
+_ANSWER_TIME = timedelta(seconds=1)
 
 
 def run_ranks(
@@ -51,8 +57,10 @@ def run_ranks(
 
     Raises:
         RankFailedError: A rank failed; the message says which and why, the exit code is that rank's.
+        UsageError: The machines are to meet at a port that another program has.
     """
     _quiet()
+    _check_endpoint(plan)
     # torchrun would set 1 for several processes and nothing for one; who has chosen a number keeps it.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // plan.ranks_per_node)))
     with tempfile.TemporaryDirectory(prefix="amcli-ranks-") as directory:
@@ -61,9 +69,10 @@ def run_ranks(
         try:
             config, program, program_arguments = torchrun.config_from_args(_torchrun_arguments(plan, arguments))
             config.shutdown_timeout = grace_seconds
+            config.signals_to_handle = ""  # see `_stopped_by_signals`
             quiet = {local_rank: Std.ALL for local_rank in range(1, plan.ranks_per_node)}
             config.logs_specs = DefaultLogsSpecs(log_dir=str(Path(directory) / "logs"), redirects=quiet)
-            with _save_requests_passed_on(Path(directory)), watch.running():
+            with _stopped_by_signals(), _save_requests_passed_on(Path(directory)), watch.running():
                 elastic_launch(config, program)(*program_arguments)
             _raise_if_stopped(Path(directory))
         except SignalException as error:
@@ -72,6 +81,63 @@ def run_ranks(
             raise watch.verdict() or _after_failure(Path(directory), error.failures) from None
         finally:
             del os.environ[REPORT_DIRECTORY], os.environ[LAUNCHER_PID]
+
+
+def _check_endpoint(plan: LaunchPlan) -> None:
+    """Refuses a port of this machine at which something listens that is no launcher: it would be waited for.
+
+    Raises:
+        UsageError: That is so.
+    """
+    taken = taken_endpoint(plan)
+    if taken is not None and not _answers_as_a_store(*taken):
+        raise port_is_taken(plan)
+
+
+def _answers_as_a_store(host: str, port: int) -> bool:
+    """Whether a store of torch listens there, that of another launcher: asked by a process that can be given up."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # torch prints the frames of a refusal
+            TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_ANSWER_TIME)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + _ANSWER_TIME.total_seconds()
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status == 0
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Ends the agent by the first stop signal: it passes it on to the ranks, and waits for them to save.
+
+    The agent's own handlers would also end a run that was started by `nohup`, and end the wait by the second SIGHUP
+    of a terminal that is closed.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        if received and signal.Signals(number).name == "SIGHUP":
+            return
+        received.append(number)
+        terminal.hurry()
+        raise SignalException(f"{signal.Signals(number).name} received", signal.Signals(number))
+
+    previous = {number: signal.signal(number, stop) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            is_over = number.name == "SIGHUP" and bool(received)
+            signal.signal(number, signal.SIG_IGN if is_over else handler)
 
 
 @contextmanager
@@ -104,12 +170,10 @@ def _torchrun_arguments(plan: LaunchPlan, arguments: Sequence[str]) -> Any:
     if plan.max_nodes == 1 and not plan.rdzv_endpoint:
         line += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", f"--rdzv-id={os.getpid()}"]
     else:
-        # A static rendezvous has the machines numbered by hand; c10d numbers them as they come.
-        backend = plan.rdzv_backend or ("c10d" if plan.node_rank is None else "static")
-        line += [f"--rdzv-backend={backend}", f"--rdzv-endpoint={plan.rdzv_endpoint}", "--rdzv-id=amcli"]
+        line += [f"--rdzv-backend={plan.backend}", f"--rdzv-endpoint={plan.rdzv_endpoint}", "--rdzv-id=amcli"]
     if plan.node_rank is not None:
         line.append(f"--node-rank={plan.node_rank}")
-    return torchrun.get_args_parser().parse_args([*line, "--module", "automodel_cli", *arguments])
+    return torchrun.get_args_parser().parse_args([*line, "--no-python", *own_command(), *arguments])
 
 
 def _raise_if_stopped(directory: Path) -> None:
@@ -125,12 +189,14 @@ def _raise_if_stopped(directory: Path) -> None:
 
 
 def _after_signal(directory: Path, received: signal.Signals) -> AmcliError:
-    """What the ranks said when the signal had reached them; without a word, the shell's code for the signal."""
+    """What the ranks reported when the signal had reached them; without a report, the shell's code for the signal."""
     report = root_cause(read_reports(directory))
     if report is not None:
         return _failed(report)
     return RankFailedError(
-        f"{received.name} received: stopped before there was anything to save", exit_code=128 + received
+        f"{received.name} received: the ranks have ended, and none reported that it saved the step that it was in",
+        exit_code=128 + received,
+        help="`amcli inspect-ckpt` on the run's directory shows the checkpoints that are there",
     )
 
 

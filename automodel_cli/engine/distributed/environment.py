@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import sys
 import zlib
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from automodel_cli.errors import UsageError
 
@@ -19,6 +22,16 @@ from automodel_cli.errors import UsageError
 REPORT_DIRECTORY = "AMCLI_REPORT_DIR"
 LAUNCHER_PID = "AMCLI_LAUNCHER_PID"
 _PORTS = (20_000, 20_000)  # the first, and how many: clear of the range that systems hand out by themselves
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask a run to save and stop.
+
+    SIGHUP and SIGQUIT only where they were not ignored when the process began, as by `nohup` or `disown`.
+    """
+    optional = [getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name)]  # not on Windows
+    heeded = [number for number in optional if signal.getsignal(number) is not signal.SIG_IGN]
+    return [signal.SIGINT, signal.SIGTERM, *heeded]
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,16 @@ class RankPlace:
 
 
 ALONE = RankPlace()
+
+
+def own_command() -> list[str]:
+    """The command that starts this program again.
+
+    `python -m` would put the working directory before all packages: a `typer.py` that came along with a checkpoint
+    would then run. So it stays out unless this process has it, as it has after `python -m automodel_cli`.
+    """
+    has_directory = not {"", str(Path.cwd())}.isdisjoint(sys.path)
+    return [sys.executable, *([] if has_directory else ["-P"]), "-u", "-m", "automodel_cli"]
 
 
 def rank_place(environment: Mapping[str, str] = os.environ) -> RankPlace:

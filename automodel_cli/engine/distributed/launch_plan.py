@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,11 @@ class LaunchPlan:
     def world_size(self) -> int:
         """Processes in all, when every machine has come."""
         return self.ranks_per_node * self.max_nodes
+
+    @property
+    def backend(self) -> str:
+        """What the machines meet by: a static rendezvous has them numbered by hand, c10d numbers them as they come."""
+        return self.rdzv_backend or ("c10d" if self.node_rank is None else "static")
 
 
 def launch_plan(
@@ -87,6 +94,45 @@ def launch_plan(
     if ranks == 1 and max_nodes == 1 and max_restarts == 0:
         return None
     return LaunchPlan(ranks, min_nodes, max_nodes, node_rank, rdzv_endpoint, rdzv_backend, max_restarts)
+
+
+def check_port(plan: LaunchPlan) -> None:
+    """Refuses a port that this machine is to open for the others, and cannot.
+
+    Raises:
+        UsageError: Another program has it.
+    """
+    if plan.backend == "static" and plan.node_rank == 0 and taken_endpoint(plan):
+        raise port_is_taken(plan)
+
+
+def taken_endpoint(plan: LaunchPlan) -> tuple[str, int] | None:
+    """Host and port of the ranks' own rendezvous, if they are of this machine and something listens there already."""
+    host, _, digits = plan.rdzv_endpoint.rpartition(":")
+    # Any other backend, such as etcd, is a service that is there before the ranks are.
+    if plan.backend not in ("c10d", "static") or not host or not digits.isdigit():
+        return None
+    with socket.socket() as own, socket.socket() as every:
+        every.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that has ended takes no port
+        try:
+            own.bind((host, 0))
+        except OSError:
+            return None  # the address of another machine
+        try:
+            every.bind(("", int(digits)))
+        except (OSError, OverflowError) as error:
+            return (host, int(digits)) if getattr(error, "errno", None) == errno.EADDRINUSE else None
+    return None
+
+
+def port_is_taken(plan: LaunchPlan) -> UsageError:
+    """That another program has the port at which the machines are to meet."""
+    host, _, port = plan.rdzv_endpoint.rpartition(":")
+    return UsageError(
+        f"--rdzv-endpoint is {plan.rdzv_endpoint}, but another program listens at port {port} of this machine",
+        help=f"choose another port, as {host}:29500, the same on every machine; `ss -ltnp sport = :{port}` shows the "
+        "program",
+    )
 
 
 def num_gpus(environment: Mapping[str, str] = os.environ, devices: Path = _DEVICES) -> int:

@@ -6,7 +6,7 @@ every rank writes about as much. All of it follows from the layout; the ranks ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,6 +44,19 @@ class TensorSource(Protocol):
 
     def region(self, name: str, region: Region) -> torch.Tensor:
         """A part of a tensor, on the CPU."""
+
+
+class LazyTensorSource(TensorSource, Protocol):
+    """Tensors by name that are read in part, such as those of a checkpoint's files."""
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """A whole tensor."""
+
+    def without_content(self, name: str) -> torch.Tensor:
+        """One of its shape and type on the meta device."""
 
 
 def own_region(tensor: torch.Tensor) -> Region:

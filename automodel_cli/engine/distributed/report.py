@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from automodel_cli.engine.bounded import parse_json, read_bytes, typed
+from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.engine.distributed.environment import REPORT_DIRECTORY, RankPlace
 from automodel_cli.errors import AmcliError, ExitCode, PeerFailedError
 
@@ -70,7 +71,8 @@ def write_report(place: RankPlace, error: BaseException, message: str) -> None:
             path.with_suffix(".tmp").write_text(json.dumps(asdict(report)))
             path.with_suffix(".tmp").replace(path)
         if path_of_torchrun := os.environ.get(_TORCHRUN_FILE):
-            details = {"py_callstack": "".join(traceback.format_exception(error)), "timestamp": str(int(report.at))}
+            callstack = masked_message("".join(traceback.format_exception(error)))
+            details = {"py_callstack": callstack, "timestamp": str(int(report.at))}
             text = {"message": {"message": f"rank {place.rank}: {message}", "extraInfo": details}}
             Path(path_of_torchrun).write_text(json.dumps(text))
 

@@ -167,7 +167,7 @@ class Watch:
             f"for {seconds:.0f} s; {how}" + "".join(f"\n  at {frame}" for frame in frames) + others,
             exit_code=ExitCode.HUNG,
             help=f"ranks wait for each other at most dist_env.timeout_minutes={self.timeout_seconds / 60:g}; "
-            "`amcli resume` goes on from the last checkpoint",
+            "resumed, the run goes on from its last checkpoint",
         )
 
     def _after_failure(self, attempt: int, beats: Sequence[Beat]) -> None:
@@ -195,7 +195,7 @@ class Watch:
             self.circle = RankFailedError(
                 f"the run failed twice in the same way, now at step {now.step}, and is not started again: {first_line}",
                 exit_code=cause.exit_code if isinstance(cause, RankReport | RankFailedError) else ExitCode.INTERNAL,
-                help="more of the same would not get further; `amcli resume` goes on once the reason is gone",
+                help="more of the same would not get further; resume the run once the reason is gone",
             )
         else:
             left = self.restarts - attempt

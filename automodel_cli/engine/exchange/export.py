@@ -79,14 +79,15 @@ def export_checkpoint(
         say: Is told what is being done.
 
     Raises:
-        CheckpointError: The checkpoint cannot be exported, or the result is not the same function.
+        CheckpointError: The checkpoint cannot be exported, `output` cannot be written to, or the result is not the
+            same function.
         UsageError: `output` is in the way.
     """
     manifest = _sound(checkpoint)
-    _check_output(output, overwrite=overwrite)
     partial = output.with_name(f".{output.name}.tmp-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
+        _check_output(output, overwrite=overwrite)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         say("writing the weights")
         tensors = checkpoint_weights(checkpoint, manifest.files)
@@ -109,6 +110,14 @@ def export_checkpoint(
             say("comparing the logits with those of the checkpoint")
             difference = largest_difference(checkpoint / layout.MODEL_DIRECTORY, partial, stored)
         _publish(partial, output)
+    except OSError as error:
+        if error.errno is None:  # transformers says so that it cannot load what was written
+            raise
+        raise CheckpointError(
+            f"the model could not be written: {error.strerror}",
+            where=str(output),
+            help="name a directory that can be written to, with enough room, with --out",
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     files = {path.name: path.stat().st_size for path in sorted(output.iterdir())}

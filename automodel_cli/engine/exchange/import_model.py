@@ -16,15 +16,17 @@ import torch
 from torch import nn
 
 from automodel_cli import __version__
+from automodel_cli.engine.checkpoint.run_lock import run_lock
 from automodel_cli.engine.checkpoint.save import save
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.checkpoint.weights import read_model_config, read_weights
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.instantiate import instantiate
-from automodel_cli.engine.models.adopt import adopt_weights
+from automodel_cli.engine.config.origin import Origin
 from automodel_cli.engine.models.export import export_model
-from automodel_cli.errors import CheckpointError
+from automodel_cli.engine.models.stored_weights import adopt_weights
+from automodel_cli.errors import CheckpointError, ConfigError
 
 _GPT2_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
 # What our GPT-2 always does; a directory that asks for something else keeps the class of transformers.
@@ -36,6 +38,8 @@ _GPT2_FIXED = {
     "add_cross_attention": False,
     "n_inner": None,
 }
+# Of a configuration: what is written anew, or leads to code that is not run.
+_NOT_KEPT = ("architectures", "transformers_version", "model_type", "dtype", "torch_dtype", "_name_or_path", "auto_map")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def import_model(source: Path, root: Path) -> Imported:
         root: Directory of checkpoints; must not hold a step 0 yet.
 
     Raises:
-        CheckpointError: The directory cannot be read, or its architecture is not known.
+        CheckpointError: The directory cannot be read, its architecture is not known, or a run is working in `root`.
     """
     config = read_model_config(source)
     if config is None:
@@ -66,8 +70,17 @@ def import_model(source: Path, root: Path) -> Imported:
             help="name a Hugging Face directory; bare weights can start a run with checkpoint.init_from",
         )
     section = _gpt2_section(config) or _transformers_section(config, source)
-    run_config = Config({"model": section})
-    model: nn.Module = instantiate(run_config, "model", {"device": torch.device("cpu")})
+    with run_lock(root, advice="wait for it, stop it, or name another directory with --out"):
+        return _import(source, root, config, section)
+
+
+def _import(source: Path, root: Path, config: dict[str, Any], section: dict[str, Any]) -> Imported:
+    # Its values come from a download, and are trusted no more than those of a checkpoint.
+    run_config = Config({"model": section}, {(): Origin("checkpoint", str(source / "config.json"))})
+    try:
+        model: nn.Module = instantiate(run_config, "model", {"device": torch.device("cpu")})
+    except ConfigError as error:
+        raise CheckpointError(error.message, where=error.where, problems=error.problems) from error
     tensors = read_weights(source)
     model.to(_type_of(tensors))
     adopt_weights(model, tensors)
@@ -119,16 +132,16 @@ def _transformers_section(config: dict[str, Any], source: Path) -> dict[str, Any
     config_class = CONFIG_MAPPING[model_type]
     try:
         values = json.loads(config_class.from_dict(config).to_json_string())
-    # What a class of transformers makes of values that it does not expect: nearly anything.
+    # transformers raises TypeError, ValueError, KeyError and errors of huggingface_hub for what is one thing here.
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        message = f"{config_class.__name__} does not take its values: {reason}"
+        message = f"it is no configuration of {config_class.__name__}: {reason}"
         raise CheckpointError(message, where=str(source / "config.json")) from error
-    for name in ("architectures", "transformers_version", "model_type", "dtype", "torch_dtype", "_name_or_path"):
+    for name in _NOT_KEPT:
         values.pop(name, None)
     return {
         "_target_": "transformers.AutoModelForCausalLM.from_config",
-        "config": {"_target_": f"transformers.{config_class.__name__}", **values},
+        "config": {**values, "_target_": f"transformers.{config_class.__name__}"},
     }
 
 

@@ -11,9 +11,9 @@ from torch import nn
 from automodel_cli.engine.bounded import shown
 from automodel_cli.engine.checkpoint.tensor_index import json_object
 from automodel_cli.engine.checkpoint.weights import read_weights
-from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.models.gpt2 import GPT2Config, build_gpt2_model
 from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.models.stored_weights import adopt_weights
 from automodel_cli.errors import CheckpointError
 
 _LENGTH = 32
@@ -85,7 +85,9 @@ def _loaded(directory: Path, tensors: dict[str, torch.Tensor] | None) -> nn.Modu
     shows_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # this is a check within a command that has its own lines
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
     # transformers raises OSError, ValueError, KeyError and RuntimeError for what is one thing here.
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__

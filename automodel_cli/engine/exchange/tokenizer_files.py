@@ -30,7 +30,7 @@ def write_tokenizer(directory: Path, name: str, bos_id: int | None, max_length: 
 
     if content is None:
         # No tokenizer.json: what transformers itself loaded is what it can load again.
-        AutoTokenizer.from_pretrained(name).save_pretrained(directory)
+        AutoTokenizer.from_pretrained(name, trust_remote_code=False).save_pretrained(directory)
         return
     from tokenizers import Tokenizer
 

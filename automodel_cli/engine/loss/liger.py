@@ -14,7 +14,7 @@ import importlib.util
 import torch
 from torch.distributed.tensor import DTensor
 
-from automodel_cli.engine.loss.options import check_options
+from automodel_cli.engine.loss.masked_ce import check_options
 from automodel_cli.engine.protocols import IGNORED_LABEL
 from automodel_cli.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head without its logits: hidden states times the head, rows by rows.
+"""Cross-entropy of a linear head without all of its logits: hidden states times the head, block of rows by block.
 
 The logits (N, V) are the largest tensor of a training step with a vocabulary of any size. Here a
 block of rows is multiplied, turned into probabilities and into gradients, and its buffer is used
@@ -20,9 +20,8 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
-from automodel_cli.engine.loss.options import check_options
+from automodel_cli.engine.loss.masked_ce import HeadLossSettings, check_options, row_losses
 from automodel_cli.engine.loss.products import onednn_is_faster, times_transposed
-from automodel_cli.engine.loss.row_losses import HeadLossSettings, row_losses
 from automodel_cli.engine.loss.split_vocabulary import VocabularyPart, part_of, split_block_loss
 from automodel_cli.engine.protocols import IGNORED_LABEL
 from automodel_cli.errors import ConfigError
@@ -110,7 +109,7 @@ class ChunkedLinearCrossEntropy:
 
 
 def _for_every_part(hidden_BTC: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
-    """Whole hidden states on each rank, whose gradients are summed up: a part of the vocabulary has one summand."""
+    """Hidden states, whole on each rank; their gradients are summed over ranks, one summand per vocabulary part."""
     if not isinstance(hidden_BTC, DTensor):
         hidden_BTC = DTensor.from_local(hidden_BTC, mesh, [Replicate()], run_check=False)
     whole: torch.Tensor = hidden_BTC.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
@@ -118,7 +117,7 @@ def _for_every_part(hidden_BTC: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
 
 
 class _Gradients(NamedTuple):
-    """Sums of the gradients of the inputs, filled block by block; None where nobody asks."""
+    """Sums of the gradients of the inputs, filled block by block; None where they are not wanted."""
 
     hidden_NC: torch.Tensor | None
     weight_VC: torch.Tensor | None
@@ -138,7 +137,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         settings: HeadLossSettings,
         part: VocabularyPart | None,
     ) -> torch.Tensor:
-        # Inside a function of autograd the mode is always off, so whether gradients are wanted is told.
+        # Grad mode is always off inside an autograd function, so the caller passes whether gradients are wanted.
         wanted = [settings.with_gradients and needed for needed in ctx.needs_input_grad]
         sums_dtype = torch.promote_types(settings.dtype, torch.float32)
         gradients = _Gradients(
@@ -226,8 +225,8 @@ def _rows_loss(
         logits: (rows, V); used up.
         labels: (rows,).
         buffer: For probabilities in fp32; None where the logits have that type and their memory serves.
-        settings: Of the call.
-        bias_sum_V: Where the gradient of the bias is summed up, if anybody asks for it.
+        settings: Settings of the call.
+        bias_sum_V: Accumulates the gradient of the bias, if it is wanted.
         with_gradients: Whether the gradients are wanted.
     """
     smoothing = settings.label_smoothing

@@ -5,11 +5,13 @@ Shapes: B batch, T sequence, V vocabulary.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
-from automodel_cli.engine.loss.options import check_options
 from automodel_cli.engine.protocols import IGNORED_LABEL
+from automodel_cli.errors import ConfigError
 
 
 class MaskedCrossEntropy:
@@ -49,3 +51,51 @@ class MaskedCrossEntropy:
         if num_label_tokens is None:
             return total / (labels_BT != IGNORED_LABEL).sum().clamp(min=1)
         return total / num_label_tokens
+
+
+def check_options(z_loss: float, label_smoothing: float) -> None:
+    """Refuses weights that no training uses.
+
+    Raises:
+        ConfigError: `z_loss` is below 0, or `label_smoothing` is outside [0, 1).
+    """
+    if z_loss < 0:
+        raise ConfigError(f"z_loss is {z_loss}, but it must be at least 0; 1e-4 is usual")
+    if not 0 <= label_smoothing < 1:
+        raise ConfigError(f"label_smoothing is {label_smoothing}, but it must be at least 0 and below 1")
+
+
+class HeadLossSettings(NamedTuple):
+    """Arguments of one call that are not differentiated.
+
+    Args:
+        rows: Rows of a block.
+        z_loss: Weight of the squared log of the softmax's denominator.
+        label_smoothing: Share of the target that is spread evenly over the vocabulary.
+        num_label_tokens: Divisor of the loss.
+        dtype: Type of the products.
+        with_gradients: Whether gradients will be asked for.
+    """
+
+    rows: int
+    z_loss: float
+    label_smoothing: float
+    num_label_tokens: int
+    dtype: torch.dtype
+    with_gradients: bool
+
+
+def row_losses(
+    target: torch.Tensor, lse: torch.Tensor, mean: torch.Tensor | None, settings: HeadLossSettings
+) -> torch.Tensor:
+    """-log p of the label, smoothed, plus the z-loss; one number a row.
+
+    Args:
+        target: Logit of the label, (rows,).
+        lse: Log of the softmax's denominator, (rows,).
+        mean: Mean of all logits of a row, (rows,); None without smoothing.
+        settings: Settings of the call.
+    """
+    smoothing = settings.label_smoothing
+    losses = lse - target if mean is None else lse - (1 - smoothing) * target - smoothing * mean
+    return losses + settings.z_loss * lse.square() if settings.z_loss else losses

@@ -19,8 +19,8 @@ def times_transposed(a_NK: torch.Tensor, b_MK: torch.Tensor, out_NM: torch.Tenso
     """The product a @ b.T, (N, M).
 
     Args:
-        a_NK: Of any strides.
-        b_MK: Of the same type.
+        a_NK: First factor, with any strides.
+        b_MK: Second factor, of the same dtype.
         out_NM: Memory that may be used for the result; without it, or where the library makes its own, it is fresh.
     """
     if a_NK.device.type == "cpu" and a_NK.dtype == torch.float32 and onednn_is_faster() and is_whole(b_MK):
@@ -43,12 +43,25 @@ def is_whole(matrix: torch.Tensor) -> bool:
     return matrix.stride() in ((columns, 1), (1, rows))
 
 
-@functools.cache
-def onednn_is_faster() -> bool:
-    """Whether this torch multiplies with MKL on a processor for which oneDNN has the wider instructions.
+_may_take_onednn = True
 
-    The same for a machine at all times: a run that is resumed there gives the same bits.
+
+def choose_library(name: str) -> None:
+    """Sets the library of this process: `auto`, or `torch` for what torch takes by itself (key `cpu_matmul`)."""
+    global _may_take_onednn
+    _may_take_onednn = name == "auto"
+
+
+def onednn_is_faster() -> bool:
+    """Whether oneDNN may be taken, and this torch multiplies with MKL on a processor for which that is slower.
+
+    The same for a machine and a configuration at all times: a run that is resumed there gives the same bits.
     """
+    return _may_take_onednn and _mkl_falls_back()
+
+
+@functools.cache
+def _mkl_falls_back() -> bool:
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
     has_wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Shard
 
-from automodel_cli.engine.loss.row_losses import HeadLossSettings, row_losses
+from automodel_cli.engine.loss.masked_ce import HeadLossSettings, row_losses
 from automodel_cli.engine.protocols import IGNORED_LABEL
 from automodel_cli.errors import ConfigError
 
@@ -31,8 +31,8 @@ class VocabularyPart:
     Args:
         group: The ranks that share the vocabulary, in its order.
         begin: First entry.
-        size: Of the part, v.
-        whole: Of the vocabulary, V.
+        size: Entries of the part, v.
+        whole: Entries of the vocabulary, V.
     """
 
     group: dist.ProcessGroup
@@ -60,7 +60,7 @@ def part_of(weight_VC: DTensor) -> VocabularyPart:
         )
     whole, ranks = weight_VC.shape[0], mesh.size()
     rows = -(-whole // ranks)
-    # Asked of the shape and not of the own part, so that all ranks refuse together.
+    # Decided from the whole shape, not from this rank's part, so that all ranks refuse together.
     if rows * (ranks - 1) >= whole:
         raise ConfigError(
             f"a vocabulary of {whole:,} split over {ranks} tensor-parallel ranks leaves one without an entry",
@@ -82,10 +82,10 @@ def split_block_loss(
 
     Args:
         logits: (rows, v); used up.
-        labels: Of the whole vocabulary, (rows,); the same on all ranks.
-        buffer: (some rows, v) in the type of sums: so many rows are turned into probabilities at a time.
-        settings: Of the call.
-        bias_sum_v: Where the gradient of the bias is summed up, if anybody asks for it.
+        labels: Ids in the whole vocabulary, (rows,); the same on all ranks.
+        buffer: (block rows, v) in the dtype of sums; its rows are converted to probabilities at a time.
+        settings: Settings of the call.
+        bias_sum_v: Accumulates the gradient of the bias, if it is wanted.
         part: Which part of the vocabulary it is.
         with_gradients: Whether the gradients are wanted.
     """

@@ -14,9 +14,8 @@ from torch.backends.cuda import (
 )
 
 from automodel_cli.engine.models.calling import is_hugging_face
-from automodel_cli.engine.models.document_blocks import LEAST_HEAD_SIZE
+from automodel_cli.engine.models.document_attention import LEAST_HEAD_SIZE, refuse_states
 from automodel_cli.engine.models.gpt2 import GPT2LMHeadModel
-from automodel_cli.engine.models.windows import refuse_states
 
 _SDPA = "scaled_dot_product_attention"
 _BLOCKS = "flex_attention, in the blocks of pairs that a document has"
@@ -24,7 +23,7 @@ _MASK = "a mask of every pair of tokens"
 
 
 def attention_in_words(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The kernel that attention runs on; None for a user's model, whose attention nobody knows.
+    """The kernel that attention runs on; None for a user's model, whose attention is not known.
 
     Args:
         model: Not wrapped yet.
@@ -52,7 +51,7 @@ def keep_within_documents(
     Args:
         model: Not wrapped yet; None is returned for a user's, which is given the borders and has its own way.
         device: Where it is.
-        may_change: Whether nobody has named the attention of a Hugging Face model.
+        may_change: Whether the attention of a Hugging Face model may be chosen: the configuration names none.
         splits_sequence: Whether context-parallel ranks have parts of a sample, which blocks do not allow.
 
     Raises:

@@ -1,7 +1,7 @@
 """How the engine calls a model: with the token ids, and with what else a batch holds and the model takes.
 
 Our GPT-2 takes `position_ids` and `document_ids`. A Hugging Face model takes `position_ids`, and gets
-the borders of documents as an attention mask, within its windows where it has some (windows.py); its
+the borders of documents as an attention mask, within its windows where it has some (document_attention.py); its
 key-value cache, which only generation uses, is off.
 Any other module is given the token ids, and what its `forward` names.
 
@@ -18,12 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from automodel_cli.engine.models.document_blocks import document_blocks
-from automodel_cli.engine.models.windows import masks_within_windows, window_of
+from automodel_cli.engine.models.document_attention import document_blocks, masks_within_windows, window_of
+from automodel_cli.engine.protocols import OPTIONAL_INPUTS
 from automodel_cli.errors import ConfigError
-
-# Batch keys that change what a model computes, beside `input_ids`.
-OPTIONAL_INPUTS = ("position_ids", "document_ids")
 
 
 def call(model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
@@ -60,7 +57,7 @@ def is_hugging_face(model: nn.Module) -> bool:
 
 
 def document_mask(document_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Which position may see which: itself and what is before it in its document; (B, 1, T, T), true where it may."""
+    """Causal mask within documents, (B, 1, T, T): true where a position may attend."""
     same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
     return same_BTT.tril()[:, None]
 
@@ -82,7 +79,7 @@ def _hugging_face_arguments(model: nn.Module, given: dict[str, torch.Tensor]) ->
 
 
 def _mask(model: nn.Module, implementation: str, document_ids: torch.Tensor) -> Any:
-    """What keeps documents apart, in the form that an attention of transformers takes."""
+    """The document mask in the form that an attention implementation of transformers takes."""
     if window_of(model) is not None:
         return masks_within_windows(model, document_ids)
     if implementation == "flex_attention":
@@ -100,10 +97,13 @@ def _additive(mask: torch.Tensor, model: nn.Module) -> torch.Tensor:
 def _own_arguments(kind: type[nn.Module], given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ignored = [name for name in given if not _takes(kind, name)]
     if ignored:
+        name = kind.__name__.removeprefix("FSDP")  # the class that FSDP2 puts in the place of the user's
+        has_documents = "document_ids" in given
         raise ConfigError(
-            f"the batches hold {' and '.join(ignored)}, but {kind.__name__}.forward takes no such argument, "
-            "so its attention would cross the borders of documents",
-            help=f"add {', '.join(ignored)} to its forward, or train without packing and document mask",
+            f"the batches hold {' and '.join(ignored)}, but {name}.forward takes no such argument, so its "
+            + ("attention would cross the borders of documents" if has_documents else "positions would be wrong"),
+            help=f"add {', '.join(ignored)} to its forward, or train without "
+            + ("packing and document mask" if has_documents else "context parallelism and positions in the data"),
         )
     return given
 

@@ -38,7 +38,7 @@ def compile_model(
     # Imported here: only a run that compiles pays for it.
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    # Torch writes its default into the variable when anything asks for the directory: that is nobody's choice.
+    # Torch writes its default into the variable when anything asks for the directory: that is not the user's choice.
     if os.environ.get(_CACHE_VARIABLE) in (None, default_cache_dir()):
         os.environ[_CACHE_VARIABLE] = str(cache.absolute())
     if not per_block:

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from automodel_cli.engine.config.suggest import hint
-from automodel_cli.engine.distributed.parts import Part
+from automodel_cli.engine.distributed.parts import LazyTensorSource, Part
 from automodel_cli.engine.distributed.region import Region
 from automodel_cli.engine.models.gpt2 import GPT2Config, GPT2LMHeadModel
 from automodel_cli.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from automodel_cli.engine.models.stored_model import LazyTensorSource
 
 # Hugging Face's GPT-2 keeps these as `Conv1D`, whose weight is the transpose of `nn.Linear`'s.
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -59,7 +56,7 @@ def export_model(
     Raises:
         CheckpointError: The state dict holds something that is not a tensor.
     """
-    tensors = _apart({name: turned(model, name, tensor) for name, tensor in (state or own_tensors(model)).items()})
+    tensors = _apart({name: transposed(model, name, tensor) for name, tensor in (state or own_tensors(model)).items()})
     return ExportedModel({**tensors, **_added(model)}, model_config(model, bos_id))
 
 
@@ -73,8 +70,8 @@ def export_parts(model: nn.Module, parts: Iterable[Part], *, is_first: bool) -> 
     """
     found = []
     for part in parts:
-        tensor = turned(model, part.name, part.tensor)
-        # The place turns with the content.
+        tensor = transposed(model, part.name, part.tensor)
+        # The region is transposed along with the content.
         region = part.region if tensor is part.tensor else part.region.transposed()
         found.append(Part(part.name, region, tensor))
     added = _added(model) if is_first else {}
@@ -124,7 +121,7 @@ def in_model_layout(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> di
         CheckpointError: Names, shapes or types differ; all of them are told.
     """
     own = own_tensors(model)
-    given = {name: turned(model, name, tensor) for name, tensor in tensors.items()}
+    given = {name: transposed(model, name, tensor) for name, tensor in tensors.items()}
     refuse_another_architecture(model, own, given, tensors)
     return {name: given[name] for name in own}
 
@@ -156,12 +153,12 @@ def refuse_another_architecture(
         )
 
 
-def turned(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+def transposed(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor from the checkpoint's layout to the model's or back: the transpose is its own inverse."""
-    return tensor.T if is_turned(model, name) else tensor
+    return tensor.T if is_stored_transposed(model, name) else tensor
 
 
-def is_turned(model: nn.Module, name: str) -> bool:
+def is_stored_transposed(model: nn.Module, name: str) -> bool:
     """Whether a checkpoint holds the transpose of a tensor of the model."""
     return isinstance(model, GPT2LMHeadModel) and name.endswith(_TRANSPOSED)
 
@@ -196,7 +193,7 @@ def stored_tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     Args:
         model: Whole; may be without content.
     """
-    return {name: turned(model, name, tensor) for name, tensor in own_tensors(model).items()} | _added(model)
+    return {name: transposed(model, name, tensor) for name, tensor in own_tensors(model).items()} | _added(model)
 
 
 def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from automodel_cli.engine.models.calling import document_mask
-from automodel_cli.engine.models.document_blocks import attend_in_blocks, document_blocks
+from automodel_cli.engine.models.document_attention import attend_in_blocks, document_blocks
 from automodel_cli.engine.models.outputs import CausalLMOutput
 from automodel_cli.errors import ConfigError
 
@@ -194,7 +194,7 @@ class GPT2LMHeadModel(nn.Module):
         1/sqrt(2 * n_layer), so that the variance of the residual stream does not grow with depth.
 
         Args:
-            name: Of the module in this model.
+            name: Name of the module in this model.
             module: It, or one of its shapes.
         """
         std = self.config.initializer_range

@@ -96,7 +96,7 @@ def find_head(model: nn.Module) -> Head:
         try:
             model.eval()
             logits = logits_of(call(model, {"input_ids": torch.zeros(1, 2, dtype=torch.int64, device=device)}))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the first step meets it again, and says where it came from
             raise NoHeadError(f"a trial with two tokens raised {type(error).__name__}") from error
         finally:
             model.train(was_training)

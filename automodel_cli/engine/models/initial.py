@@ -1,4 +1,4 @@
-"""Initial weights, drawn a part of the model at a time, from numbers that depend on a seed and a module's name alone.
+"""Initial weights, drawn part by part from numbers that depend on the seed and a module's name alone.
 
 So they are the same on every number of ranks, in every layout and on every device, and no rank ever holds more than
 its own part of the model and one transformer block. The rules are the model's own: `initialise(name, module)` of our
@@ -28,7 +28,7 @@ Rule = Callable[[str, nn.Module], None]
 
 
 class UndrawnError(Exception):
-    """Which tensor the rules of a model do not account for, in words for the user."""
+    """A tensor that no rule of the model draws; the text is for the user."""
 
 
 def has_rules(kind: type) -> bool:
@@ -46,7 +46,7 @@ def drawn(blank: nn.Module, seed: int, wanted: Collection[str] | None = None) ->
 
     Args:
         blank: A skeleton that nothing has been done to since it was built; left as it is.
-        seed: Of the run.
+        seed: Seed of the run.
         wanted: Names of buffers that alone are needed, such as those that no checkpoint holds; None for everything.
 
     Raises:
@@ -74,7 +74,7 @@ def _drawn_unit(
     wanted: Collection[str] | None,
     given: set[int],
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of some modules; `given` holds the identities of those that other modules hold too."""
+    """Tensors of some modules; `given` holds the identities of tensors that other modules hold too."""
     places: list[tuple[nn.Module, dict[str, Any], str, str]] = [
         (module, tensors, key, ".".join(filter(None, (names[module], key))))
         for module in unit
@@ -91,7 +91,7 @@ def _drawn_unit(
     for tensor in blanks:
         is_first.append(id(tensor) not in given)
         given.add(id(tensor))
-    # What holds only tied tensors has no numbers of its own; a parent that holds nothing may rule over its children.
+    # A module with only tied tensors draws nothing; a parent without tensors may hold the rule for its children.
     only_tied = {place[0] for place in places}
     only_tied -= {place[0] for place, first in zip(places, is_first, strict=True) if first}
     unit = [module for module in unit if module not in only_tied]
@@ -131,7 +131,7 @@ def _can_hold_nan(tensor: Any) -> bool:
 
 
 def _children_first(module: nn.Module) -> list[nn.Module]:
-    """A module and all in it, each once, what is inside before what is around it."""
+    """Submodules in post-order, without duplicates."""
     found: dict[nn.Module, None] = {}
     for child in module.children():
         found.update(dict.fromkeys(_children_first(child)))
@@ -140,7 +140,7 @@ def _children_first(module: nn.Module) -> list[nn.Module]:
 
 
 def _rules(model: nn.Module) -> dict[nn.Module, Rule]:
-    """For each module the rule that draws it: that of the innermost model around it which has one."""
+    """The rule that draws each module: that of the innermost enclosing model that has one."""
     rules: dict[nn.Module, Rule] = {}
 
     def collect(module: nn.Module, rule: Rule) -> None:

@@ -20,7 +20,7 @@ from automodel_cli.errors import ConfigError
 _aten = torch.ops.aten
 # Products of matrices and attention are nearly all the time of a block; what lies between them (norms,
 # activations, masks) is nearly all the memory and cheap to compute again.
-_KEPT = frozenset(
+KEPT_PRODUCTS = frozenset(
     {
         _aten.mm.default,
         _aten.addmm.default,
@@ -41,7 +41,7 @@ def recompute_activations(model: nn.Module, mode: str, every: int = 1) -> str:
         model: Its blocks are the largest list of modules of one class.
         mode: `full` (a block keeps only its input) or `selective` (it keeps its products of
             matrices and its attention too).
-        every: Which blocks: every so many.
+        every: Recompute one block in `every`.
 
     Raises:
         ConfigError: The model has no blocks.
@@ -71,7 +71,7 @@ def _recomputed(forward: Callable[..., Any], contexts: dict[str, Any]) -> Callab
 
 def _keeping_products() -> tuple[Any, Any]:
     def policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-        return CheckpointPolicy.MUST_SAVE if operation in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+        return CheckpointPolicy.MUST_SAVE if operation in KEPT_PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
 
     contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(policy)
     return contexts

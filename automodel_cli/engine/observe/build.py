@@ -11,12 +11,11 @@ from automodel_cli.engine.config.check_sinks import reports_to
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.observe.console import ConsoleSink
 from automodel_cli.engine.observe.fanout import Fanout
-from automodel_cli.engine.observe.jsonl import JsonlSink
+from automodel_cli.engine.observe.jsonl import METRICS_FILE, JsonlSink
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.observe.tensorboard_sink import TensorBoardSink
 from automodel_cli.engine.observe.wandb_sink import WandbSink
 
-METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_DIRECTORY = "tensorboard"
 
 
@@ -38,9 +37,7 @@ def run_sink(
     def opened() -> Iterator[Sink]:
         sinks: list[Sink] = [] if quiet else [ConsoleSink(settings.step_scheduler.max_steps, start_step)]
         if settings.checkpoint.enabled:
-            jsonl = JsonlSink(root / METRICS_FILE)
-            jsonl.truncate_after(start_step)
-            sinks.append(jsonl)
+            sinks.append(JsonlSink(root / METRICS_FILE, start_step))
         if reports_to("wandb", config, settings):
             sinks.append(WandbSink(settings.wandb, config.masked().values, root))
         if reports_to("tensorboard", config, settings):

@@ -20,19 +20,23 @@ def code_version(directory: Path) -> dict[str, str | bool] | None:
 
     Returns:
         `commit`, the whole hash, and `changed`: whether tracked files differ from it; None where there is
-        no repository, no commit or no Git.
+        no repository, no commit or no Git, or where only a program of the repository could tell.
     """
     commit = _git(directory, "rev-parse", "--verify", "HEAD")
-    status = _git(directory, "status", "--porcelain", "--untracked-files=no")
+    # A filter of the repository's own is a program that `git status` would start to compare a file.
+    filters = _git(directory, "config", "--show-scope", "--name-only", "--get-regexp", r"^filter\.") or ""
+    if any(line.startswith(("local", "worktree")) for line in filters.splitlines()):
+        return None
+    status = _git(directory, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty")
     if commit is None or status is None:
         return None
     return {"commit": commit.strip(), "changed": bool(status.strip())}
 
 
 def _git(directory: Path, *arguments: str) -> str | None:
-    # Neither a lock on the index nor a program of the repository's own: looking must change and run nothing.
+    # No lock on the index, no program of the repository's own, nothing fetched: looking must change and run nothing.
     command = ["git", "-c", "core.fsmonitor=false", *arguments]
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_ALLOW_PROTOCOL": "none"}
     try:
         done = subprocess.run(
             command,

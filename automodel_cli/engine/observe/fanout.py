@@ -17,7 +17,7 @@ class Fanout:
     """A sink made of sinks.
 
     An exception of one never reaches the caller or the others: it is warned about once, later
-    reports are still offered (a service may come back), and `close` tells how many were lost.
+    reports are still offered (a disk may have room again), and `close` says how many are missing.
 
     Args:
         sinks: Called in this order.
@@ -27,7 +27,18 @@ class Fanout:
     def __init__(self, sinks: Sequence[Sink], warn: Callable[[str], None] = _warn_on_stderr) -> None:
         self._sinks = list(sinks)
         self._warn = warn
-        self._num_lost = [0] * len(self._sinks)
+        self._num_missing = [0] * len(self._sinks)
+        self._has_warned = [False] * len(self._sinks)
+
+    @property
+    def name(self) -> str:
+        """What it is called in a message."""
+        return ", ".join(sink.name for sink in self._sinks)
+
+    @property
+    def num_gone(self) -> int:
+        """Reports that were lost later."""
+        return sum(sink.num_gone for sink in self._sinks)
 
     def on_start(self, facts: dict[str, Any]) -> None:
         """Passes it on."""
@@ -46,19 +57,27 @@ class Fanout:
         self._each(lambda sink: sink.on_message(text))
 
     def close(self) -> None:
-        """Closes all, and says what was lost."""
-        self._each(lambda sink: sink.close())
-        for sink, num_lost in zip(self._sinks, self._num_lost, strict=True):
-            if num_lost > 1:
-                self._warn(f"{type(sink).__name__} lost {num_lost} reports")
+        """Closes all, and says what is missing."""
+        self._each(lambda sink: sink.close(), is_report=False)
+        for sink, num_missing in zip(self._sinks, self._num_missing, strict=True):
+            if num_missing:
+                self._warn(f"{sink.name} lacks {num_missing:,} {_reports(num_missing)} that could not be written")
+            if sink.num_gone:
+                self._warn(f"{sink.name} was removed, and {sink.num_gone:,} {_reports(sink.num_gone)} went with it")
 
-    def _each(self, send: Callable[[Sink], None]) -> None:
+    def _each(self, send: Callable[[Sink], None], *, is_report: bool = True) -> None:
         for index, sink in enumerate(self._sinks):
             try:
                 send(sink)
             except Exception as error:  # whatever it is, the training matters more
-                self._num_lost[index] += 1
-                if self._num_lost[index] == 1:
+                self._num_missing[index] += is_report
+                if not self._has_warned[index]:
+                    self._has_warned[index] = True
                     self._warn(
-                        f"{type(sink).__name__} failed ({type(error).__name__}: {error}); training goes on without it"
+                        f"{sink.name} cannot be written ({type(error).__name__}: {error}); training goes on, "
+                        "and every later report is tried"
                     )
+
+
+def _reports(count: int) -> str:
+    return "report" if count == 1 else "reports"

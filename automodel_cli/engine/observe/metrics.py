@@ -102,6 +102,14 @@ def scalars(report: Mapping[str, Any]) -> dict[str, float]:
 class Sink(Protocol):
     """A place that reports go to: a terminal, a file, a service."""
 
+    @property
+    def name(self) -> str:
+        """What it is called in a message."""
+
+    @property
+    def num_gone(self) -> int:
+        """Reports that were taken and are lost all the same, as with a file that was removed."""
+
     def on_start(self, facts: dict[str, Any]) -> None:
         """A run begins or continues; `facts` are JSON-able."""
 

@@ -1,7 +1,12 @@
-"""From the raw facts of a step to the numbers that are reported: rates, utilisation, time left."""
+"""Tokens per second, model FLOPs utilisation (MFU) and time left; peak FLOP/s of devices and FLOPs per token.
+
+Peaks are the makers' figures for dense bf16 products with fp32 accumulation. No device reaches
+them: a large matrix product on an H200 measures about 790 of its 989 TFLOP/s.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import deque
 
 from automodel_cli.engine.observe.metrics import StepStats
@@ -70,3 +75,57 @@ class Speed:
             data_wait_share=data_wait_seconds / step_seconds if step_seconds > 0 else 0.0,
             seconds_left=per_step * (self._max_steps - step),
         )
+
+
+# TFLOP/s, dense bf16, by a pattern for the device's name; the first that fits counts. Sources: the data
+# sheets of NVIDIA (A100, H100, H200, B200, L40S, ...) and AMD (MI300X, MI325X).
+_PEAK_TFLOPS = (
+    (r"GB200|GB300", 2500.0),
+    (r"B200|B300", 2250.0),
+    (r"B100", 1750.0),
+    (r"GH200|H200", 989.4),
+    (r"H100.*NVL", 835.5),
+    (r"H100.*PCIe", 756.4),
+    (r"H100", 989.4),
+    (r"H800", 989.4),
+    (r"H20\b", 148.0),
+    (r"A100|A800", 312.0),
+    (r"L40S", 362.0),
+    (r"L40\b", 181.0),
+    (r"L4\b", 121.0),
+    (r"A40\b", 149.7),
+    (r"A10G", 70.0),
+    (r"A10\b", 125.0),
+    (r"RTX\s*4090", 165.2),
+    (r"RTX\s*3090", 71.0),
+    (r"MI325", 1307.4),
+    (r"MI300X", 1307.4),
+    (r"MI250X", 383.0),
+)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """FLOP/s in dense bf16 of a device by its name as torch tells it; None for one that the table lacks.
+
+    >>> peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("NVIDIA A100-SXM4-80GB"), peak_flops("cpu, 2 threads")
+    (989400000000000, 312000000000000, None)
+    """
+    for pattern, tflops in _PEAK_TFLOPS:
+        if re.search(rf"(?<![A-Za-z0-9])(?:{pattern})", device_name, re.IGNORECASE):
+            return round(tflops * 1e12)
+    return None
+
+
+def flops_per_token(num_parameters: int, num_layers: int, width: int, seq_len: int) -> int:
+    """FLOPs that training spends on a token: 6N + 12LCT (Chowdhery et al. 2022, appendix B).
+
+    Args:
+        num_parameters: N, those that are factors of matrix products; of a mixture of experts, the active ones.
+        num_layers: L.
+        width: C, of the queries of all heads together.
+        seq_len: T. Attention counts whole, although a causal kernel skips half of it.
+
+    >>> flops_per_token(124_000_000, 12, 768, 1024)
+    857246208
+    """
+    return 6 * num_parameters + 12 * num_layers * width * seq_len

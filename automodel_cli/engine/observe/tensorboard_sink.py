@@ -1,12 +1,21 @@
-"""Reports to TensorBoard: event files that `tensorboard --logdir DIR` shows."""
+"""Reports to TensorBoard: event files that `tensorboard --logdir DIR` shows.
+
+The records are made by the package and written here: its own writer is a thread that dies, with a traceback, of a
+full disk.
+"""
 
 from __future__ import annotations
 
+import io
+import os
+import platform
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.observe.metrics import StepStats, ValStats, scalars
+from automodel_cli.engine.observe.record_file import RecordFile
 
 
 class TensorBoardSink:
@@ -17,35 +26,62 @@ class TensorBoardSink:
     """
 
     def __init__(self, directory: Path) -> None:
+        self.name = str(directory)
         self._directory = directory
-        self._writer: Any = None
+        self._file: RecordFile | None = None
+
+    @property
+    def num_gone(self) -> int:
+        """Reports that went with a file that was removed."""
+        return 0 if self._file is None else self._file.num_gone
 
     def on_start(self, facts: dict[str, Any]) -> None:
-        """Opens the file; raises what tensorboard raises."""
-        # Imported with the first report, as a refused run needs none of it.
-        from tensorboard.summary import Writer
-
-        self._writer = Writer(str(self._directory))
+        """Begins the file; raises what tensorboard raises."""
+        self._write(0, {})
 
     def on_step(self, stats: StepStats) -> None:
         """Writes the numbers of a step."""
         self._write(stats.step, scalars(asdict(stats)))
 
     def on_validation(self, stats: ValStats) -> None:
-        """Writes a validation, and makes sure that it can be seen."""
+        """Writes a validation."""
         self._write(stats.step, scalars(stats.flat()))
-        self._writer.flush()
 
     def on_message(self, text: str) -> None:
         """Nothing: a message is no number."""
 
     def close(self) -> None:
         """Closes the file."""
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            self._file.close()
 
     def _write(self, step: int, numbers: dict[str, float]) -> None:
-        if self._writer is None:
-            raise RuntimeError("tensorboard did not start")
-        for name, number in numbers.items():
-            self._writer.add_scalar(name, number, step)
+        # Imported with the first report, as a refused run needs none of it.
+        import numpy as np
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.util import tensor_util
+
+        now = time.time()
+        if self._file is None:
+            name = f"events.out.tfevents.{int(now):010d}.{platform.node()}.{os.getpid()}.0"
+            head = _framed(event_pb2.Event(wall_time=now, file_version="brain.Event:2"))
+            self._file = RecordFile(self._directory / name, head)
+        event = event_pb2.Event(wall_time=now, step=step)
+        for tag, number in numbers.items():
+            metadata = summary_pb2.SummaryMetadata(
+                plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name="scalars"),
+                data_class=summary_pb2.DataClass.DATA_CLASS_SCALAR,
+            )
+            event.summary.value.add(
+                tag=tag, tensor=tensor_util.make_tensor_proto(np.float32(number)), metadata=metadata
+            )
+        self._file.append(_framed(event) if numbers else b"")
+
+
+def _framed(event: Any) -> bytes:
+    """An event as it stands in a file: with its length and checksums."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(event.SerializeToString())
+    return buffer.getvalue()

@@ -25,6 +25,9 @@ class WandbSink:
         directory: Where wandb keeps its files, unless the section names a place.
     """
 
+    name = "wandb"
+    num_gone = 0
+
     def __init__(self, section: WandbSection, config: Mapping[str, Any], directory: Path) -> None:
         self._section = section
         self._config = dict(config)

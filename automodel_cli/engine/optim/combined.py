@@ -22,7 +22,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        self._optimizers = list(optimizers)
+        self.optimizers = list(optimizers)
         super().__init__([dict(group) for optimizer in optimizers for group in optimizer.param_groups], {})
         self._share()
 
@@ -36,7 +36,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for optimizer in self._optimizers:
+        for optimizer in self.optimizers:
             optimizer.step()
         return loss
 
@@ -46,11 +46,11 @@ class CombinedOptimizer(torch.optim.Optimizer):
         self._share()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_optimizers": self._optimizers}
+        return {**super().__getstate__(), "optimizers": self.optimizers}
 
     def _share(self) -> None:
         begin = 0
-        for optimizer in self._optimizers:
+        for optimizer in self.optimizers:
             end = begin + len(optimizer.param_groups)
             optimizer.param_groups = self.param_groups[begin:end]
             optimizer.state = self.state

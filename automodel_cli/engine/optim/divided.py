@@ -1,4 +1,4 @@
-"""A function of whole matrices, for matrices that are sharded over ranks: each rank computes its share of them.
+"""Applies a function of whole matrices to sharded matrices: each rank computes its share of them.
 
 The matrices of a bucket are assigned to the ranks of their shard group so that each has about the same work. One
 exchange brings every matrix to its owner in bf16, one brings the results back. The owner computes what every rank
@@ -38,7 +38,7 @@ def shard_group(tensor: torch.Tensor) -> dist.ProcessGroup | None:
 
 
 def owners(shapes: Sequence[Sequence[int]], num_ranks: int) -> list[int]:
-    """Who works on each matrix: the largest first, each for the rank that has the least to do.
+    """Assigns matrices to ranks: the largest first, each to the rank with the least work.
 
     >>> owners([(8, 4), (4, 4), (4, 4), (2, 8)], 2)
     [0, 1, 1, 0]
@@ -54,7 +54,7 @@ def owners(shapes: Sequence[Sequence[int]], num_ranks: int) -> list[int]:
 
 
 def buckets(items: Sequence[Item], num_elements: Callable[[Item], int], num_ranks: int) -> Iterator[list[Item]]:
-    """Consecutive items, so many at a time that the whole matrices of a rank are of bounded size.
+    """Splits items into consecutive buckets, so that the whole matrices of a rank have a bounded size.
 
     >>> [len(bucket) for bucket in buckets([2**23] * 7, lambda elements: elements, 2)]
     [4, 3]
@@ -78,7 +78,7 @@ def of_whole(
 
     Args:
         tensors: Sharded over `group`, in the same order on all of its ranks.
-        functions: Of whole matrices in bf16, to matrices of the same shape and type; one for each tensor.
+        functions: Functions of whole matrices in bf16, to matrices of the same shape and type; one for each tensor.
         group: As `shard_group` gave it for each of the tensors.
     """
     rank, num_ranks = dist.get_rank(group), group.size()
@@ -86,7 +86,7 @@ def of_whole(
     shapes = [_part_shapes(tensor, num_ranks) for tensor in tensors]
     owner = owners([tensor.shape for tensor in tensors], num_ranks)
     owned = [[index for index, of in enumerate(owner) if of == each] for each in range(num_ranks)]
-    # By rank that it comes from, and in it by matrix; the way back has the same shapes.
+    # Indexed by sending rank, then by matrix; the way back has the same shapes.
     gathered = [[shapes[index][sender] for index in owned[rank]] for sender in range(num_ranks)]
     kept = [[shapes[index][rank] for index in owned[other]] for other in range(num_ranks)]
 
@@ -110,7 +110,7 @@ def _axis(tensor: DTensor) -> int:
 
 
 def _part_shapes(tensor: DTensor, num_ranks: int) -> list[torch.Size]:
-    """Of each rank's part: those of `torch.chunk`, so the last ones may be smaller, or empty."""
+    """Shape of each rank's part, as `torch.chunk` splits: the last parts may be smaller, or empty."""
     axis = _axis(tensor)
     length = tensor.shape[axis]
     rows = -(-length // num_ranks)

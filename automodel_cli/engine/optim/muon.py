@@ -34,9 +34,9 @@ class Muon(torch.optim.Optimizer):
         params: Matrices, or stacks (E, rows, columns) of them, whole or sharded; or groups of such.
         lr: Learning rate.
         weight_decay: Decoupled, as in AdamW.
-        momentum: Of the running mean of gradients.
+        momentum: Decay of the running mean of gradients.
         nesterov: Whether the gradient itself is mixed in once more.
-        ns_coefficients: Of the polynomial a X + b (X X^T) X + c (X X^T)^2 X.
+        ns_coefficients: Coefficients of the polynomial a X + b (X X^T) X + c (X X^T)^2 X.
         eps: Least norm to divide by.
         ns_steps: Newton-Schulz iterations.
         adjust_lr_fn: `original` scales the rate by sqrt(max(1, rows / columns)); `match_rms_adamw`
@@ -149,13 +149,13 @@ class MuonWithAdamW(CombinedOptimizer):
         lr: Learning rate of Muon; the schedule starts from it, and AdamW's follows in proportion.
         adamw_lr: Learning rate of AdamW; None is `lr`, which fits only with `match_rms_adamw`.
         weight_decay: Decoupled; of all matrices.
-        momentum: Of Muon.
-        nesterov: Of Muon: whether the gradient itself is mixed in once more.
-        ns_steps: Of Muon: Newton-Schulz iterations.
-        adjust_lr_fn: Of Muon: `original` scales its rate by sqrt(max(1, rows / columns)), `match_rms_adamw`
+        momentum: Momentum of Muon.
+        nesterov: Muon: whether to mix in the gradient itself once more.
+        ns_steps: Muon: Newton-Schulz iterations.
+        adjust_lr_fn: Muon: `original` scales its rate by sqrt(max(1, rows / columns)), `match_rms_adamw`
             by 0.2 sqrt(max(rows, columns)), so that a rate tuned for AdamW fits.
-        adamw_betas: Of AdamW.
-        adamw_eps: Of AdamW.
+        adamw_betas: Betas of AdamW.
+        adamw_eps: Epsilon of AdamW.
         hidden_names: Names of the parameters that Muon takes; the engine gives them.
 
     Raises:
@@ -214,7 +214,7 @@ def orthogonalised(
 
     Args:
         matrix: (rows, columns), or a stack (E, rows, columns), whole; it is not changed.
-        coefficients: Of the odd polynomial of degree 5 that is iterated.
+        coefficients: Coefficients of the odd polynomial of degree 5 that is iterated.
         steps: How often.
         eps: Least norm to divide by.
     """

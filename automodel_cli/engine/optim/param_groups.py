@@ -59,7 +59,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, rules: Sequence[Grou
 
     Args:
         model: Its trainable parameters are grouped.
-        weight_decay: Of the matrices.
+        weight_decay: Weight decay of the matrices.
         rules: The first whose pattern fits a parameter counts for it.
 
     Raises:

@@ -28,7 +28,7 @@ def activation_bytes(shape: ModelShape, sizes: RunSizes, local_batch_size: int, 
     """Bytes on one rank between the forward and the backward pass; None where attention keeps its scores.
 
     Args:
-        shape: Of the model.
+        shape: Shape of the model.
         sizes: Precision and layout.
         local_batch_size: Samples of the forward pass.
         seq_len: Tokens of a sample; ranks that share it hold a part each.
@@ -88,7 +88,7 @@ def _gpt2_block(shape: ModelShape, sizes: RunSizes) -> _Block:
     # c_attn's output is one tensor; keys and values gathered from other ranks are further ones.
     gathered = 2 * K * size * sizes.degrees.cp if sizes.degrees.cp > 1 else 0
     attention = (Q + 2 * K) * size + gathered + Q * size + H * _FP32
-    # Of a GELU that is written out: x, tanh(...) and 1 + tanh(...), which a GPU computes in fp32 also under
+    # A GELU that is written out keeps x, tanh(...) and 1 + tanh(...), which a GPU computes in fp32 also under
     # autocast, because of the power in it; x / 2 and the output.
     gelu = 2 * size if shape.family is Family.GPT2 else 3 * stream + 2 * size
     return _Block(norms + masks, inputs, attention + F * gelu)

@@ -67,8 +67,8 @@ def of_fsdp2(
         reshards: Whether blocks are freed after their forward pass.
         defers_sync: Whether gradients are summed once per step, not once per micro-batch.
         replicas: Copies of the model, of HSDP.
-        weight_bytes: Of a gathered weight.
-        grad_bytes: Of a gradient that is summed.
+        weight_bytes: Bytes of a gathered weight.
+        grad_bytes: Bytes of a gradient that is summed.
 
     >>> of_fsdp2(1000, 2).total, of_fsdp2(1000, 2, reshards=False).total
     (6000.0, 4000.0)

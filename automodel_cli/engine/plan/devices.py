@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from automodel_cli.engine.config.suggest import hint
-from automodel_cli.engine.observe.peak import peak_flops
+from automodel_cli.engine.observe.speed import peak_flops
 from automodel_cli.errors import UsageError
 
 # 10^9 bytes, from the data sheets of NVIDIA (A100 80GB, H100 SXM, H200 SXM, HGX B200, L40S) and AMD (MI300X).

@@ -2,19 +2,17 @@
 
 The total is the sum of all categories, as if each were at its largest at the same time. They are not quite:
 gradients grow while activations go. So the total is an upper bound for these tensors; the CUDA context,
-workspaces of libraries and fragments of the allocator come on top (`plan.py` keeps a share for them).
+workspaces of libraries and fragments of the allocator come on top (`derive.py` keeps a share for them).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from automodel_cli.engine.plan.activations import activation_bytes
-from automodel_cli.engine.plan.parameters import ParameterTensor, Part, parameter_tensors
+from automodel_cli.engine.plan.parameters import CountedModel, ParameterTensor, Part
 from automodel_cli.engine.plan.run_sizes import RunSizes
-from automodel_cli.engine.plan.shape import ModelShape
 
 _FP32 = 4
 _BF16 = 2
@@ -50,7 +48,7 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + self.logits
 
 
-def memory(shape: ModelShape, sizes: RunSizes, local_batch_size: int, seq_len: int, *, accumulates: bool) -> Memory:
+def memory(model: CountedModel, sizes: RunSizes, local_batch_size: int, seq_len: int, *, accumulates: bool) -> Memory:
     """The memory of one device.
 
     Weights, gradients and optimizer state follow Rajbhandari et al. 2020 (ZeRO): of AdamW in fp32, 4 + 4 + 8 bytes
@@ -58,13 +56,13 @@ def memory(shape: ModelShape, sizes: RunSizes, local_batch_size: int, seq_len: i
     tensor and pads the parts to one size.
 
     Args:
-        shape: Of the model.
+        model: Its parameters and activations.
         sizes: Layout, precision, optimizer and loss.
         local_batch_size: Samples of one forward pass.
         seq_len: Tokens of a sample.
         accumulates: Whether a step has several backward passes.
     """
-    tensors = parameter_tensors(shape)
+    tensors = model.tensors
     width, tp = sizes.weight_bytes, sizes.degrees.tp
     shards = sizes.degrees.dp_shard * sizes.degrees.cp if sizes.uses_fsdp else 1
     own = sum(_largest_part(tensor, tp, shards) for tensor in tensors)
@@ -77,9 +75,9 @@ def memory(shape: ModelShape, sizes: RunSizes, local_batch_size: int, seq_len: i
         weights=0 if is_on_host else own * width,
         gradients=whole * width if waits else 0 if is_on_host else own * width,
         optimizer=0 if is_on_host and optimizer is not None else optimizer,
-        buffers=_buffer_bytes(tensors, shape, sizes, whole),
-        activations=activation_bytes(shape, sizes, local_batch_size, seq_len),
-        logits=_logit_bytes(shape, sizes, local_batch_size * -(-seq_len // sizes.degrees.cp)),
+        buffers=_buffer_bytes(model, sizes, whole),
+        activations=model.activation_bytes(sizes, local_batch_size, seq_len),
+        logits=_logit_bytes(model, sizes, local_batch_size * -(-seq_len // sizes.degrees.cp)),
     )
 
 
@@ -94,7 +92,7 @@ def _part_shape(tensor: ParameterTensor, tp: int, shards: int) -> Iterator[int]:
         yield -(-part // shards) if dim == 0 else part
 
 
-def _optimizer_bytes(tensors: list[ParameterTensor], sizes: RunSizes, shards: int, width: int) -> int | None:
+def _optimizer_bytes(tensors: Sequence[ParameterTensor], sizes: RunSizes, shards: int, width: int) -> int | None:
     """Tensors like the weights, in their type, and an fp32 step count for each parameter where the class keeps one."""
     state = sizes.optimizer
     if state is None:
@@ -109,24 +107,24 @@ def _optimizer_bytes(tensors: list[ParameterTensor], sizes: RunSizes, shards: in
     return total
 
 
-def _buffer_bytes(tensors: list[ParameterTensor], shape: ModelShape, sizes: RunSizes, whole: int) -> int:
+def _buffer_bytes(model: CountedModel, sizes: RunSizes, whole: int) -> int:
     """Copies of weights and gradients that live for a part of a step.
 
     Sources: torch's autocast keeps a bf16 copy of each fp32 matrix that it multiplies until its backward pass. FSDP2
     (Zhao et al. 2023, and the documentation of `fully_shard`) gathers a block before it is used, and the rest of
     the model once; it sums the fp32 gradient of a block by way of a copy. With DDP every gradient travels in a copy.
     """
-    tp = sizes.degrees.tp
+    tensors, tp = model.tensors, sizes.degrees.tp
     is_narrow = sizes.spread.mp_policy == "bf16" and sizes.uses_fsdp
     casts = sizes.is_bf16 and sizes.weight_bytes == _FP32 and not is_narrow
     copies = _BF16 * sum(_largest_part(t, tp, 1) for t in tensors if t.is_product and not _is_chunked_head(t, sizes))
     total = copies if casts else 0
     if sizes.uses_fsdp:
-        block = sum(_largest_part(t, tp, 1) for t in tensors if t.part is Part.BLOCKS) // shape.num_layers
-        rest = whole - block * shape.num_layers
-        gathered = _GATHERED_BLOCKS if sizes.spread.reshard_after_forward else shape.num_layers
+        block = sum(_largest_part(t, tp, 1) for t in tensors if t.part is Part.BLOCKS) // model.num_layers
+        rest = whole - block * model.num_layers
+        gathered = _GATHERED_BLOCKS if sizes.spread.reshard_after_forward else model.num_layers
         width = _BF16 if is_narrow else sizes.weight_bytes
-        total += (rest + min(gathered, shape.num_layers) * block) * width + 2 * block * _FP32
+        total += (rest + min(gathered, model.num_layers) * block) * width + 2 * block * _FP32
     elif sizes.degrees.dp * sizes.degrees.cp > 1:
         total += whole * sizes.weight_bytes
     return total
@@ -137,7 +135,7 @@ def _is_chunked_head(tensor: ParameterTensor, sizes: RunSizes) -> bool:
     return sizes.has_chunked_loss and tensor.part in (Part.EMBEDDING, Part.HEAD)
 
 
-def _logit_bytes(shape: ModelShape, sizes: RunSizes, tokens: int) -> int:
+def _logit_bytes(model: CountedModel, sizes: RunSizes, tokens: int) -> int:
     """What the loss holds at its peak, the beginning of its backward pass.
 
     Of cross-entropy: the log-probabilities, their gradient and that of the logits, each fp32 and (tokens, V), as
@@ -146,7 +144,7 @@ def _logit_bytes(shape: ModelShape, sizes: RunSizes, tokens: int) -> int:
     Of the chunked loss: the fp32 sums of the head's gradient (V, C) and of its input's (tokens, C); and the buffers
     of a chunk, or, later, the scaled sums. Tensor-parallel ranks hold their part v of V of all this.
     """
-    V, C, tp = shape.vocab_size, shape.channels, sizes.degrees.tp
+    V, C, tp = model.vocab_size, model.channels, sizes.degrees.tp
     if not sizes.has_chunked_loss:
         return 3 * _FP32 * tokens * V
     v = -(-V // tp)

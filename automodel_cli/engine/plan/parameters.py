@@ -1,4 +1,4 @@
-"""Every parameter of a model by name and shape, without building it.
+"""Parameters of a model by name and shape, without building it, and the FLOPs that a token costs.
 
 The names are the model's own, so that a test can hold the list to `named_parameters()` of a real
 model, tensor by tensor; the count is then exact by construction. A block's tensors are listed once.
@@ -7,10 +7,12 @@ model, tensor by tensor; the count is then exact by construction. A block's tens
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from automodel_cli.engine.observe import speed
+from automodel_cli.engine.plan.run_sizes import RunSizes
 from automodel_cli.engine.plan.shape import Family, ModelShape
 
 
@@ -73,6 +75,34 @@ class ParameterCounts:
     products: int
 
 
+@dataclass(frozen=True)
+class CountedModel:
+    """A model as a plan needs it, counted by formulas or by a trace of the built model.
+
+    Args:
+        kind: The family or the class, for people.
+        tensors: Every parameter; those of equal blocks once.
+        num_layers: Transformer blocks.
+        vocab_size: Entries of the vocabulary, V.
+        channels: Width of the residual stream, C.
+        is_tied: Whether the output layer is the token embedding.
+        flops_per_token: Forward and backward, by the tokens of a sample.
+        activation_bytes: Bytes on one rank between the forward and the backward pass, by the sizes of the run, the
+            samples of a forward pass and the tokens of a sample; None where that is not known.
+        is_traced: Whether it was counted by a trace.
+    """
+
+    kind: str
+    tensors: Sequence[ParameterTensor]
+    num_layers: int
+    vocab_size: int
+    channels: int
+    is_tied: bool
+    flops_per_token: Callable[[int], int]
+    activation_bytes: Callable[[RunSizes, int, int], int | None]
+    is_traced: bool = False
+
+
 def parameter_tensors(shape: ModelShape) -> list[ParameterTensor]:
     """All parameters, in the order of the model.
 
@@ -82,15 +112,14 @@ def parameter_tensors(shape: ModelShape) -> list[ParameterTensor]:
     return list(_gpt2(shape) if shape.family.is_gpt2 else _llama(shape))
 
 
-def count_parameters(shape: ModelShape) -> ParameterCounts:
-    """The numbers of a shape.
+def count_parameters(tensors: Sequence[ParameterTensor]) -> ParameterCounts:
+    """Trainable numbers of a model by part.
 
     >>> from automodel_cli.engine.plan.shape import Family
     >>> gpt2 = ModelShape(Family.GPT2, 50257, 1024, 768, 12, 12, 12, 64, 3072, True, True, True, True, True)
-    >>> count_parameters(gpt2).total
+    >>> count_parameters(parameter_tensors(gpt2)).total
     124439808
     """
-    tensors = parameter_tensors(shape)
     by_part = {part: sum(t.num_elements for t in tensors if t.part is part) for part in Part}
     return ParameterCounts(
         total=sum(by_part.values()),
@@ -180,3 +209,22 @@ def _of_block(
     name: str, size: tuple[int, ...], shape: ModelShape, *, tp_dim: int | None = None, is_product: bool = False
 ) -> ParameterTensor:
     return ParameterTensor(name, size, Part.BLOCKS, shape.num_layers, tp_dim, is_product)
+
+
+def flops_per_token(shape: ModelShape, seq_len: int) -> int:
+    """Operations of the forward and the backward pass for one token: 6 N + 12 L H D T.
+
+    Source: Chowdhery et al. 2022 (PaLM), appendix B. A product with a matrix of N elements costs a multiplication
+    and an addition each, once forward and twice backward; attention multiplies queries with keys and scores with
+    values, 2 x 2 x H D T forward, and twice that backward.
+
+    N counts what is a factor of matrix products: the matrices of the blocks and the output layer, also where that is
+    the token embedding. Looked-up embeddings, norms and biases are not. As in the source, attention is counted in
+    full although a causal kernel skips half of it, and what is computed again for less memory is not counted.
+
+    Args:
+        shape: Shape of the model.
+        seq_len: Tokens of a sample, T.
+    """
+    products = count_parameters(parameter_tensors(shape)).products
+    return speed.flops_per_token(products, shape.num_layers, shape.q_width, seq_len)

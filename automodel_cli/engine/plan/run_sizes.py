@@ -1,4 +1,4 @@
-"""What a checked configuration says about a run's size: batch, length, layout, precision, optimizer, loss."""
+"""Sizes of a run, read from a checked configuration: batch, length, layout, precision, optimizer, loss, schedule."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RunSizes:
         finds_local_batch: Whether it is.
         max_steps: Steps of the run.
         is_bf16: Whether matrix products are computed in bf16; `auto` is, since a plan is for a GPU.
-        weight_bytes: Of one number of a weight, of its gradient and of what the optimizer keeps for it.
+        weight_bytes: Bytes of one number of a weight, of its gradient and of its optimizer state.
         degrees: How the ranks are divided.
         spread: The other keys of the layout.
         optimizer: None for one that is not known here.
@@ -54,9 +54,9 @@ class RunSizes:
         chunk_size: Rows of a chunk, if the configuration names them.
         recompute: What blocks keep for the backward pass, to compute the rest again: `full` their input,
             `selective` products of matrices and attention, too; None keeps everything.
-        recompute_every: Every so many blocks.
+        recompute_every: One block in `recompute_every` is recomputed.
         has_mask: Whether attention reads a mask of T x T.
-        peak_tflops: Of one device, if the configuration names it.
+        peak_tflops: Peak of one device, if the configuration names it.
     """
 
     seq_len: int | None
@@ -171,3 +171,53 @@ def _target(section: Any) -> str:
 def _whole(config: Config, path: str) -> int | None:
     value = config.get(path)
     return value if type(value) is int and value > 0 else None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Amounts of a run; None where a number of the configuration is missing.
+
+    Args:
+        seq_len: Tokens of a sample.
+        dp_ranks: Ranks that read different samples.
+        accumulation: Forward and backward passes of a step on each rank.
+        tokens_per_step: Tokens that one update learns from, over all ranks.
+        steps: Updates.
+        tokens: Tokens of the whole run; repeated ones count again.
+        tokens_per_parameter: Hoffmann et al. 2022 found about 20 best for a given amount of compute.
+        data_tokens: Tokens of the training data.
+        epochs: How often the run goes through them.
+    """
+
+    seq_len: int | None
+    dp_ranks: int
+    accumulation: int | None
+    tokens_per_step: int | None
+    steps: int | None
+    tokens: int | None
+    tokens_per_parameter: float | None
+    data_tokens: int | None
+    epochs: float | None
+
+
+def schedule(sizes: RunSizes, num_parameters: int | None, data_tokens: int | None) -> Schedule:
+    """The amounts: products and quotients of numbers that stand in the configuration.
+
+    Args:
+        sizes: Sizes of the run.
+        num_parameters: All parameters of the model; None where the number is not known.
+        data_tokens: Tokens of the training data; None without a manifest.
+    """
+    per_step = sizes.global_batch_size * sizes.seq_len if sizes.global_batch_size and sizes.seq_len else None
+    tokens = per_step * sizes.max_steps if per_step and sizes.max_steps else None
+    return Schedule(
+        seq_len=sizes.seq_len,
+        dp_ranks=sizes.degrees.dp,
+        accumulation=sizes.accumulation,
+        tokens_per_step=per_step,
+        steps=sizes.max_steps,
+        tokens=tokens,
+        tokens_per_parameter=tokens / num_parameters if tokens and num_parameters else None,
+        data_tokens=data_tokens,
+        epochs=tokens / data_tokens if tokens and data_tokens else None,
+    )

@@ -7,6 +7,7 @@ difference of two estimates by `memory.py`, in which what is not known of both c
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,8 +15,8 @@ from typing import NamedTuple
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config, apply_overrides
 from automodel_cli.engine.config.layout import divisors
+from automodel_cli.engine.plan.derive import Derived, derive, memory_of_batch
 from automodel_cli.engine.plan.memory import Memory
-from automodel_cli.engine.plan.plan import Derived, derive, memory_of_batch
 from automodel_cli.engine.plan.run_sizes import RunSizes
 from automodel_cli.errors import AmcliError
 
@@ -30,7 +31,7 @@ class Saving:
     Args:
         options: As they are typed behind `amcli pretrain` and `amcli resume`.
         note: What it costs, or changes beside the memory.
-        saved_bytes: Of one device; None where the model is not known without building it.
+        saved_bytes: Bytes saved on one device; None where the model is not known without building it.
     """
 
     options: str
@@ -51,9 +52,9 @@ def savings(config: Config, world_size: int, *, num_gpus: int = 0) -> list[Savin
     """The changes that help, the best first.
 
     Args:
-        config: Of the run, with the precision that it computes in instead of `auto`.
+        config: Configuration of the run, with the actual precision in place of `auto`.
         world_size: Ranks of the run.
-        num_gpus: Of this machine, where the run is on it alone; 0 for a run on CPUs, whose ranks share the memory.
+        num_gpus: GPUs of this machine, if the run uses no other; 0 for a run on CPUs, whose ranks share the memory.
     """
     now = derive(config, world_size)
     before = _known_bytes(now)
@@ -98,8 +99,8 @@ def _bytes_after(candidate: Candidate, config: Config, world_size: int) -> int |
 
 
 def _as_typed(candidate: Candidate) -> str:
-    ranks = [f"--nproc-per-node {candidate.world_size}"] if candidate.world_size else []
-    return " ".join([*ranks, *(f"--set {assignment}" for assignment in candidate.assignments)])
+    ranks = ["--nproc-per-node", str(candidate.world_size)] if candidate.world_size else []
+    return shlex.join([*ranks, *(word for assignment in candidate.assignments for word in ("--set", assignment))])
 
 
 def _candidates(sizes: RunSizes, config: Config, num_gpus: int) -> Iterator[Candidate]:

@@ -22,7 +22,7 @@ class Family(StrEnum):
 
     @property
     def is_gpt2(self) -> bool:
-        """Whether blocks are those of GPT-2, whoever wrote them."""
+        """Whether blocks are those of GPT-2, in our code or that of transformers."""
         return self in (Family.GPT2, Family.HF_GPT2)
 
 

@@ -29,6 +29,7 @@ class ByteTokenizer:
     vocab_size = 257
     bos_id: int | None = 256
     eos_id: int | None = 256
+    unk_id: int | None = None
     sha256 = hashlib.sha256(b"amcli tokenizer bytes: id = byte of UTF-8, BOS = 256").hexdigest()
     json: str | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from automodel_cli.engine.config.suggest import command
 from automodel_cli.engine.shards.verify import verify_directory
 from automodel_cli.errors import DataError
 
@@ -19,5 +20,6 @@ def check_result(directory: Path) -> None:
         raise DataError(
             f"{problems[0].where}: {problems[0].message}",
             where=str(directory),
-            help=f"`amcli data verify {directory}` lists all {len(problems)}; --overwrite makes the data again",
+            help=f"`{command('data', 'verify', directory)}` lists all {len(problems)}; "
+            "--overwrite makes the data again",
         )

@@ -11,7 +11,7 @@ This module imports only the standard library: the command line reads it to desc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -102,6 +102,7 @@ class DocumentBatch:
             `invalid_csv`.
         first_document: Index of the batch's first document in the source, over kept documents.
         place: Where the source is being read, for progress: `a.parquet, file 3 of 14`.
+        first_skipped: The first bad document of each reason: `where` it is (`a.jsonl:17`), what was `found`.
     """
 
     texts: pa.LargeStringArray
@@ -110,6 +111,7 @@ class DocumentBatch:
     skipped: Mapping[str, int]
     first_document: int
     place: str
+    first_skipped: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

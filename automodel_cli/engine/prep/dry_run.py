@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import numpy as np
 
 from automodel_cli.engine.prep.arrow_text import offsets_of
 from automodel_cli.engine.prep.fast_engine import choose_engine, user_cache_dir
+from automodel_cli.engine.prep.left_out import FirstSkipped, add_skipped, left_out_notes
 from automodel_cli.engine.prep.options import PrepOptions
 from automodel_cli.engine.prep.pipeline import chunks_of
 from automodel_cli.engine.prep.plan import make_plan
+from automodel_cli.engine.prep.prepare import no_text_left
 from automodel_cli.engine.prep.reading import Position, read_units
-from automodel_cli.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Estimate:
         output_bytes: The same in bytes.
         seconds: Estimated time; `None` as above.
         notes: What the user should know.
+        skipped: Documents left out up to the end of the sample, by reason.
+        first_skipped: The first of each, as in the manifest.
     """
 
     directory: Path
@@ -53,6 +57,8 @@ class Estimate:
     output_bytes: int | None
     seconds: float | None
     notes: tuple[str, ...]
+    skipped: Mapping[str, int]
+    first_skipped: FirstSkipped
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -69,10 +75,17 @@ def estimate(options: PrepOptions) -> Estimate:
     plan = make_plan(options)
     begin = time.perf_counter()
     units = read_units(plan.source, Position(), options.seed, 0)
-    sample = next((unit for unit in units if len(unit.texts)), None)
+    sample = None
+    skipped: Mapping[str, int] = {}
+    first_skipped: FirstSkipped = {}
+    for unit in units:
+        skipped, first_skipped = add_skipped(skipped, first_skipped, unit)
+        if len(unit.texts):
+            sample = unit
+            break
     read_seconds = time.perf_counter() - begin
     if sample is None:
-        raise DataError("the source holds no text", help="every document is empty; check the files or --text-column")
+        raise no_text_left(plan, skipped, first_skipped)
     choice = choose_engine(plan.tokenizer, sample.texts, user_cache_dir())
     begin = time.perf_counter()
     tokens = sum(
@@ -92,6 +105,8 @@ def estimate(options: PrepOptions) -> Estimate:
     description = plan.source.describe()
     text_bytes = int(np.diff(offsets_of(sample.texts)).sum())
     itemsize = plan.framing.dtype.itemsize
+    limit = options.reading.max_document_bytes
+    notes = left_out_notes(first_skipped, limit, is_hub=description.kind == "hub")
     return Estimate(
         directory=plan.directory,
         kind=description.kind,
@@ -106,5 +121,7 @@ def estimate(options: PrepOptions) -> Estimate:
         num_tokens=num_tokens,
         output_bytes=None if num_tokens is None else num_tokens * itemsize,
         seconds=None if num_tokens is None else num_tokens * per_token,
-        notes=() if choice.note is None else (choice.note,),
+        notes=(*([] if choice.note is None else [choice.note]), *notes),
+        skipped=skipped,
+        first_skipped=first_skipped,
     )

@@ -172,11 +172,14 @@ def _keep_verdict(path: Path, verdict: dict[str, object]) -> None:
 
 
 def _bounded(sample: pa.Array) -> pa.Array:
+    import pyarrow.compute as pc
+
     from automodel_cli.engine.prep.arrow_text import offsets_of
 
     offsets = offsets_of(sample)
-    wanted = int(np.searchsorted(offsets, offsets[0] + _SAMPLE_BYTES, side="right"))
-    return sample.slice(0, max(1, wanted - 1))
+    wanted = int(np.searchsorted(offsets, offsets[0] + _SAMPLE_BYTES, side="right")) - 1
+    # The reference would take minutes, and a hundred bytes for each token, for a document of the largest kind.
+    return sample.slice(0, wanted) if wanted else pc.utf8_slice_codeunits(sample.slice(0, 1), 0, _SAMPLE_BYTES)
 
 
 def _reraise_interrupt(error: BaseException) -> None:

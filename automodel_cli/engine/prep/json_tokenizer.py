@@ -6,6 +6,7 @@ This is the reference: whatever is faster must give the same ids (`fast_engine.p
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -45,8 +46,19 @@ class JsonTokenizer:
         self._content = json
         self.sha256 = sha256 or hashlib.sha256(json.encode("utf-8", "surrogatepass")).hexdigest()
         self.vocab_size: int = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.unk_id = self._find_unk()
         self.bos_id = None if bos_token is None else self.token_id(bos_token)
         self.eos_id = None if eos_token is None else self.token_id(eos_token)
+
+    def _find_unk(self) -> int | None:
+        from tokenizers import models
+
+        model = self._backend.model
+        if isinstance(model, models.Unigram):
+            # It shows the number of the entry only in its description.
+            found = json.loads(self._content)["model"].get("unk_id")
+            return found if isinstance(found, int) and 0 <= found < self.vocab_size else None
+        return None if model.unk_token is None else self.token_id(model.unk_token)
 
     @cached_property
     def _backend(self) -> Any:

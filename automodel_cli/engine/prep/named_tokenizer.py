@@ -7,6 +7,7 @@ tokenizer without a `tokenizer.json`.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from automodel_cli.engine.bounded import parse_json, read_bytes
 from automodel_cli.engine.prep.json_tokenizer import JsonTokenizer
 from automodel_cli.engine.prep.token_ids import check_ids
-from automodel_cli.engine.prep.tokenizer import Encoded, TokenIds, Tokenizer, replace_surrogates
+from automodel_cli.engine.prep.tokenizer import BUILTIN_TOKENIZERS, Encoded, TokenIds, Tokenizer, replace_surrogates
 from automodel_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _CONTENT = "tokenizer.json"
 _MAX_BYTES = 256 * 2**20
+_TIMEOUT_S = 10.0
 _ROLES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -41,8 +43,23 @@ def named_tokenizer(name: str) -> Tokenizer:
         raise _not_loaded(name, error) from error
     if is_content:
         return _from_files(name, {file: path.with_name(file) for file in (_CONTENT, *_ROLES)})
-    files = {file: path / file for file in (_CONTENT, *_ROLES)} if is_directory else _from_hub(name)
-    return _from_files(name, files) if files[_CONTENT].is_file() else _from_transformers(name)
+    meant = _mistyped(name)
+    if meant is not None and not path.exists():
+        raise DataError(f"there is no tokenizer {name!r}", help=f"did you mean {meant}?")
+    place, files = name, {file: path / file for file in (_CONTENT, *_ROLES)}
+    if not is_directory:
+        place, files = _from_hub(name)
+    return _from_files(name, files) if files[_CONTENT].is_file() else _from_transformers(name, place)
+
+
+def _mistyped(name: str) -> str | None:
+    """The built-in tokenizer that a name is a mistyped form of.
+
+    >>> [_mistyped(name) for name in ("gtp2", "GPT-2", "gpt2-xl", "distilgpt2", "openai/gpt2")]
+    ['gpt2', 'gpt2', None, None, None]
+    """
+    # Closer than any name of the hub: its own oldest names have no owner before a slash either.
+    return next(iter(difflib.get_close_matches(name.lower(), BUILTIN_TOKENIZERS, n=1, cutoff=0.75)), None)
 
 
 def _from_files(name: str, files: dict[str, Path]) -> Tokenizer:
@@ -65,29 +82,66 @@ def _entry(roles: Sequence[Any], role: str) -> str | None:
     return None
 
 
-def _from_hub(name: str) -> dict[str, Path]:
-    from huggingface_hub import hf_hub_download
+def _from_hub(name: str) -> tuple[str, dict[str, Path]]:
+    """Where `transformers` finds a tokenizer of the hub, and its files; what was downloaded before needs no network."""
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError
 
+    unreachable = _ask_hub(name)
     files = {}
     for file in (_CONTENT, *_ROLES):
         try:
-            files[file] = Path(hf_hub_download(name, file))
+            files[file] = Path(hf_hub_download(name, file, local_files_only=unreachable is not None))
         except EntryNotFoundError:
             files[file] = Path(file, "is not on the hub")
         # The client raises OSError, ValueError and errors of httpx, for what is to the user one
         # thing: this name gives no tokenizer.
         except Exception as error:
             raise _not_loaded(name, error) from error
-    return files
+    if unreachable is None:
+        return name, files
+    try:
+        return snapshot_download(name, local_files_only=True), files
+    except EntryNotFoundError as error:
+        raise DataError(
+            f"the tokenizer {name!r} cannot be loaded: nothing of this name was downloaded before, "
+            f"and the hub cannot be reached: {unreachable}",
+            help=_ELSE,
+        ) from error
 
 
-def _from_transformers(name: str) -> Tokenizer:
+def _ask_hub(name: str) -> str | None:
+    """Ask once, without the client's own retries, which take a minute for each file; why the hub cannot be reached.
+
+    Raises:
+        DataError: There is no such repository.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=_TIMEOUT_S)
+    except GatedRepoError:
+        # Its files may have been downloaded by somebody who was let in.
+        return None
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise _not_loaded(name, error) from error
+    # The client's errors are of its HTTP library, which changes with its releases.
+    except Exception as error:
+        return str(error).strip().split("\n")[0] or type(error).__name__
+    return None
+
+
+def _from_transformers(name: str, place: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(name)
+        # Without an answer it would ask on standard input whether to run code that lies beside the tokenizer.
+        loaded = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # as above
+        if "trust_remote_code" in str(error):
+            message = f"the tokenizer {name!r} is Python code of its own, which amcli does not run"
+            raise DataError(message, help=_ELSE) from error
         raise _not_loaded(name, error) from error
     if loaded.is_fast:
         return JsonTokenizer(name, loaded.backend_tokenizer.to_str(), loaded.bos_token, loaded.eos_token)
@@ -114,6 +168,7 @@ class SlowTokenizer:
         self.engine = f"transformers {transformers.__version__}"
         self._loaded = loaded
         self.vocab_size = 1 + max(vocabulary.values())
+        self.unk_id: int | None = loaded.unk_token_id
         self.bos_id: int | None = loaded.bos_token_id
         self.eos_id: int | None = loaded.eos_token_id
         self.sha256 = hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()

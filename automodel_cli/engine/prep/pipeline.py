@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # Few documents can be long: a chunk ends at so much text too, or a place in the queue would be no bound on memory.
-_CHUNK_BYTES = 8_000_000
+_CHUNK_BYTES = 2_000_000
 # A reader that hangs in the network is left behind when the work is done or has failed.
 _JOIN_SECONDS = 2.0
 

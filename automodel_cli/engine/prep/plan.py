@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from automodel_cli import __version__
+from automodel_cli.engine.prep.corpus.choose import stem_of
 from automodel_cli.engine.prep.corpus.open_source import open_source
 from automodel_cli.engine.prep.documents import Source
 from automodel_cli.engine.prep.framing import Framing
@@ -19,6 +21,9 @@ from automodel_cli.engine.shards.format import token_dtype
 from automodel_cli.engine.shards.formats import WRITERS
 from automodel_cli.engine.shards.manifest import DataManifest, TokenizerRecord
 from automodel_cli.errors import UsageError
+
+# Signs of a glob pattern, which in the name of a directory would make a pattern of the shards' names.
+_PATTERN = re.compile(r"[*?\[\]]+")
 
 
 @dataclass(frozen=True)
@@ -104,15 +109,15 @@ def output_directory(options: PrepOptions) -> Path:
 def default_output_dir(options: PrepOptions) -> Path:
     """Where a source goes when the user names no directory.
 
-    >>> [default_output_dir(PrepOptions(source)).as_posix() for source in ("shakespeare", "my/notes.txt")]
-    ['data/shakespeare', 'data/notes']
+    >>> [default_output_dir(PrepOptions(source)).as_posix() for source in ("my/notes.txt", "v1.5.jsonl.gz", "a-*.csv")]
+    ['data/notes', 'data/v1.5', 'data/a']
     """
     reading = options.reading
     if reading.dataset is not None:
         return Path("data") / reading.dataset.split("/")[-1]
     name = reading.sources[0] if reading.sources else "text"
     if name not in PRESETS:
-        name = Path(name).name.split(".")[0].strip("*?[]._-") or "text"
+        name = _PATTERN.sub("_", stem_of(Path(name).name)).strip("._-") or "text"
     return Path("data") / name
 
 

@@ -8,15 +8,17 @@ often the work was stopped and taken up again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from automodel_cli.engine.prep.committer import Committer
-from automodel_cli.engine.prep.hold_out import HoldOut
+from automodel_cli.engine.prep.corpus.open_source import open_source
+from automodel_cli.engine.prep.left_out import FirstSkipped, add_skipped, left_out_notes, nothing_left
 from automodel_cli.engine.prep.options import PrepOptions
 from automodel_cli.engine.prep.output_dir import check_complete, check_same, claimed, clear, identity
 from automodel_cli.engine.prep.plan import Plan, make_plan, output_directory
-from automodel_cli.engine.prep.progress import PROGRESS_NAME, Unfinished, load_progress
+from automodel_cli.engine.prep.progress import PROGRESS_NAME, Reading, Unfinished, load_progress
 from automodel_cli.engine.prep.session import OnNote, OnProgress, PrepProgress, Session
 from automodel_cli.engine.shards.durable import explain_write_errors
 from automodel_cli.engine.shards.manifest import DataManifest, ReadingRecord, load_manifest, write_manifest
@@ -87,7 +89,7 @@ def prepare(
         # A run that was killed after its last act but one leaves this behind.
         with explain_write_errors(directory / PROGRESS_NAME):
             (directory / PROGRESS_NAME).unlink(missing_ok=True)
-        return PrepResult(directory, existing, True, _notes(existing, plan.hold_out))
+        return PrepResult(directory, existing, True, _notes(existing, plan))
     with claimed(directory, overwrite=options.overwrite) as unfinished, Committer() as committer:
         session = Session(plan, committer, on_progress, on_note)
         try:
@@ -99,7 +101,10 @@ def prepare(
                 plan.manifest,
                 splits=session.close(),
                 reading=ReadingRecord(
-                    session.reading.num_texts, session.reading.source_bytes, dict(session.reading.skipped)
+                    session.reading.num_texts,
+                    session.reading.source_bytes,
+                    dict(session.reading.skipped),
+                    {reason: dict(first) for reason, first in session.reading.first_skipped.items()},
                 ),
                 versions={**plan.manifest.versions, "tokenizer_engine": session.engine},
             )
@@ -110,7 +115,7 @@ def prepare(
         directory,
         manifest,
         False,
-        _notes(manifest, plan.hold_out),
+        _notes(manifest, plan),
         resumed_tokens,
         session.seconds,
         session.stages,
@@ -138,7 +143,7 @@ def _take_up(session: Session, plan: Plan, unfinished: Unfinished | None, on_not
 
 
 def _check_not_empty(session: Session, plan: Plan, committer: Committer) -> None:
-    error = _emptiness(session.train_tokens, session.val_tokens, plan)
+    error = _emptiness(session.train_tokens, session.val_tokens, plan, session.reading)
     if error is not None:
         # Nothing here is worth going on with, and other settings must not be refused because of it. What is still being
         # written is waited for: it would come back after the deletion, or vanish under it.
@@ -148,15 +153,15 @@ def _check_not_empty(session: Session, plan: Plan, committer: Committer) -> None
         raise error
 
 
-def _emptiness(train_tokens: int, val_tokens: int, plan: Plan) -> DataError | None:
+def _emptiness(train_tokens: int, val_tokens: int, plan: Plan, reading: Reading) -> DataError | None:
     hold_out = plan.hold_out
-    if not train_tokens and not val_tokens and plan.options.partition is not None:
+    if not train_tokens and not val_tokens and reading.num_texts:
+        name = plan.tokenizer.name
         return DataError(
-            f"part {plan.options.partition} of the source holds no text",
-            help="the source is too small: make fewer parts",
+            f"the tokenizer {name!r} made no token of {reading.num_texts:,} documents", help="try another --tokenizer"
         )
     if not train_tokens and not val_tokens:
-        return DataError("the source holds no text", help="every document is empty; check the files or --text-column")
+        return no_text_left(plan, reading.skipped, reading.first_skipped)
     if not train_tokens:
         return DataError(
             f"all {val_tokens:,} tokens went to validation, none to training", help="choose a smaller --val-tokens"
@@ -169,11 +174,51 @@ def _emptiness(train_tokens: int, val_tokens: int, plan: Plan) -> DataError | No
     return None
 
 
-def _notes(manifest: DataManifest, hold_out: HoldOut) -> tuple[str, ...]:
+def no_text_left(plan: Plan, skipped: Mapping[str, int], first_skipped: FirstSkipped) -> DataError:
+    """The error for a source, or a part of one, without any text.
+
+    Args:
+        plan: What was to be made.
+        skipped: Documents left out, by reason.
+        first_skipped: The first of each.
+    """
+    limit, source = plan.options.reading.max_document_bytes, plan.source.describe()
+    part = plan.options.partition
+    if part is None:
+        return nothing_left(skipped, first_skipped, limit, source=source)
+    message = f"part {part} of the source holds no text"
+    if not skipped:
+        # A part of so little knows nothing of the rest, where the reason may be.
+        for batch in open_source(plan.options.reading).batches():
+            if len(batch.texts):
+                return DataError(message, help="the source is too small: make fewer parts")
+            skipped, first_skipped = add_skipped(skipped, first_skipped, batch)
+        message = "the whole source holds no text"
+    return nothing_left(skipped, first_skipped, limit, source=source, of=f"{message}: ")
+
+
+def _notes(manifest: DataManifest, plan: Plan) -> tuple[str, ...]:
+    hold_out, part = plan.hold_out, plan.options.partition
     notes = []
     train_tokens = manifest.splits["train"].num_tokens
     if hold_out.max_tokens is not None and train_tokens < hold_out.max_tokens:
-        notes.append(f"the source ended at {train_tokens:,} of {hold_out.max_tokens:,} training tokens")
+        ended = f"ended at {train_tokens:,} of {hold_out.max_tokens:,} training tokens"
+        whole = manifest.settings["max_tokens"]
+        notes.append(
+            f"the source {ended}"
+            if part is None
+            else f"part {part} {ended}, its share of --max-tokens {whole:,}; no other part makes up for what is missing"
+        )
+    unknown_tokens = sum(split.unknown_tokens for split in manifest.splits.values())
+    if unknown_tokens:
+        share = unknown_tokens / manifest.num_tokens
+        notes.append(
+            f"{unknown_tokens:,} of {manifest.num_tokens:,} tokens ({share:.2%}) stand for text that the tokenizer "
+            f"{manifest.tokenizer.name!r} has no entry for; it is lost"
+        )
     if "val" not in manifest.splits and hold_out.val_tokens != 0:
         notes.append("there is no validation split: the source has too few documents to hold one out")
+    if manifest.reading is not None:
+        first, is_hub = manifest.reading.first_skipped, plan.source.describe().kind == "hub"
+        notes += left_out_notes(first, plan.options.reading.max_document_bytes, is_hub=is_hub)
     return tuple(notes)

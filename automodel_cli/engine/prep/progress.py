@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from automodel_cli.engine.bounded import UnsoundError, read_object, shown, typed
 from automodel_cli.engine.durable import sync_file
 from automodel_cli.engine.prep.hold_out import Seen
+from automodel_cli.engine.prep.left_out import FirstSkipped, add_skipped
 from automodel_cli.engine.prep.reading import Position, Unit
 from automodel_cli.engine.prep.split_writer import SplitSnapshot, StoredSplit
 from automodel_cli.engine.shards.durable import explain_write_errors, write_durably
@@ -38,6 +38,7 @@ class Reading:
         num_tokens: Tokens, also those behind the budget.
         source_bytes: Bytes of the source.
         skipped: Bad documents by reason.
+        first_skipped: The first of each reason, as in `DocumentBatch`.
     """
 
     position: Position = field(default_factory=Position)
@@ -46,6 +47,7 @@ class Reading:
     num_tokens: int = 0
     source_bytes: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
+    first_skipped: FirstSkipped = field(default_factory=dict)
 
     def seen(self, train_tokens: int, val_tokens: int) -> Seen:
         """The same for the rule that holds documents out."""
@@ -66,7 +68,7 @@ class Reading:
             self.num_texts + num_texts,
             self.num_tokens + num_tokens,
             self.source_bytes + unit.source_bytes,
-            dict(sorted((Counter(self.skipped) + Counter(unit.skipped)).items())),
+            *add_skipped(self.skipped, self.first_skipped, unit),
         )
 
 
@@ -137,7 +139,7 @@ def load_progress(directory: Path) -> Unfinished | None:
     if not os.path.lexists(path):
         return None
     again = "make the data again with --overwrite"
-    raw = read_object(path, DataError, what="the progress", help=again)
+    raw = read_object(path, DataError, what="the progress", help=again, allow_surrogates=True)
     if (raw.get("format"), raw.get("format_version")) != (_FORMAT, _FORMAT_VERSION):
         raise DataError(
             f"the preparation was begun by another version of amcli (format {shown(raw.get('format_version'))})",

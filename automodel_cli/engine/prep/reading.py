@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from automodel_cli.engine.prep.documents import DocumentBatch, Source
+from automodel_cli.engine.prep.left_out import FirstSkipped
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,6 +48,7 @@ class Unit:
         skipped: Bad documents of those batches, by reason.
         end: The place behind the unit.
         place: The same for the user, such as a file name.
+        first_skipped: The first bad document of each reason, as in `DocumentBatch`.
     """
 
     texts: pa.Array
@@ -54,6 +56,7 @@ class Unit:
     skipped: Mapping[str, int]
     end: Position
     place: str
+    first_skipped: FirstSkipped = field(default_factory=dict)
 
 
 def read_units(source: Source, start: Position, seed: int, shuffle_buffer: int) -> Iterator[Unit]:
@@ -67,7 +70,8 @@ def read_units(source: Source, start: Position, seed: int, shuffle_buffer: int) 
     """
     if shuffle_buffer < 2:
         for number, batch in enumerate(source.batches(start.cursor), start=start.num_units + 1):
-            yield Unit(batch.texts, batch.source_bytes, batch.skipped, Position(batch.cursor, 0, number), batch.place)
+            end = Position(batch.cursor, 0, number)
+            yield Unit(batch.texts, batch.source_bytes, batch.skipped, end, batch.place, batch.first_skipped)
     else:
         yield from _blocks(source, start, seed, shuffle_buffer)
 
@@ -116,6 +120,7 @@ def _block(waiting: deque[_Waiting], size: int, seed: int, block: int) -> Unit:
 
     parts: list[pa.Array] = []
     skipped: Counter[str] = Counter()
+    first_skipped: FirstSkipped = {}
     source_bytes, left = 0, size
     end, place = Position(), ""
     while waiting and (left or waiting[0].used == len(waiting[0].batch.texts)):
@@ -130,6 +135,8 @@ def _block(waiting: deque[_Waiting], size: int, seed: int, block: int) -> Unit:
             waiting.popleft()
             source_bytes += first.batch.source_bytes
             skipped.update(first.batch.skipped)
+            first_skipped = {**first.batch.first_skipped, **first_skipped}
             end = Position(first.batch.cursor, 0, block + 1)
     texts = pa.concat_arrays(parts)
-    return Unit(texts.take(pa.array(block_order(len(texts), seed, block))), source_bytes, skipped, end, place)
+    texts = texts.take(pa.array(block_order(len(texts), seed, block)))
+    return Unit(texts, source_bytes, skipped, end, place, first_skipped)

@@ -21,6 +21,8 @@ from automodel_cli.engine.shards.manifest import ShardRecord, SplitRecord
 from automodel_cli.engine.shards.writer import Run, ShardWriter
 from automodel_cli.errors import DataError
 
+_COUNTED_AT_ONCE = 1 << 20
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -90,11 +92,13 @@ class SplitWriter:
         shards: What writes the tokens.
         vocab_size: Every id is below it.
         run: Finishes full shards.
+        unk_id: The id of what the tokenizer does not know; `None` if it knows everything.
     """
 
-    def __init__(self, shards: ShardWriter, vocab_size: int, run: Run) -> None:
+    def __init__(self, shards: ShardWriter, vocab_size: int, run: Run, unk_id: int | None = None) -> None:
         self._shards = shards
         self._shards.run = run
+        self._unk_id = unk_id
         self._counts = np.zeros(vocab_size, dtype=np.int64)
         self.tally = Tally()
 
@@ -138,7 +142,9 @@ class SplitWriter:
         tokens = _gather(documents, used, int(lengths.sum()))
         self._shards.source_cursor = cursor
         self._shards.write(tokens)
-        self._counts += np.bincount(tokens, minlength=len(self._counts))
+        # Counting takes eight bytes for each token that is looked at.
+        for begin in range(0, len(tokens), _COUNTED_AT_ONCE):
+            self._counts += np.bincount(tokens[begin : begin + _COUNTED_AT_ONCE], minlength=len(self._counts))
         self.tally = Tally(
             self.tally.num_documents + len(used),
             self.tally.num_tokens + len(tokens),
@@ -178,6 +184,7 @@ class SplitWriter:
             unigram_entropy_nats=unigram_entropy_nats(self._counts),
             shards=tuple(self._shards.close()),
             over_length_documents=self.tally.over_length_documents,
+            unknown_tokens=0 if self._unk_id is None else int(self._counts[self._unk_id]),
         )
 
 

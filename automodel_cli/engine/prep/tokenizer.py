@@ -56,6 +56,7 @@ class Tokenizer(Encoder, Protocol):
         vocab_size: Every id is below it, BOS included.
         bos_id: The id that begins a document; `None` when the vocabulary has none.
         eos_id: The id that ends a text; `None` when the vocabulary has none.
+        unk_id: The id of what the vocabulary has no entry for; `None` when it has one for everything.
         sha256: Equal hashes mean equal ids for any text.
         json: The `tokenizer.json` that other engines can load; `None` when there is none.
     """
@@ -64,6 +65,7 @@ class Tokenizer(Encoder, Protocol):
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
+    unk_id: int | None
     sha256: str
     json: str | None
 

@@ -1,8 +1,8 @@
-"""A checkpoint as a writer: its model, its tokenizer, and text from them piece by piece."""
+"""Text from a checkpoint: its model and its tokenizer, sampled one token at a time, streamed piece by piece."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from automodel_cli.engine.checkpoint.load import load
 from automodel_cli.engine.config.config import read_configs
 from automodel_cli.engine.config.instantiate import instantiate
 from automodel_cli.engine.models.export import import_tensors
+from automodel_cli.engine.models.outputs import logits_of
 from automodel_cli.engine.models.sizes import vocab_size_of
 from automodel_cli.engine.prep.tokenizer import Tokenizer, load_tokenizer
-from automodel_cli.engine.sample.generate import generate
 from automodel_cli.errors import CheckpointError
 
 
@@ -108,3 +108,55 @@ def load_writer(directory: Path, tokenizer_name: str | None = None, *, trust: bo
             f"a document begins with the token {bos_id:,}, but the model knows {vocab_size:,}", where=str(directory)
         )
     return Writer(model, tokenizer, window, bos_id)
+
+
+# Shapes: T sequence, V vocabulary.
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    prompt_ids: Sequence[int],
+    *,
+    max_new_tokens: int,
+    window: int,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    stop_id: int | None = None,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Yields new token ids until `max_new_tokens` or `stop_id`, which is not yielded.
+
+    Args:
+        model: Maps ids (1, T) to logits or to an object with `.logits`; put into eval mode.
+        prompt_ids: At least one id to continue from.
+        max_new_tokens: Most tokens to yield.
+        window: Longest input that the model takes; older tokens are forgotten.
+        temperature: Divides the logits; 0 takes the likeliest token each time.
+        top_k: Sample among the k likeliest tokens; None among all.
+        stop_id: The id that ends a document.
+        seed: Equal seeds give equal text on the same device.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    ids = list(prompt_ids)
+    for _ in range(max_new_tokens):
+        input_ids_1T = torch.tensor([ids[-window:]], dtype=torch.int64, device=device)
+        # Drawn on the CPU in fp32, so that the generator's stream is the same for every device.
+        logits_V = logits_of(model(input_ids_1T))[0, -1].float().cpu()
+        chosen = _draw(logits_V, temperature, top_k, generator)
+        if chosen == stop_id:
+            return
+        ids.append(chosen)
+        yield chosen
+
+
+def _draw(logits_V: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits_V.argmax())
+    logits_V = logits_V / temperature
+    if top_k is not None and top_k < logits_V.numel():
+        kth_largest = logits_V.topk(top_k).values[-1]
+        logits_V = logits_V.masked_fill(logits_V < kth_largest, -torch.inf)
+    return int(torch.multinomial(torch.softmax(logits_V, dim=-1), 1, generator=generator))

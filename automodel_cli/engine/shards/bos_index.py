@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from automodel_cli.engine.bounded import UnsoundError, read_bytes
-from automodel_cli.engine.shards.format import ShardInfo, TokenArray
+from automodel_cli.engine.shards.format import ShardInfo, TokenArray, Tokens
 
 
 def bos_index_path(shard_path: Path) -> Path:
@@ -26,7 +26,7 @@ def bos_index_path(shard_path: Path) -> Path:
     return shard_path.with_suffix(".bos.idx")
 
 
-def load_bos_offsets(info: ShardInfo, tokens: TokenArray, bos_id: int) -> npt.NDArray[np.int64]:
+def load_bos_offsets(info: ShardInfo, tokens: TokenArray | Tokens, bos_id: int) -> npt.NDArray[np.int64]:
     """Offsets of the BOS tokens of a shard, in tokens, ascending.
 
     Args:
@@ -40,7 +40,7 @@ def load_bos_offsets(info: ShardInfo, tokens: TokenArray, bos_id: int) -> npt.ND
     return scan_bos_offsets(tokens, bos_id)
 
 
-def scan_bos_offsets(tokens: TokenArray, bos_id: int, block_tokens: int = 1 << 24) -> npt.NDArray[np.int64]:
+def scan_bos_offsets(tokens: TokenArray | Tokens, bos_id: int, block_tokens: int = 1 << 24) -> npt.NDArray[np.int64]:
     """Find every BOS token by reading all tokens.
 
     Args:
@@ -91,6 +91,6 @@ def read_index(path: Path, num_tokens: int) -> npt.NDArray[np.int64] | None:
     return np.frombuffer(raw, dtype="<i4").astype(np.int64)
 
 
-def _points_at_bos(offsets: npt.NDArray[np.int64], tokens: TokenArray, bos_id: int) -> bool:
+def _points_at_bos(offsets: npt.NDArray[np.int64], tokens: TokenArray | Tokens, bos_id: int) -> bool:
     in_range = offsets[0] >= 0 and offsets[-1] < len(tokens) and bool(np.all(np.diff(offsets) > 0))
     return bool(in_range and np.all(tokens[offsets] == bos_id))

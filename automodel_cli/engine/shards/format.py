@@ -5,33 +5,41 @@
     header[2]   number of tokens that follow
     header[3]   bytes per token, 2 or 4 (the legacy form ignores it: always 2)
 
-Everything is little endian. The reader compares the size of the file with its header before
-it maps a single token, because a shard that was cut short ends a process that reads it
-through a memory map with a bus error, not with an exception.
+Everything is little endian. Tokens are read by `pread`, never through a memory map: a shard that is cut
+short, or a disk that fails, under a map ends the process by SIGBUS, without a word (docs/adr/0030).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.bounded import UnsoundError, open_regular
+from automodel_cli.engine.config.shard_header import (
+    HEADER_BYTES,
+    LEGACY_MAGIC,
+    MAGIC,
+    MAX_SHARD_TOKENS,
+    VERSION,
+    shard_header,
+)
+from automodel_cli.engine.config.suggest import command
 from automodel_cli.errors import DataError
 
-MAGIC = 278895051
-LEGACY_MAGIC = 20240520
-VERSION = 1
-HEADER_INT32S = 256
-HEADER_BYTES = HEADER_INT32S * 4
-# The header counts tokens in an int32, and so does the index of BOS offsets.
-MAX_SHARD_TOKENS = 2**31 - 1
+# What the header says is part of this format, whoever reads it.
+__all__ = ["HEADER_BYTES", "LEGACY_MAGIC", "MAGIC", "MAX_SHARD_TOKENS", "VERSION"]
+
+HEADER_INT32S = HEADER_BYTES // 4
 
 TOKEN_DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+
+# Single tokens are looked up in blocks of this size.
+_BLOCK_TOKENS = 1 << 20
 
 TokenArray: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -81,71 +89,103 @@ def read_shard_header(path: Path | str) -> ShardInfo:
     """Read the header of a shard and check it against the size of the file.
 
     Raises:
-        DataError: The file cannot be read, is shorter than a header, has another magic or
-            version, names a token size other than 2 or 4, or its size is not what the header says.
+        DataError: As `shard_header`.
     """
     path = Path(path)
-    try:
-        with open_regular(path) as file:
-            raw = file.read(HEADER_BYTES)
-            file_bytes = os.fstat(file.fileno()).st_size
-    except UnsoundError as error:
-        raise DataError(f"the shard cannot be read: {error}", where=str(path)) from error
-    except OSError as error:
-        raise DataError(f"the shard cannot be read: {error.strerror}", where=str(path)) from error
-    if len(raw) < HEADER_BYTES:
-        raise DataError(
-            f"the file has {file_bytes:,} bytes, but a shard begins with a header of {HEADER_BYTES:,}",
-            where=str(path),
-            help="this is no token shard, or writing it was interrupted; `amcli prep` makes it again",
-        )
-    magic, version, num_tokens, itemsize = (int(value) for value in np.frombuffer(raw, dtype="<i4", count=4))
-    if magic not in (MAGIC, LEGACY_MAGIC):
-        raise DataError(
-            f"the file begins with {magic}, but a token shard begins with {MAGIC} or {LEGACY_MAGIC} (legacy)",
-            where=str(path),
-            help=_other_format(path),
-        )
-    if version != VERSION:
-        raise DataError(f"the shard has format version {version}, but only version {VERSION} is known", where=str(path))
-    dtype = _dtype_of(path, magic, itemsize)
-    if num_tokens < 0:
-        raise DataError(
-            f"the header counts {num_tokens:,} tokens: the writer overflowed its 32-bit counter",
-            where=str(path),
-            help=f"a shard holds at most {MAX_SHARD_TOKENS:,} tokens; prepare the data again in several shards",
-        )
-    expected_bytes = HEADER_BYTES + num_tokens * dtype.itemsize
-    if file_bytes != expected_bytes:
-        raise DataError(
-            f"the file has {file_bytes:,} bytes, but its header promises {num_tokens:,} tokens of "
-            f"{dtype.itemsize} bytes after {HEADER_BYTES:,} of header = {expected_bytes:,}",
-            where=str(path),
-            help="the shard was cut short or is still being written; copy or prepare it again",
-        )
-    return ShardInfo(path, num_tokens, dtype, magic)
+    header = shard_header(path)
+    return ShardInfo(path, header.num_tokens, TOKEN_DTYPES[header.token_bytes], header.magic)
 
 
-def _other_format(path: Path) -> str:
-    if path.with_suffix(".idx").is_file():
-        return "an .idx lies beside it: read this one with MegatronPretraining"
-    return "give file_pattern the .bin files that `amcli prep` writes"
+class Tokens:
+    """The tokens of an open shard, read when they are asked for; safe to use from several threads.
 
+    `len(tokens)`, `tokens[3]`, `tokens[2:9]` and `tokens[offsets]` are those of an array of shape (num_tokens,).
+    A file that is deleted, or replaced under its name, stays as it was when it was opened.
 
-def _dtype_of(path: Path, magic: int, itemsize: int) -> np.dtype[Any]:
-    if magic == LEGACY_MAGIC:
-        return TOKEN_DTYPES[2]
-    if itemsize not in TOKEN_DTYPES:
-        raise DataError(f"the header says {itemsize} bytes per token, but only 2 and 4 are known", where=str(path))
-    return TOKEN_DTYPES[itemsize]
+    Args:
+        info: The shard.
 
+    Attributes:
+        descriptor: Of the file, open as long as this object lives.
 
-def open_tokens(info: ShardInfo) -> TokenArray:
-    """Map the tokens of a shard, read-only: shape (num_tokens,).
-
-    The pages are read when they are touched, so opening costs nothing. Do not truncate the
-    file while it is mapped.
+    Raises:
+        DataError: Now or when tokens are read: the file is gone, ends before its tokens do, or its disk fails.
     """
-    if info.num_tokens == 0:
-        return np.empty(0, dtype=info.dtype)
-    return np.memmap(info.path, dtype=info.dtype, mode="r", offset=info.begin_bytes, shape=(info.num_tokens,))
+
+    def __init__(self, info: ShardInfo) -> None:
+        self.descriptor = -1
+        self._info, self._dtype = info, info.dtype
+        try:
+            self.descriptor = os.open(info.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._changed(f"it cannot be read any more: {error.strerror}") from error
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    def __len__(self) -> int:
+        return self._info.num_tokens
+
+    @overload
+    def __getitem__(self, place: int) -> np.unsignedinteger[Any]: ...
+
+    @overload
+    def __getitem__(self, place: slice | npt.NDArray[np.int64]) -> TokenArray: ...
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            begin, end, step = place.indices(len(self))
+            if step != 1:
+                raise ValueError(f"a shard is read without gaps, not in steps of {step}")
+            return np.frombuffer(self.raw(begin, max(end - begin, 0)), self._dtype)
+        if isinstance(place, np.ndarray):
+            return self._at(place)
+        begin = range(len(self))[place]  # as an array has it, negative places too
+        return np.frombuffer(self.raw(begin, 1), self._dtype)[0]
+
+    def raw(self, begin: int, num_tokens: int) -> bytes:
+        """The bytes of so many tokens; `begin` and the end must lie in the shard."""
+        size = num_tokens * self._dtype.itemsize
+        place = self._info.begin_bytes + begin * self._dtype.itemsize
+        try:
+            found = os.pread(self.descriptor, size, place)
+            # Some systems and file systems give less than is there at a time.
+            while len(found) < size and (more := os.pread(self.descriptor, size - len(found), place + len(found))):
+                found += more
+        except OSError as error:
+            raise self._changed(f"it cannot be read any more: {error.strerror}") from error
+        if len(found) < size:
+            now = os.fstat(self.descriptor).st_size
+            needed = self._info.begin_bytes + self._info.num_tokens * self._dtype.itemsize
+            raise self._changed(f"it has {now:,} bytes now, and its tokens need {needed:,}")
+        return found
+
+    def _at(self, offsets: npt.NDArray[np.int64]) -> TokenArray:
+        """Single tokens, read block by block: their order in the file is not that of `offsets`, if need be."""
+        order = np.argsort(offsets, kind="stable")
+        ascending = offsets[order]
+        bounds = np.searchsorted(ascending, np.arange(0, len(self) + _BLOCK_TOKENS, _BLOCK_TOKENS))
+        found = np.empty(len(offsets), self._dtype)
+        for first, end in itertools.pairwise(bounds.tolist()):
+            if first < end:
+                begin = int(ascending[first])
+                found[order[first:end]] = self[begin : int(ascending[end - 1]) + 1][ascending[first:end] - begin]
+        return found
+
+    def _changed(self, how: str) -> DataError:
+        return DataError(
+            f"the shard changed while it was being read: {how}",
+            where=str(self._info.path),
+            help="put it back as it was and resume the run; "
+            f"`{command('data', 'verify', self._info.path.parent)}` compares every byte",
+        )
+
+
+def open_tokens(info: ShardInfo) -> Tokens:
+    """The tokens of a shard; opening it reads nothing.
+
+    Raises:
+        DataError: See `Tokens`.
+    """
+    return Tokens(info)

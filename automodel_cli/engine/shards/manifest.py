@@ -36,7 +36,7 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 
 _SEALED_SINCE = 3
 _UNSEALED = f"{MANIFEST_NAME} is of an earlier version of amcli and has no hash of itself"
-_AGAIN = "run `amcli prep` again with --overwrite"
+_AGAIN = "prepare the data again, with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ class SplitRecord:
             all context; a trained model must fall well below it.
         shards: In reading order.
         over_length_documents: Documents that were longer than the limit, and were cut or split.
+        unknown_tokens: Tokens of what the tokenizer has no entry for, such as `<unk>`.
     """
 
     num_documents: int
@@ -123,6 +124,7 @@ class SplitRecord:
     unigram_entropy_nats: float
     shards: tuple[ShardRecord, ...]
     over_length_documents: int = 0
+    unknown_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,13 @@ class ReadingRecord:
         num_documents: Texts that went into a split.
         source_bytes: Bytes of the source that they took, as far as it tells.
         skipped: Texts left out, by reason.
+        first_skipped: The first of each reason: `where` it is (`a.jsonl:17`), and what was `found`.
     """
 
     num_documents: int
     source_bytes: int
     skipped: dict[str, int]
+    first_skipped: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,10 @@ class DataManifest:
 def write_manifest(directory: Path, manifest: DataManifest) -> None:
     """Write `manifest.json` durably; call it after every shard is in place."""
     fields = {**manifest.to_dict(), "format_version": FORMAT_VERSION, "manifest_sha256": BLANK_DIGEST}
-    write_durably(directory / MANIFEST_NAME, sealed(json.dumps(fields, indent=2, ensure_ascii=False) + "\n"))
+    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    # What is no Unicode, as in the name of a file that is not UTF-8, is escaped as JSON does.
+    text = text.encode("utf-8", "backslashreplace").decode()
+    write_durably(directory / MANIFEST_NAME, sealed(text))
 
 
 def load_manifest(directory: Path) -> DataManifest | None:
@@ -226,7 +233,7 @@ def load_manifest(directory: Path) -> DataManifest | None:
 
 
 def _parsed(path: Path, content: bytes) -> DataManifest:
-    raw = parse_json(content)
+    raw = parse_json(content, allow_surrogates=True)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise DataError(f"this is no manifest of token shards (its `format` is not {FORMAT!r})", where=str(path))
     version = raw.get("format_version")

@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from automodel_cli.engine.config.suggest import command
 from automodel_cli.engine.durable import sync_directory, sync_file
 from automodel_cli.engine.shards.bos_index import bos_index_path
 from automodel_cli.engine.shards.directory import ShardDirectory, open_directory
@@ -44,12 +45,14 @@ class Merged:
         manifest: Of all parts together.
         num_parts: Directories that were joined.
         num_linked: Files that share their space with the parts; the others were copied.
+        notes: What the user should know, such as fewer tokens than were asked for.
     """
 
     directory: Path
     manifest: DataManifest
     num_parts: int
     num_linked: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def merge(paths: Sequence[Path], output: Path, on_progress: OnProgress = ignore_
         reading=_join_readings([part.manifest.reading for part in parts]),
     )
     write_manifest(output, manifest)
-    return Merged(output, manifest, len(parts), num_linked)
+    return Merged(output, manifest, len(parts), num_linked, tuple(_notes(parts, manifest)))
 
 
 def _open_part(path: Path) -> _Part:
@@ -187,7 +190,7 @@ def _verify(parts: Sequence[_Part], on_progress: OnProgress) -> dict[str, Int64A
             raise DataError(
                 f"the part is damaged: {first.where}: {first.message}",
                 where=str(part.directory.path),
-                help=f"`amcli data verify {part.directory.path}` lists all {len(found.problems)} problems",
+                help=f"`{command('data', 'verify', part.directory.path)}` lists all {len(found.problems)} problems",
             )
         for name, values in verifier.counts.items():
             counts[name] = sum_counts(counts.get(name, values[:0]), values)
@@ -243,6 +246,16 @@ def _join_readings(records: Sequence[ReadingRecord | None]) -> ReadingRecord | N
     if len(known) < len(records):
         return None
     return ReadingRecord(**_added([asdict(record) for record in known]))
+
+
+def _notes(parts: Sequence[_Part], manifest: DataManifest) -> Iterator[str]:
+    """What was asked for and is not there."""
+    asked, found = manifest.settings.get("max_tokens"), manifest.splits.get("train")
+    if isinstance(asked, int) and found is not None and found.num_tokens < asked:
+        yield (
+            f"the training split has {found.num_tokens:,} of the {asked:,} tokens that --max-tokens asked for: "
+            "where a part holds less text than its share, the other parts do not make up for it"
+        )
 
 
 def _added(values: Sequence[Any]) -> Any:

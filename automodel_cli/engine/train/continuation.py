@@ -15,7 +15,7 @@ from automodel_cli.engine.checkpoint.layout import (
     resolve,
     step_of,
 )
-from automodel_cli.engine.checkpoint.manifest import NewerFormatError, read_manifest, sha256_of
+from automodel_cli.engine.checkpoint.manifest import NewerFormatError, read_manifest, sha256_of, use_earlier
 from automodel_cli.engine.config.check import Settings, checked, with_defaults
 from automodel_cli.engine.config.config import Config, apply_overrides, read_configs
 from automodel_cli.engine.config.diff import Change, differences
@@ -189,6 +189,6 @@ def _config_as_saved(directory: Path, trust: bool) -> Config:
         raise CheckpointError(
             "the configuration in this checkpoint is missing or not as it was saved",
             where=str(path),
-            help="use an earlier checkpoint; `amcli inspect-ckpt` on the directory above lists them",
+            help=use_earlier(directory),
         )
     return read_configs([directory], trust=trust)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from automodel_cli.engine.loss.products import is_whole, onednn_is_faster, onednn_linear
+from automodel_cli.engine.loss.products import choose_library, is_whole, onednn_is_faster, onednn_linear
 
 # Multiplications from which a product repays a call that is looked up from Python, and rows or columns from which
 # oneDNN is ahead: 0.1 ms of one core. Smaller products stay where they are, bit for bit.
@@ -25,19 +25,27 @@ _LONG_SUMS = 1024
 _COLUMNS_PER_THREAD = 64
 
 
-@functools.cache
-def multiply_by_onednn() -> bool:
+def multiply_by_onednn(library: str = "auto") -> bool:
     """Sends large products of fp32 matrices on the CPU through oneDNN, where that is faster and right; says whether.
 
     It holds for the process: models of every kind take it, since the operators are torch's own. Same shapes give the
     same bits on one machine; those of MKL differ by rounding, as between two processors.
+
+    Args:
+        library: `auto`, or `torch` to take what torch takes, also if another run of this process took oneDNN.
     """
-    if not (onednn_is_faster() and hasattr(torch.library, "get_kernel") and _agrees()):
+    choose_library(library)
+    return onednn_is_faster() and _kernels_are_replaced()
+
+
+@functools.cache
+def _kernels_are_replaced() -> bool:
+    if not (hasattr(torch.library, "get_kernel") and _agrees()):
         return False
     product, sum_of_product = (torch.library.get_kernel(f"aten::{name}", "CPU") for name in ("mm", "addmm"))
 
     def mm(keys: Any, a_NK: torch.Tensor, b_KM: torch.Tensor) -> torch.Tensor:
-        if is_worth_it(a_NK, b_KM):
+        if onednn_is_faster() and is_worth_it(a_NK, b_KM):
             return onednn_product(a_NK, b_KM, None)
         result: torch.Tensor = product.call_boxed(keys, a_NK, b_KM)
         return result
@@ -46,7 +54,7 @@ def multiply_by_onednn() -> bool:
         keys: Any, bias: torch.Tensor, a_NK: torch.Tensor, b_KM: torch.Tensor, *, beta: Any = 1, alpha: Any = 1
     ) -> torch.Tensor:
         is_linear = beta == 1 and alpha == 1 and bias.dtype == torch.float32
-        if is_linear and is_worth_it(a_NK, b_KM) and bias.shape == b_KM.shape[1:]:
+        if is_linear and onednn_is_faster() and is_worth_it(a_NK, b_KM) and bias.shape == b_KM.shape[1:]:
             return onednn_product(a_NK, b_KM, bias)
         result: torch.Tensor = sum_of_product.call_boxed(keys, bias, a_NK, b_KM, beta=beta, alpha=alpha)
         return result

@@ -72,8 +72,9 @@ def place(
     *,
     deterministic: bool = False,
     gathers_bf16: bool = False,
+    cpu_matmul: str = "auto",
 ) -> Placement:
-    """Resolves `device`, `precision`, `num_threads` and `deterministic` of the configuration on this machine.
+    """Resolves `device`, `precision`, `num_threads`, `deterministic` and `cpu_matmul` of the configuration here.
 
     With `gathers_bf16`, FSDP2 gives every layer its weights in bf16, and the words of the precision say so.
 
@@ -103,7 +104,7 @@ def place(
         name = torch.cuda.get_device_name(chosen)
     else:
         name = f"cpu, {torch.get_num_threads()} threads"
-        if multiply_by_onednn() and precision == "fp32":
+        if multiply_by_onednn(cpu_matmul) and precision == "fp32":
             name += ", products by oneDNN"
     return Placement(
         device=chosen,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.durations import in_tokens
+from automodel_cli.engine.config.validation_sets import SECTION
 from automodel_cli.engine.data.loader import BatchLoader, eval_batches
 from automodel_cli.engine.data.order import order_of
 from automodel_cli.engine.data.stream_loader import StreamLoader, is_stream, stream_batches
-from automodel_cli.engine.train.state import TrainState
+from automodel_cli.engine.train.run_parts import RunParts
+from automodel_cli.engine.train.state import TrainState, restore_rng, rng_tensors
 from automodel_cli.engine.train.validation import Validation, up_to_tokens
 from automodel_cli.errors import ConfigError
 
@@ -18,10 +20,8 @@ if TYPE_CHECKING:
     from automodel_cli.engine.distributed.team import Team
 
 
-def loader_of(
-    dataset: Any, settings: Settings, state: TrainState, team: Team | None, vocab_size: int | None
-) -> BatchLoader | StreamLoader:
-    """The loader of a dataset; that of a stream goes on where `state` says.
+def loader_of(parts: RunParts, settings: Settings, state: TrainState, team: Team | None) -> BatchLoader | StreamLoader:
+    """The loader of the dataset; that of a stream goes on where `state` says.
 
     Raises:
         AmcliError: The sizes do not fit, or the dataset is neither numbered nor iterable.
@@ -33,10 +33,12 @@ def loader_of(
         "dp_size": team.degrees.dp if team else 1,
         "num_workers": settings.dataloader.num_workers,
         "prefetch_factor": settings.dataloader.prefetch_factor,
-        "vocab_size": vocab_size,
+        "vocab_size": parts.vocab_size,
+        "section": parts.sections["dataset"],
         # In the order in which their gradients are added.
         "interleaved": settings.general.deterministic == "elastic",
     }
+    dataset: Any = parts.dataset
     if not is_stream(dataset):
         return BatchLoader(dataset, order_of(dataset, settings.general.seed), **sizes)
     loader = StreamLoader(dataset, **sizes)
@@ -44,15 +46,17 @@ def loader_of(
     return loader
 
 
-def validation_of(
-    datasets: Mapping[str, Any], settings: Settings, team: Team | None, vocab_size: int | None
-) -> Validation | None:
+def validation_of(parts: RunParts, settings: Settings, team: Team | None) -> Validation | None:
     """The validation of a run, or None where there is no set to validate on.
+
+    The first samples of every numbered set are read and checked here: a run that finds its validation set broken
+    when it is first needed has trained in vain.
 
     Raises:
         ConfigError: A stream, which may never end, is to be read to its end.
+        DataError: A set is not what `MapDataset` asks for.
     """
-    section = settings.step_scheduler
+    section, datasets = settings.step_scheduler, parts.validation
     budget = None if section.val_tokens is None else in_tokens(section.val_tokens)
     most = section.val_batches if budget is None else None
     for name, dataset in datasets.items():
@@ -62,10 +66,25 @@ def validation_of(
                 help="set step_scheduler.val_batches or step_scheduler.val_tokens",
             )
 
-    def batches_of(dataset: Any) -> Iterable[dict[str, Any]]:
-        read = stream_batches if is_stream(dataset) else eval_batches
-        batches: Iterable[dict[str, Any]] = read(dataset, section.micro_batch_size, most, vocab_size=vocab_size)
+    def read(name: str, num_batches: int | None) -> Iterator[dict[str, Any]]:
+        read_from: Any = stream_batches if is_stream(datasets[name]) else eval_batches
+        described = parts.sections[f"{SECTION}.{name}" if name else SECTION]
+        batches: Iterator[dict[str, Any]] = read_from(
+            datasets[name], section.micro_batch_size, num_batches, vocab_size=parts.vocab_size, section=described
+        )
+        return batches
+
+    def batches_of(name: str) -> Iterable[dict[str, Any]]:
+        batches: Iterable[dict[str, Any]] = read(name, most)
         batches = batches if budget is None else up_to_tokens(batches, budget)
         return batches if team is None else team.dealt(batches)
 
+    def check() -> None:
+        for name, dataset in datasets.items():
+            if not is_stream(dataset):
+                next(read(name, 1), None)
+
+    generators = rng_tensors()
+    team.together(check) if team is not None else check()
+    restore_rng(generators)  # a set that draws numbers must not change those of the training
     return Validation(datasets, batches_of, settings.checkpoint.best_metric_key) if datasets else None

@@ -24,7 +24,7 @@ from automodel_cli.engine.config.sections import AUTO
 from automodel_cli.engine.config.yaml_reader import parse_value
 from automodel_cli.engine.data.loader import eval_batches
 from automodel_cli.engine.data.stream_loader import is_stream
-from automodel_cli.engine.plan.plan import RESERVED_SHARE, derive, memory_of_batch
+from automodel_cli.engine.plan.derive import RESERVED_SHARE, derive, memory_of_batch
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.device_memory import device_memory
 from automodel_cli.engine.train.dry_run import DryRun, undone
@@ -222,7 +222,7 @@ def _trial(config: Config, placement: Placement, parts: RunParts, team: Team | N
         model=parts.model,
         objective=parts.loss_fn,
         optimizer=parts.optimizer,
-        sample=_sample(config, parts.dataset, team),
+        sample=_sample(config, parts, team),
         device=placement.device,
         autocast_dtype=placement.autocast_dtype,
         spread=parts.spread,
@@ -230,10 +230,10 @@ def _trial(config: Config, placement: Placement, parts: RunParts, team: Team | N
     )
 
 
-def _sample(config: Config, dataset: Any, team: Team | None) -> dict[str, Any]:
+def _sample(config: Config, parts: RunParts, team: Team | None) -> dict[str, Any]:
     """One sample as the model gets it: a dataset's first; of a stream, which must not be read, one of its length."""
-    if not is_stream(dataset):
-        batch = next(eval_batches(dataset, 1, 1))
+    if not is_stream(parts.dataset):
+        batch = next(eval_batches(parts.dataset, 1, 1, section=parts.sections["dataset"]))
     else:
         length = derive(config, 1).sizes.seq_len
         if length is None:

@@ -17,10 +17,10 @@ from automodel_cli.engine.models.attention import (
 )
 from automodel_cli.engine.models.calling import is_hugging_face
 from automodel_cli.engine.models.compiling import compile_model
+from automodel_cli.engine.models.document_attention import refuse_split_windows
 from automodel_cli.engine.models.float8 import use_float8
 from automodel_cli.engine.models.recompute import recompute_activations
 from automodel_cli.engine.models.sizes import vocab_size_of
-from automodel_cli.engine.models.windows import refuse_split_windows
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.objective import Objective
 from automodel_cli.errors import ConfigError

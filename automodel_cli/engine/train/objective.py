@@ -8,7 +8,9 @@ splits, the chunked loss works on parts; no other head loss does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,8 +21,8 @@ from automodel_cli.engine.loss.linear_ce import ChunkedLinearCrossEntropy
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.calling import call, unwrapped
 from automodel_cli.engine.models.head import Head, NoHeadError, find_head
-from automodel_cli.engine.models.outputs import logits_of
-from automodel_cli.engine.protocols import IGNORED_LABEL, HeadLoss, LossFunction
+from automodel_cli.engine.models.outputs import in_words, logits_of
+from automodel_cli.engine.protocols import IGNORED_LABEL, HeadLoss, LossFunction, in_users_code
 from automodel_cli.errors import ConfigError
 
 
@@ -32,11 +34,13 @@ class Objective:
         loss: As it was configured.
         head: What the loss replaces; None where it is given logits.
         words: For the user: which loss, and why not a better one.
+        places: File and line of `model` and `loss_fn`, where somebody knows them.
     """
 
     loss: LossFunction | HeadLoss
     head: Head | None
     words: str
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, model: nn.Module, batch: dict[str, torch.Tensor], num_label_tokens: int) -> torch.Tensor:
         """The loss of one micro-batch, summed over its label tokens and divided by `num_label_tokens`.
@@ -48,25 +52,77 @@ class Objective:
         """
         labels_BT = batch["labels"]
         if self.head is None:
-            output = call(model, batch)
-            loss: torch.Tensor = self.loss(logits_of(output), labels_BT, num_label_tokens=num_label_tokens)  # type: ignore[operator]
+            output = self._output(model, batch)
+            logits = self._logits(output)
+            self._check_shape(logits.shape, labels_BT)
+            with in_users_code(lambda: f"in {self._named('loss_fn')}, of logits {tuple(logits.shape)}"):
+                loss: torch.Tensor = self.loss(logits, labels_BT, num_label_tokens=num_label_tokens)  # type: ignore[operator]
+            self._check_scalar(loss)
         else:
-            of_hidden = self.loss.of_hidden  # type: ignore[union-attr]
-            with self.head.replaced(
-                lambda hidden, weight, bias: of_hidden(
-                    hidden, weight, bias, labels_BT, num_label_tokens=num_label_tokens
-                )
-            ):
-                output = call(model, batch)
-            loss = logits_of(output)
+            head, of_hidden = self.head, self.loss.of_hidden  # type: ignore[union-attr]
+
+            def loss_of(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+                self._check_shape((*hidden.shape[:-1], head.vocab_size), labels_BT)
+                return of_hidden(hidden, weight, bias, labels_BT, num_label_tokens=num_label_tokens)
+
+            with head.replaced(loss_of):
+                output = self._output(model, batch)
+            loss = self._logits(output)
         balance = _balance_loss(model, output)
         if balance is None or not torch.is_grad_enabled():
             return loss
         return loss + balance * ((labels_BT != IGNORED_LABEL).sum() / num_label_tokens)
 
+    def _output(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
+        with in_users_code(lambda: f"in the forward pass of {self._named('model')}, of {_ids_in_words(batch)}"):
+            return call(model, batch)
+
+    def _logits(self, output: Any) -> torch.Tensor:
+        try:
+            return logits_of(output)
+        except ConfigError as error:
+            error.where = self.places.get("model")
+            raise
+
+    def _check_shape(self, logits: Sequence[int], labels_BT: torch.Tensor) -> None:
+        """Compares sizes, which never waits for a device."""
+        *places, V = logits
+        B, T = labels_BT.shape
+        if places == [B, T]:
+            return
+        help_ = None
+        if places == [B, T - 1]:
+            help_ = "shift nothing in the model: label t is already the token after input t"
+        elif places == [B, 1]:
+            help_ = "give the logits of every position, not of the last one alone"
+        elif places == [B * T]:
+            help_ = "leave out the step that makes one dimension of the two"
+        raise ConfigError(
+            f"the model's logits are {tuple(logits)}, labels {(B, T)}; each label needs logits at its own place: "
+            f"{(B, T, V)}",
+            where=self.places.get("model"),
+            help=help_,
+        )
+
+    def _check_scalar(self, loss: Any) -> None:
+        if not isinstance(loss, torch.Tensor) or loss.ndim:
+            raise ConfigError(
+                f"the loss is {in_words(loss)}, not a tensor without dimensions",
+                where=self.places.get("loss_fn"),
+                help="return the sum over all labels that are not -100, divided by num_label_tokens",
+            )
+
+    def _named(self, key: str) -> str:
+        return f"`{key}`" + (f" from {self.places[key]}" if key in self.places else "")
+
 
 def objective_of(
-    loss: LossFunction | HeadLoss | None, model: nn.Module, where: str | None = None, *, tp_size: int = 1
+    loss: LossFunction | HeadLoss | None,
+    model: nn.Module,
+    where: str | None = None,
+    *,
+    tp_size: int = 1,
+    model_where: str | None = None,
 ) -> Objective:
     """The objective of a run.
 
@@ -75,12 +131,14 @@ def objective_of(
         model: Not wrapped and not compiled yet.
         where: Where the loss was named, for errors.
         tp_size: Tensor-parallel ranks that the model is going to be split over.
+        model_where: Where the model was named, for errors.
 
     Raises:
         ConfigError: The loss needs a head that the model does not offer.
     """
+    places = {key: place for key, place in (("model", model_where), ("loss_fn", where)) if place is not None}
     if loss is not None and not isinstance(loss, HeadLoss):
-        return Objective(loss, None, type(loss).__name__)
+        return Objective(loss, None, type(loss).__name__, places)
     try:
         head = find_head(model)
         parts = tp_size if splits(model, head.layer) else 1
@@ -93,9 +151,9 @@ def objective_of(
                 where=where,
                 help="loss_fn._target_: automodel_cli.engine.loss.masked_ce.MaskedCrossEntropy works with every model",
             ) from error
-        return Objective(MaskedCrossEntropy(), None, f"masked cross-entropy of whole logits, since {error}")
+        return Objective(MaskedCrossEntropy(), None, f"masked cross-entropy of whole logits, since {error}", places)
     loss = loss or ChunkedLinearCrossEntropy()
-    return Objective(loss, head, _words(loss, head, parts, next(model.parameters()).device))
+    return Objective(loss, head, _words(loss, head, parts, next(model.parameters()).device), places)
 
 
 def _words(loss: HeadLoss, head: Head, parts: int, device: torch.device) -> str:
@@ -104,6 +162,14 @@ def _words(loss: HeadLoss, head: Head, parts: int, device: torch.device) -> str:
     rows = loss.rows_per_block(-(-head.vocab_size // parts), device)
     how = "chunked, vocabulary-parallel" if parts > 1 else "chunked"
     return f"{how} linear cross-entropy, {rows:,} rows at a time"
+
+
+def _ids_in_words(batch: dict[str, torch.Tensor]) -> str:
+    ids = batch["input_ids"]
+    words = f"input_ids {tuple(ids.shape)}"
+    with suppress(RuntimeError):  # of a GPU that has failed, nothing more can be read
+        words += f" with ids {int(ids.min())} to {int(ids.max())}"
+    return words
 
 
 def _balance_loss(model: nn.Module, output: Any) -> torch.Tensor | None:

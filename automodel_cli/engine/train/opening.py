@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from automodel_cli.engine.checkpoint.layout import later_steps
 from automodel_cli.engine.checkpoint.load import load, load_newest_good
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.engine.config.emit import setting
+from automodel_cli.engine.config.suggest import command, on_run
 from automodel_cli.engine.train.continuation import Continuation
 from automodel_cli.engine.train.restoring import told
 from automodel_cli.engine.train.resume_rules import allows_other_samples, drops_optimizer_state
@@ -53,7 +56,7 @@ def _opened(plan: Continuation, say: Callable[[str], None]) -> OpenedCheckpoint:
         raise CheckpointError(
             f"the run went on after step {snapshot.step}, up to {later[-1].name}, and would be overwritten",
             where=str(plan.root),
-            help="without a checkpoint, `amcli resume` takes the newest;\n"
+            help=f"`{on_run('resume', plan.root)}` continues it after the newest;\n"
             "        --set checkpoint.checkpoint_dir=DIR continues this one in another directory",
         )
     say(f"resuming after step {snapshot.step} from {directory}")
@@ -61,7 +64,7 @@ def _opened(plan: Continuation, say: Callable[[str], None]) -> OpenedCheckpoint:
         raise CheckpointError(
             "it holds weights only, and nothing that a run could go on from",
             where=str(directory),
-            help=f"start a new run with them: amcli pretrain -c FILE --set checkpoint.init_from={directory}",
+            help=f"start a new run with them: {_starting_from(directory)}",
         )
     if drops_optimizer_state(plan.changes):
         snapshot.optim_tensors = {}
@@ -71,3 +74,7 @@ def _opened(plan: Continuation, say: Callable[[str], None]) -> OpenedCheckpoint:
         # That run went on where it was: services that collect metrics must not take the two for one.
         snapshot.train_state["run_id"] = ""
     return OpenedCheckpoint(snapshot, snapshot.step >= plan.settings.step_scheduler.max_steps)
+
+
+def _starting_from(directory: Path) -> str:
+    return command("pretrain", "-c", "FILE", "-c", directory, "--set", setting("checkpoint.init_from", str(directory)))

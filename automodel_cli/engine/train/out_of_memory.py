@@ -20,6 +20,7 @@ import torch
 from automodel_cli.engine.checkpoint.layout import is_complete, list_steps
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.origin import DEFAULT
+from automodel_cli.engine.config.suggest import command
 from automodel_cli.engine.plan.savings import Saving, needed, savings
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.device_memory import DeviceMemory, device_memory
@@ -185,4 +186,4 @@ def _where_it_goes_on(situation: Situation, named: Sequence[Saving]) -> list[str
     saved = [path for _, path in list_steps(situation.root) if is_complete(path)]
     if not saved:
         return [f"  nothing was saved before: start again with one of them{', such as' + options if options else ''}"]
-    return [f"  {saved[-1].name} is whole: `amcli resume {situation.root}{options}` goes on there"]
+    return [f"  {saved[-1].name} is whole: `{command('resume', situation.root)}{options}` goes on there"]

@@ -18,10 +18,12 @@ from automodel_cli.engine.config.builtin import embedded_corpus_directory
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.layout import Degrees, is_sharded
+from automodel_cli.engine.config.suggest import on_run
 from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.heartbeat import beating
 from automodel_cli.engine.distributed.report import announce
-from automodel_cli.engine.observe.build import METRICS_FILE, TENSORBOARD_DIRECTORY
+from automodel_cli.engine.observe.build import TENSORBOARD_DIRECTORY
+from automodel_cli.engine.observe.jsonl import METRICS_FILE
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 from automodel_cli.engine.train.signals import save_requests_ignored
 from automodel_cli.errors import CheckpointError
@@ -178,7 +180,7 @@ def _make_way(root: Path, *, overwrite: bool) -> None:
         raise CheckpointError(
             f"there is a run here already, with {len(steps)} checkpoints up to step {newest}",
             where=str(root),
-            help="`amcli resume` continues it, --overwrite deletes it,\n"
+            help=f"`{on_run('resume', root)}` continues it, --overwrite deletes it,\n"
             "        --set checkpoint.checkpoint_dir=DIR starts beside it",
         )
     for _, directory in steps:

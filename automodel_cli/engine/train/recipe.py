@@ -19,23 +19,24 @@ import torch
 from automodel_cli.engine.checkpoint.save import Saving
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.config.check import Settings
-from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.instantiate import bind, instantiate
 from automodel_cli.engine.config.origin import dotted
+from automodel_cli.engine.config.suggest import command
 from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.engine.data.packed_dataset import pack_documents
 from automodel_cli.engine.data.stream_loader import StreamLoader
 from automodel_cli.engine.distributed.heartbeat import Phase, enter
 from automodel_cli.engine.observe.metrics import Sink
-from automodel_cli.engine.optim.build import avoid_fused_kernels, build_optimizer
 from automodel_cli.engine.optim.lr_schedule import schedule_of
+from automodel_cli.engine.optim.optimizer import avoid_fused_kernels, build_optimizer
 from automodel_cli.engine.optim.param_groups import group_rules
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.device import Placement, place
 from automodel_cli.engine.train.elastic import elastic_of
 from automodel_cli.engine.train.feeding import loader_of, validation_of
-from automodel_cli.engine.train.fit import check_fit
+from automodel_cli.engine.train.fit import check_fit, data_sections, vocab_size_by_layers
 from automodel_cli.engine.train.local_batch import with_local_batch
 from automodel_cli.engine.train.loop import Run, train
 from automodel_cli.engine.train.model_setup import context_in_words, set_up
@@ -79,6 +80,7 @@ class RunSummary:
     tokens_per_second: float
     seconds: float
     checkpoint: Path | None
+    has_tokenizer: bool = False
 
 
 def pretrain(
@@ -143,6 +145,7 @@ def _run(
         num_threads,
         deterministic=bool(general.deterministic),
         gathers_bf16=settings.distributed.mp_policy == "bf16",
+        cpu_matmul=general.cpu_matmul,
     )
     situation.state, situation.placement = state, placement
     parts = _build(config, settings, placement, root, snapshot, team)
@@ -166,12 +169,12 @@ def _run(
         sink.on_start(
             start_facts(parts.model, parts.dataset, parts.how, settings, placement, state, root, parts.spread)
         )
-        if isinstance(run.loader, StreamLoader) and run.loader.loss_of_a_resume:
-            sink.on_message(f"note: {run.loader.loss_of_a_resume}")
+        if run.loader.note:
+            sink.on_message(f"note: {run.loader.note}")
         train(run, state, stop)
     saved = settings.checkpoint.enabled and state.step > 0
     if stop.requested and not run.steps.is_last(state.step):
-        what = f"saved; `amcli resume {root}` continues there" if saved else "nothing is saved"
+        what = f"saved; `{command('resume', root)}` continues there" if saved else "nothing is saved"
         raise InterruptedTrainingError(f"{stop.reason}: stopped after step {state.step}, {what}")
     return RunSummary(
         step=state.step,
@@ -182,6 +185,7 @@ def _run(
         tokens_per_second=state.tokens_seen / state.train_seconds if state.train_seconds else 0.0,
         seconds=time.perf_counter() - began,
         checkpoint=root / "LATEST" if saved else None,
+        has_tokenizer=bool(state.tokenizer),
     )
 
 
@@ -209,7 +213,11 @@ def _build(
     placement.put(model)
     # Before it is spread: whether the head can be replaced is seen on whole modules.
     tp_size = team.degrees.tp if team is not None else 1
-    loss_fn = objective_of(loss, model, str(config.origin(("loss_fn",))) if loss else None, tp_size=tp_size)
+    loss_where, model_where = (str(config.origin(path)) for path in (("loss_fn", TARGET), ("model", TARGET)))
+    loss_fn = objective_of(loss, model, loss_where if loss else None, tp_size=tp_size, model_where=model_where)
+    if vocab_size is None:
+        vocab_size = vocab_size_by_layers(model, loss_fn.head)
+    sections = data_sections(config, settings, model)
     weights.before_spread(model)
     has_documents = bool(pack_size) or bool(getattr(dataset, "document_mask", False))
     names_attention = any(config.get(f"model{place}.attn_implementation") for place in ("", ".config"))
@@ -231,7 +239,7 @@ def _build(
         avoid_fused_kernels(optimizer)
     guard, words = guard_of(optimizer, placement.device)
     how |= {"numbers": words} if words else {}
-    return RunParts(dataset, validation, model, vocab_size, loss_fn, optimizer, layout, how, guard)
+    return RunParts(dataset, validation, model, vocab_size, sections, loss_fn, optimizer, layout, how, guard)
 
 
 def _assemble(
@@ -246,7 +254,7 @@ def _assemble(
     """The parts and the schedule as the loop wants them."""
     section, team = settings.step_scheduler, parts.spread.team if parts.spread else None
     schedule = schedule_of(config, settings)
-    loader = loader_of(parts.dataset, settings, state, team, parts.vocab_size)
+    loader = loader_of(parts, settings, state, team)
     config_yaml = to_yaml(config.masked(), absolute_targets=True)
 
     def begin_save(is_best: bool) -> Saving | None:
@@ -273,7 +281,7 @@ def _assemble(
         optimizer=parts.optimizer,
         schedule=schedule,
         loader=loader,
-        validation=validation_of(parts.validation, settings, team, parts.vocab_size),
+        validation=validation_of(parts, settings, team),
         steps=steps,
         max_norm=settings.clip_grad_norm.max_norm,
         placement=placement,

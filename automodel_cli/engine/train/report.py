@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from automodel_cli.engine.config.check import Settings
-from automodel_cli.engine.observe.peak import peak_flops
-from automodel_cli.engine.observe.speed import Speed
+from automodel_cli.engine.observe.speed import Speed, peak_flops
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.token_cost import model_flops_per_token

@@ -16,7 +16,7 @@ from torch import nn
 
 from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
-from automodel_cli.engine.optim.state import load_optimizer_state
+from automodel_cli.engine.optim.optimizer import load_optimizer_state
 from automodel_cli.engine.train.state import restore_rng
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ _FIXED = {
     "seed": "it decides the order of the samples",
     "dataset._target_": "the data cursor counts its samples",
     "dataset.seq_len": "the data cursor counts samples of that length",
+    "shift_labels": "it decides which token is predicted",
     "step_scheduler.global_batch_size": "the schedule counts steps of that size",
     "optimizer._target_": "its state means nothing to another optimizer, which would start without any",
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from automodel_cli.engine.data.collate import DataSection
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.objective import Objective
 from automodel_cli.engine.train.step_numbers import DeviceGuard
@@ -25,6 +26,7 @@ class RunParts:
         validation: Sets by name.
         model: On its device, spread over the ranks if there are several.
         vocab_size: Of the model; None where it does not say.
+        sections: What the configuration says of each dataset, by its key.
         loss_fn: Objective of this model.
         optimizer: Of its parameters.
         spread: How the model lies on the ranks; None for a process alone.
@@ -36,6 +38,7 @@ class RunParts:
     validation: dict[str, MapDataset]
     model: nn.Module
     vocab_size: int | None
+    sections: dict[str, DataSection]
     loss_fn: Objective
     optimizer: torch.optim.Optimizer
     spread: Spread | None

@@ -22,7 +22,7 @@ from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.config.sections import CheckpointSection
 from automodel_cli.engine.models.export import export_model, export_parts, model_config
 from automodel_cli.engine.observe.code_version import code_version
-from automodel_cli.engine.optim.state import optimizer_state_tensors
+from automodel_cli.engine.optim.optimizer import optimizer_state_tensors
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.state import TrainState, rng_tensors
 

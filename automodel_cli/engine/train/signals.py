@@ -1,7 +1,9 @@
-"""Requests from outside: SIGINT, SIGTERM and a time limit save and stop, SIGUSR1 saves and goes on.
+"""Requests from outside: stop signals and a time limit save and stop, SIGUSR1 saves and goes on.
 
-They are noticed between steps, inside a validation and while data is waited for; whatever else is being
-done is finished first. A second stop signal ends the process at once.
+SIGHUP and SIGQUIT stay ignored where whoever started the process had them ignored, as `nohup` does. Requests are
+noticed between steps, inside a validation and while data is waited for; whatever else is being done is finished
+first. A second stop signal ends the process at once, unless it is SIGHUP: a terminal that is closed sends it twice,
+once by the kernel and once by the shell.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from automodel_cli import terminal
+from automodel_cli.engine.distributed.environment import stop_signals
+
 # Windows has none.
 SAVE_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)
 
@@ -91,7 +95,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            numbers = (*STOP_SIGNALS, SAVE_SIGNAL) if SAVE_SIGNAL is not None else STOP_SIGNALS
+            numbers = [*stop_signals(), *([] if SAVE_SIGNAL is None else [SAVE_SIGNAL])]
             self._previous = {number: signal.signal(number, self._on_signal) for number in numbers}
             if self._stop_at is not None and SAVE_SIGNAL is not None:
                 seconds = min(max(0.0, self._stop_at - time.monotonic()), threading.TIMEOUT_MAX)
@@ -106,7 +110,9 @@ class StopSignal:
             # It may be about to raise its signal, which must still find our handler.
             self._alarm.join()
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # What follows a stop, such as telling a service, is not to be cut short by the terminal that is closing.
+            is_over = number.name == "SIGHUP" and self.received is not None
+            signal.signal(number, signal.SIG_IGN if is_over else handler)
 
     def _time_is_up(self) -> bool:
         return self._stop_at is not None and time.monotonic() >= self._stop_at
@@ -120,12 +126,13 @@ class StopSignal:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == SAVE_SIGNAL:
             self._save_wanted = True
-        elif self.received is not None:
+        elif self.received is None:
+            self.received = signal.Signals(number)
+            terminal.hurry()
+        elif signal.Signals(number).name != "SIGHUP":
             # Whatever hangs, a second signal must work: take the default action, which ends the process.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        else:
-            self.received = signal.Signals(number)
         if self._is_waiting and self.requested:
             self._is_waiting = False
             raise StoppedWaitingError

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from automodel_cli.engine.models.calling import OPTIONAL_INPUTS
-from automodel_cli.engine.protocols import IGNORED_LABEL, LossFunction
+from automodel_cli.engine.protocols import IGNORED_LABEL, OPTIONAL_INPUTS, LossFunction
 from automodel_cli.engine.train.objective import Objective
 from automodel_cli.engine.train.step_numbers import DeviceGuard, StepNumbers
 from automodel_cli.errors import DataError

@@ -11,7 +11,7 @@ class StepScheduler:
 
     Args:
         max_steps: Steps of the whole run.
-        val_every_steps: Validate after every so many steps, and after the last; None never.
+        val_every_steps: Validate after every so many steps, and after the last; None only after the last.
         ckpt_every_steps: Save after every so many steps; None only after the last.
     """
 
@@ -29,7 +29,7 @@ class StepScheduler:
         >>> [step for step in range(1, 8) if StepScheduler(7, val_every_steps=3).validates(step)]
         [3, 6, 7]
         """
-        return self.val_every_steps is not None and (step % self.val_every_steps == 0 or self.is_last(step))
+        return self.is_last(step) or (self.val_every_steps is not None and step % self.val_every_steps == 0)
 
     def saves(self, step: int) -> bool:
         """Whether a checkpoint follows `step`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from automodel_cli.engine.models.sizes import attention_width_of, experts_of, layers_of
-from automodel_cli.engine.observe.peak import flops_per_token
+from automodel_cli.engine.observe.speed import flops_per_token
 
 
 def model_flops_per_token(model: nn.Module, seq_len: int) -> int | None:

@@ -21,18 +21,18 @@ class Validation:
 
     Args:
         datasets: By name; the name of one that stands alone is empty.
-        batches_of: Reads a dataset from its beginning, the same batches every time.
+        batches_of: Reads the set of a name from its beginning, the same batches every time.
         best_metric_key: `val_loss`, or `val_loss/NAME` of one of several sets.
     """
 
     datasets: Mapping[str, MapDataset]
-    batches_of: Callable[[MapDataset], Batches]
+    batches_of: Callable[[str], Batches]
     best_metric_key: str = "val_loss"
 
     def sets(self) -> Iterator[tuple[str, Batches]]:
         """Name and batches of each."""
-        for name, dataset in self.datasets.items():
-            yield name, self.batches_of(dataset)
+        for name in self.datasets:
+            yield name, self.batches_of(name)
 
     def record(self, results: Mapping[str, EvalResult], state: TrainState) -> tuple[ValStats, float]:
         """The report of a validation, and the loss by which checkpoints are compared; `state` remembers `val_loss`."""

@@ -12,20 +12,19 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from automodel_cli.engine.bounded import parse_json
 from automodel_cli.engine.checkpoint.layout import TRAIN_STATE_FILE, list_steps, resolve, step_directory_name
 from automodel_cli.engine.checkpoint.manifest import read_manifest
 from automodel_cli.engine.checkpoint.train_state import read_train_state
+from automodel_cli.engine.distributed.environment import own_command
+from automodel_cli.engine.observe.jsonl import METRICS_FILE, read_records, read_records_backwards, step_in
 from automodel_cli.errors import AmcliError, CheckpointError
 
-METRICS = "metrics.jsonl"
 _POLL_SECONDS = 0.02
 # Keys of the training state that are each run's own: its clock and its name on a dashboard.
 _OWN = {"train_seconds", "run_id"}
@@ -101,10 +100,18 @@ def verify_resume(
     Raises:
         CheckpointError: The directory is in the way, or a run failed by itself.
     """
-    if directory.exists():
-        raise CheckpointError("it exists already", where=str(directory), help="name another with --directory")
     straight, killed = directory / "straight", directory / "killed"
-    directory.mkdir(parents=True)
+    try:
+        directory.mkdir(parents=True)
+        (directory / "straight.log").touch()
+    except FileExistsError:
+        raise CheckpointError("it exists already", where=str(directory), help="name another with --directory") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"the directory of both runs cannot be written to: {error.strerror}",
+            where=str(directory),
+            help="name one that can be written to with --directory",
+        ) from error
     say(f"training {steps} steps straight through")
     _run_to_end(_command("pretrain", arguments, straight, steps, every), directory / "straight.log")
     done = [
@@ -126,7 +133,7 @@ def _command(what: str, arguments: Sequence[str], root: Path, steps: int, every:
     own = [f"step_scheduler.max_steps={steps}", f"step_scheduler.ckpt_every_steps={every}"]
     own += [f"checkpoint.checkpoint_dir={root}", "checkpoint.enabled=true"]
     options = [part for assignment in own for part in ("--set", assignment)]
-    return [sys.executable, "-m", "automodel_cli", what, *more, *arguments, *options]
+    return [*own_command(), what, *more, *arguments, *options]
 
 
 def _continuation(arguments: Sequence[str], root: Path, steps: int, every: int) -> list[str]:
@@ -194,23 +201,18 @@ def _failed(code: int, log: Path) -> AmcliError:
 
 
 def _reports(root: Path) -> dict[int, dict[str, Any]]:
-    """The last report of each step."""
-    path = root / METRICS
-    found: dict[int, dict[str, Any]] = {}
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            record = parse_json(line)
-        except ValueError:
-            continue  # being written, or cut by a kill
-        if isinstance(record, dict) and record.get("event") == "step" and type(record.get("step")) is int:
-            found[record["step"]] = record
-    return found
+    """The report of each step."""
+    records = (record for record in read_records(root / METRICS_FILE) if record.get("event") == "step")
+    return {step: record for record in records if (step := step_in(record)) is not None}
 
 
 def _last_report(root: Path, since: float = 0.0) -> dict[str, Any]:
-    """The report of the highest step that was written after a moment; empty before there is one."""
-    found = {step: record for step, record in _reports(root).items() if record.get("time", 0.0) >= since}
-    return found[max(found)] if found else {}
+    """The report of the last step, if it was written after a moment; empty before there is one."""
+    for record in read_records_backwards(root / METRICS_FILE):
+        if record.get("event") == "step" and step_in(record) is not None:
+            written = record.get("time")
+            return record if isinstance(written, float | int) and written >= since else {}
+    return {}
 
 
 def _compared(straight: Path, killed: Path, steps: int, seed: int, kills: list[Kill]) -> Verification:

@@ -22,12 +22,11 @@ from automodel_cli.engine.checkpoint.weights import read_weights
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.instantiate import bind, call
 from automodel_cli.engine.distributed.skeleton import all_tensors, is_skeleton, materialise, take_apart
-from automodel_cli.engine.models.adopt import adopted
 from automodel_cli.engine.models.calling import is_hugging_face
 from automodel_cli.engine.models.export import import_tensors, in_model_layout, own_tensors
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.models.initial import UndrawnError, drawn, has_rules
-from automodel_cli.engine.models.stored_model import StoredModel
+from automodel_cli.engine.models.stored_weights import StoredModel, adopted
 
 if TYPE_CHECKING:
     from automodel_cli.engine.distributed.spread import Spread

@@ -100,9 +100,8 @@ def test_a_link_falls_back_to_a_text_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert layout.resolve(tmp_path) == directory
 
 
-def test_a_number_and_a_bare_link_mean_the_default_directory(tmp_path, monkeypatch):
+def test_a_number_and_a_bare_link_mean_the_default_directory():
     """`amcli resume 3` and `amcli inspect-ckpt BEST` need no path."""
-    monkeypatch.chdir(tmp_path)
     for step in (3, 5):
         directory = Path("checkpoints") / layout.step_directory_name(step)
         directory.mkdir(parents=True)
@@ -115,9 +114,8 @@ def test_a_number_and_a_bare_link_mean_the_default_directory(tmp_path, monkeypat
         layout.resolve(Path("4"))
 
 
-def test_nothing_named_means_the_default_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_named_means_the_default_directory() -> None:
     """`resolve()` is `checkpoints/LATEST` of the working directory."""
-    monkeypatch.chdir(tmp_path)
     directory = make_checkpoint(Path("checkpoints"), 4)
     layout.point_link(Path("checkpoints"), "LATEST", directory)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from automodel_cli.engine.config.builtin import builtin_config
@@ -14,6 +17,7 @@ from automodel_cli.engine.config.check_data import largest_token_id
 from automodel_cli.engine.config.config import apply_overrides
 from automodel_cli.engine.data.data_parts import find_parts
 from automodel_cli.engine.data.nanogpt_dataset import NanogptDataset
+from automodel_cli.engine.shards.megatron import build_index
 from automodel_cli.errors import ConfigError, DataError, ExitCode
 
 
@@ -27,9 +31,8 @@ def on(data, *more):
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def elsewhere():
     """No shards where the built-in configuration puts them."""
-    monkeypatch.chdir(tmp_path)
 
 
 def test_data_that_is_there_and_fits_is_no_problem(tiny_data):
@@ -143,13 +146,13 @@ def test_a_manifest_of_other_shards_tells_nothing(tiny_data, tmp_path):
 
 def test_a_users_dataset_may_mean_anything_by_file_pattern():
     """A bucket, a table, a directory relative to elsewhere: not ours to judge."""
-    notes = check(
+    unchecked = check(
         "dataset={_target_: builtins.dict, file_pattern: 's3://bucket/x'}",
         "validation_dataset=null",
         "step_scheduler.val_every_steps=null",
-    ).notes
+    ).unchecked
 
-    assert len(notes) == 1
+    assert [each.what for each in unchecked] == ["the keywords of `builtins.dict`", "the data of `dataset`"]
 
 
 @pytest.mark.parametrize("pattern", ["/**/no_such_file.bin", "/*/*/*/no_such_file.bin"])
@@ -210,7 +213,7 @@ def test_the_vocabulary_is_checked_against_each_part_of_a_blend(tiny_data, tmp_p
     """One part that is described is enough, though another is not."""
     other = tmp_path / "other"
     other.mkdir()
-    (other / "train_000000.bin").touch()
+    shutil.copy(tiny_data / "train_000000.bin", other)
 
     with pytest.raises(DataError, match="holds the token id 256"):
         on(tiny_data, f"dataset.file_pattern=[1, {other}/*.bin, 1, {tiny_data}/train_*.bin]", "model.vocab_size=100")
@@ -218,8 +221,8 @@ def test_the_vocabulary_is_checked_against_each_part_of_a_blend(tiny_data, tmp_p
 
 def test_megatron_datasets_are_looked_for_by_prefix(tmp_path):
     """Both files; a mapping by split has patterns of its own."""
-    (tmp_path / "web.bin").touch()
-    (tmp_path / "web.idx").touch()
+    (tmp_path / "web.bin").write_bytes(bytes(12))
+    (tmp_path / "web.idx").write_bytes(build_index(np.array([2, 4]), np.dtype("<u2")))
     (tmp_path / "code.bin").touch()
     target = "automodel_cli.engine.data.megatron_dataset.MegatronPretraining"
     rest = ("validation_dataset=null", "step_scheduler.val_every_steps=null")
@@ -241,3 +244,67 @@ def test_named_validation_sets_are_looked_for_too(tiny_data):
 
     assert "validation_dataset.code.file_pattern is nowhere/*.bin" in str(caught.value)
     assert "web" not in str(caught.value)
+
+
+SHORT = "the shard was cut short or is still being written"
+
+
+@pytest.mark.parametrize(
+    ("break_", "message", "help_"),
+    [
+        (lambda shard: os.truncate(shard, 5_000), "the file has 5,000 bytes, but its header promises", SHORT),
+        (lambda shard: os.truncate(shard, 100), "the file has 100 bytes, but a shard begins with a header", "prep"),
+        (lambda shard: shard.write_bytes(bytes(2_000)), "the file begins with 0, but a token shard", "amcli prep"),
+        (lambda shard: shard.with_suffix(".idx").touch() or os.truncate(shard, 100), "", "read this one with Megatron"),
+    ],
+    ids=["cut", "cut in the header", "of another kind", "of Megatron"],
+)
+def test_a_shard_that_is_not_whole_is_found_in_the_dataset_s_own_words(tiny_data, tmp_path, break_, message, help_):
+    """By its header and its size, before anything starts."""
+    data = shutil.copytree(tiny_data, tmp_path / "broken")
+    shard = data / "train_000000.bin"
+    break_(shard)
+
+    with pytest.raises(DataError) as caught:
+        on(data)
+    with pytest.raises(DataError) as at_run_time:
+        find_parts(f"{data}/train_*.bin")
+
+    assert caught.value.message == f"dataset.file_pattern: {shard}: {at_run_time.value.message}"
+    assert message in caught.value.message
+    assert help_ in caught.value.help
+    assert caught.value.where == "--set dataset.file_pattern"
+
+
+@pytest.mark.parametrize("cut", ["web.bin", "web.idx"])
+def test_a_megatron_file_that_was_cut_is_found(tmp_path, cut):
+    """The index says where the last sequence ends."""
+    (tmp_path / "web.bin").write_bytes(bytes(12))
+    (tmp_path / "web.idx").write_bytes(build_index(np.array([2, 4]), np.dtype("<u2")))
+    os.truncate(tmp_path / cut, 60 if cut.endswith("idx") else 10)
+
+    with pytest.raises(DataError, match=r"dataset\.paths: web\.bin: "):
+        check(
+            "dataset={_target_: automodel_cli.engine.data.megatron_dataset.MegatronPretraining, paths: web}",
+            "validation_dataset=null",
+            "step_scheduler.val_every_steps=null",
+        )
+
+
+def test_data_of_two_tokenizers_is_refused(tiny_data, tmp_path):
+    """A val_loss over ids of another vocabulary means nothing; both names, at the second."""
+    other = shutil.copytree(tiny_data, tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["tokenizer"] |= {"name": "gpt3", "sha256": "0" * 64}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+
+    with pytest.raises(DataError, match=r"validation_dataset.file_pattern was made with the tokenizer 'gpt3', but dat"):
+        on(tiny_data, f"validation_dataset.file_pattern={other}/val_*.bin")
+
+
+def test_less_data_than_a_batch_is_said(tiny_data):
+    """The run goes round and round in it."""
+    notes = on(tiny_data, "step_scheduler.global_batch_size=100000", "step_scheduler.local_batch_size=10").notes
+
+    assert len(notes) == 1
+    assert "a step takes global_batch_size = 100,000" in notes[0]

@@ -41,12 +41,15 @@ def test_rules_that_the_optimizer_takes_are_accepted(rules, before):
         ("[{pattern: wte, lr: 1e-3}]", "lr_mult is a factor"),
         ("[{pattern: wte, lr_mul: 1}]", "did you mean `lr_mult`"),
         ("[{pattern: wte, beta: [0.1, 0.2]}]", "did you mean `betas`"),
+        ("[{pattern: wte, adamw_betas: [0.1, 0.2]}]", "it holds for all parameters of AdamW"),
+        ("[{pattern: wte, adamw_eps: 1e-6}]", "neither a rule nor .*MuonWithAdamW` takes `adamw_eps`"),
+        ("[{pattern: wte, adamw_lr: 1e-3}]", "lr_mult is a factor"),
         ("[{pattern: wte, muon: true}]", "does not choose between Muon and AdamW"),
     ],
 )
 def test_a_wrong_rule_is_refused_with_its_place(rules, words):
     """Before the model is built."""
     with pytest.raises(ConfigError, match=words) as caught:
-        check(rules)
+        check(rules, *([MUON] if "adamw_" in rules else []))
 
     assert "--set optimizer.param_groups" in str(caught.value)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from automodel_cli.engine.config.builtin import builtin_config
 from automodel_cli.engine.config.check import checked, with_defaults
+from automodel_cli.engine.config.check_targets import check_for_certain
 from automodel_cli.engine.config.config import apply_overrides, from_parsed
 from automodel_cli.engine.config.instantiate import bind, instantiate
 from automodel_cli.engine.config.yaml_reader import parse_yaml
@@ -130,16 +133,70 @@ def test_the_run_would_have_said_the_same(check_file, tmp_path, text):
     assert str(read.value) == str(imported.value)
 
 
-def test_what_cannot_be_checked_is_noted_with_its_reason():
-    """The run may start; the note says what nobody has looked at, and what looks misspelt."""
-    settings = check(
-        "model={_target_: transformers.AutoModelForCausalLM.from_config,"
-        " config: {_target_: transformers.GPT2Config, n_layers: 24}}"
+def of_transformers(**config):
+    """The `model` section of a model of transformers."""
+    given = {"_target_": "transformers.LlamaConfig", "vocab_size": 257, "max_position_embeddings": 128, **config}
+    return f"model={json.dumps({'_target_': 'transformers.AutoModelForCausalLM.from_config', 'config': given})}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message", "help_"),
+    [
+        (
+            of_transformers(hiden_size=768),
+            "model.config: `transformers.LlamaConfig` takes no `hiden_size`",
+            "hidden_size",
+        ),
+        (of_transformers(n_layers=2), "takes no `n_layers`", "num_hidden_layers"),
+        (of_transformers().replace("from_config", "from_confg"), "has no `from_confg`", "from_config"),
+        (of_transformers().replace('"config"', '"confg"'), "needs `config`", ""),
+        (
+            of_transformers()[:-1] + ', "atn_implementation": "sdpa"}',
+            "knows no `atn_implementation`",
+            "attn_implementation",
+        ),
+    ],
+)
+def test_a_mistake_in_a_model_of_transformers_is_found(override, message, help_):
+    """Keys of its configuration, the class method, and what the class method passes on."""
+    with pytest.raises(ConfigError) as caught:
+        check(override)
+
+    assert message in str(caught.value)
+    assert help_ in str(caught.value)
+
+
+def test_what_only_kwargs_takes_is_listed_as_not_checked():
+    """A keyword that looks like no known one may belong to the class that is built in the end."""
+    found = check(of_transformers()[:-1] + ', "zoom": 2, "attn_implementation": "sdpa"}')
+
+    assert [each.what for each in found.unchecked] == ["`model.zoom`"]
+
+
+@pytest.fixture
+def undecided(check_file, tmp_path):
+    """Settings of a run whose model only an import can tell: `width` is what it takes."""
+    (tmp_path / "made.py").write_text(
+        "def register(cls):\n return cls\n@register\nclass Net:\n def __init__(self, width): ...\n"
+    )
+    return lambda keywords: check_file(f"model: {{_target_: 'made.py:Net', {keywords}}}\n")
+
+
+def test_what_source_does_not_tell_is_listed_and_decided_by_the_import(undecided, tmp_path):
+    """Importing finds the misspelt keyword, with place and hint; a sound one passes."""
+    config = from_parsed(
+        parse_yaml("model: {_target_: 'made.py:Net', widht: 4}", source=str(tmp_path / "run.yaml"), kind="file")
     )
 
-    assert len(settings.notes) == 2
-    assert "the keywords of `transformers.AutoModelForCausalLM.from_config` are not checked" in settings.notes[0]
-    assert "`model.config.n_layers` looks like `n_layer`" in settings.notes[1]
+    settings = undecided("widht: 4")
+
+    assert [each.what for each in settings.unchecked] == ["the keywords of `made.py:Net`"]
+    assert "the decorator `register` of `Net`" in settings.unchecked[0].why
+    with pytest.raises(ConfigError) as caught:
+        check_for_certain(config, settings.unchecked)
+    assert "`made.py:Net` takes no `widht`" in problems(caught.value)[0]
+    assert "run.yaml:1:34" in problems(caught.value)[0]
+    assert "did you mean `width`?" in problems(caught.value)[0]
 
 
 def test_an_ordinary_run_has_no_notes():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from automodel_cli.engine.config.check import checked, with_defaults
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.load import load_config
+from automodel_cli.engine.config.origin import DEFAULT
 from automodel_cli.engine.config.schema import json_schema
 from automodel_cli.engine.config.sections import SECTIONS, General, section_fields, top_level_names
 from automodel_cli.engine.config.template import PRESETS, preset_config, template
@@ -121,7 +122,7 @@ def test_what_amcli_accepts_beyond_plain_values_is_accepted(path, value, monkeyp
     """Environment variables, `none`, open sections, and sections whose keys are all commented out."""
     monkeypatch.setenv("STEPS", "3")
 
-    assert mistakes(load_config(None).with_value(tuple(path.split(".")), value, None).values) == []
+    assert mistakes(load_config(None).with_value(tuple(path.split(".")), value, DEFAULT).values) == []
 
 
 KEYS = [(section, name) for section in (General, *SECTIONS) for name in section_fields(section)]
@@ -134,7 +135,7 @@ def test_what_passes_the_checks_passes_the_schema(key, value):
     """Any value of any key: an editor never marks what amcli would train with."""
     section, name = key
     path = (section.name, name) if section.name else (name,)
-    config = load_config(None).with_value(path, value, None)
+    config = load_config(None).with_value(path, value, DEFAULT)
     try:
         checked(config)
     except ConfigError:
@@ -143,8 +144,6 @@ def test_what_passes_the_checks_passes_the_schema(key, value):
     assert mistakes(config.values) == []
 
 
-def test_presets_are_independent_of_the_working_directory(tmp_path, monkeypatch):
+def test_presets_are_independent_of_the_working_directory():
     """They are part of the package."""
-    monkeypatch.chdir(tmp_path)
-
     assert all(preset_config(preset).has("model._target_") for preset in PRESETS)

@@ -23,6 +23,14 @@ class Net:
 
 def fails(): raise ValueError("my own mistake")
 def data_error(seq_len): raise __import__("automodel_cli.errors").errors.DataError("seq_len is wrong")
+def text(): return "hello"
+def pair(): return Net(1), "tokenizer"
+def nothing(): pass
+def a_class(): return Net
+def leaves(): raise SystemExit(0)
+class Opens:
+    def __init__(self, filename, mode): open(filename, mode).close()
+def archive(): return __import__("bz2").BZ2File(__file__)
 VALUE = 3
 """
 
@@ -142,15 +150,58 @@ def test_bind_leaves_what_the_engine_supplies_to_the_engine(here):
     assert arguments == {"lr": 1e-3}
 
 
-@pytest.mark.parametrize("target", ["os.system", "logging.os.system", "parts.py:Net", "torch.hub.load", "torch.load"])
-def test_a_checkpoint_cannot_name_unknown_code(here, target):
-    """What lies in a checkpoint is data; aliases are judged by the object behind them."""
-    with pytest.raises(ConfigError, match="code that amcli does not know"):
-        instantiate(here(f"x: {{_target_: '{target}', command: ls}}", kind="checkpoint"), "x")
+@pytest.mark.parametrize(
+    ("section", "target", "returned"),
+    [
+        ("model", "parts.py:text", "returned str, not an nn.Module"),
+        ("model", "parts.py:pair", "returned a tuple (Net, str), not an nn.Module"),
+        ("model", "parts.py:nothing", "returned NoneType, not an nn.Module"),
+        ("model", "parts.py:a_class", "returned the class Net, not an nn.Module"),
+        ("dataset", "parts.py:text", "returned str, not a dataset"),
+        ("dataset", "parts.py:nothing", "returned NoneType, not a dataset"),
+        ("dataset", "parts.py:a_class", "returned the class Net, not a dataset"),
+        ("dataset", "parts.py:pair", "returned a tuple (Net, str), not a dataset"),
+        ("dataset", "parts.py:archive", "returned BZ2File, not a dataset"),
+        ("dataset", "builtins.dict", "returned dict, not a dataset"),
+        ("loss_fn", "parts.py:nothing", "returned NoneType, not a loss"),
+        ("loss_fn", "parts.py:a_class", "returned the class Net, not a loss"),
+    ],
+)
+def test_what_a_section_cannot_use_is_refused_before_it_is_used(here, section, target, returned):
+    """By what it must offer, at its own line; a tuple is told what to return instead."""
+    with pytest.raises(ConfigError) as caught:
+        instantiate(here(f"{section}:\n  _target_: {target}\n"), section)
+
+    assert caught.value.message.startswith(f"{section}._target_ {returned}")
+    assert "run.yaml:2:" in caught.value.where
+    assert ("return " in (caught.value.help or "")) == ("tuple" in returned or "class" in returned)
 
 
-def test_a_checkpoint_may_name_what_amcli_itself_builds(here):
-    """A run on our own parts resumes without further consent."""
-    config = here("o: {_target_: torch.optim.AdamW, lr: 1e-3}", kind="checkpoint")
+@pytest.mark.parametrize(("section", "target"), [("dataset", "bz2.BZ2File"), ("model", "parts.py:Opens")])
+def test_a_class_of_another_kind_is_not_even_called(here, tmp_path, section, target):
+    """`bz2.BZ2File` for writing would empty a file before anybody saw that it is no dataset."""
+    file = tmp_path / "x.bz2"
+    file.write_text("kept")
 
-    assert bind(config, "o", supplied=("params",))[0].__name__ == "AdamW"
+    with pytest.raises(ConfigError, match="not a"):
+        instantiate(here(f"{section}: {{_target_: '{target}', filename: '{file}', mode: w}}"), section)
+
+    assert file.read_text() == "kept"
+
+
+def test_each_of_several_validation_sets_must_be_a_dataset(here):
+    """The sets by name, and what lies inside one is free."""
+    text = "validation_dataset: {web: {_target_: builtins.list}, code: {_target_: builtins.str}}"
+
+    assert instantiate(here(text), "validation_dataset.web") == []
+    with pytest.raises(ConfigError, match=r"validation_dataset\.code\._target_ returned str"):
+        instantiate(here(text), "validation_dataset.code")
+
+
+@pytest.mark.parametrize("target", ["parts.py:leaves", "leaves.py:build", "sys.exit"])
+def test_a_part_that_ends_the_process_is_an_error(here, tmp_path, target):
+    """In a call or in an import: `sys.exit(0)` must not pass for a run that succeeded."""
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+
+    with pytest.raises(ConfigError, match="SystemExit"):
+        instantiate(here(f"x: {{_target_: '{target}'}}"), "x")

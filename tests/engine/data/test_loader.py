@@ -204,7 +204,7 @@ def test_a_negative_input_is_refused_but_a_masked_label_is_not():
         def __getitem__(self, index):
             return {"input_ids": [1, -100, 1], "labels": [-100, -100, 1]}
 
-    with pytest.raises(DataError, match="sample 0, token 1: token id -100"):
+    with pytest.raises(DataError, match=r"sample 0 holds id -100, .*input_ids\[1\]"):
         next(eval_batches(Negative(3), 2, vocab_size=5))
 
 
@@ -250,7 +250,7 @@ def test_samples_that_cannot_be_stacked_are_refused():
         def __getitem__(self, index):
             return {"input_ids": [0]}
 
-    with pytest.raises(DataError, match="Ragged cannot be stacked"):
+    with pytest.raises(DataError, match=r"Ragged cannot be stacked .* sample 0 have 1 tokens, those of sample 1 2 "):
         list(eval_batches(Ragged(3), 2))
     with pytest.raises(DataError, match=r"Unlabelled .* labels is missing"):
         list(eval_batches(Unlabelled(3), 2))

@@ -129,8 +129,8 @@ def test_a_saved_place_spares_reading_again_and_a_stream_without_one_says_so():
     assert take(loader, 1, start=800) == take(loader_of(counted), 1, start=800) == [[800, 801, 802, 803]]
 
     assert (placed.num_read, counted.num_read) == (4, 804)
-    assert loader.loss_of_a_resume == ""
-    assert "Counting has no state_dict" in loader_of(counted).loss_of_a_resume
+    assert loader.note == ""
+    assert "Counting has no state_dict" in loader_of(counted).note
 
 
 def test_torch_s_iterable_dataset_is_a_stream_even_with_a_length():
@@ -156,7 +156,7 @@ def test_what_cannot_be_trained_on_is_refused():
 
     with pytest.raises(DataError, match="Counting gave no sample"):
         take(loader_of(Counting(0)), 1)
-    with pytest.raises(DataError, match=r"token id 3 is outside .* 0 to 2"):
+    with pytest.raises(DataError, match=r"sample 3 holds id 3, the vocabulary ends at 2"):
         take(loader_of(Counting(), vocab=3), 1)
     with pytest.raises(DataError, match="holds a object, which a checkpoint cannot keep"):
         take(loader_of(Odd()), 1)

@@ -26,8 +26,7 @@ from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.spread import Spread, spread
 from automodel_cli.engine.distributed.team import DIMENSIONS, Team
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
-from automodel_cli.engine.optim.build import avoid_fused_kernels
-from automodel_cli.engine.optim.state import optimizer_state_tensors
+from automodel_cli.engine.optim.optimizer import avoid_fused_kernels, optimizer_state_tensors
 from automodel_cli.engine.train.elastic import Elastic
 from automodel_cli.engine.train.objective import objective_of
 from automodel_cli.engine.train.step import label_tokens, queue_step

@@ -1,8 +1,17 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from automodel_cli.engine.distributed.environment import ALONE, complete_environment, first_host, rank_place
+from automodel_cli.engine.distributed.environment import (
+    ALONE,
+    complete_environment,
+    first_host,
+    own_command,
+    rank_place,
+)
 from automodel_cli.errors import UsageError
 
 SRUN = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "17"}
@@ -62,3 +71,17 @@ def test_a_process_alone_has_no_launcher():
     assert ALONE.speaks
     assert not ALONE.launcher
     assert first_host("") == ""
+
+
+def test_a_process_of_our_own_imports_nothing_from_the_working_directory(tmp_path, monkeypatch):
+    """A `typer.py` that came along with a checkpoint is not ours; who has the directory on the path, keeps it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "typer.py").write_text("raise SystemExit('ran')")
+    command = own_command()
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    assert subprocess.run([*command, "--version"], check=True, capture_output=True).stdout.startswith(b"amcli")
+    assert "-P" in command
+    assert own_command()[0] == sys.executable
+    assert "-P" not in own_command()

@@ -1,8 +1,18 @@
 from __future__ import annotations
 
+import socket
+from contextlib import nullcontext
+
 import pytest
 
-from automodel_cli.engine.distributed.launch_plan import launch_plan, num_cores, num_gpus
+from automodel_cli.engine.distributed.launch_plan import (
+    LaunchPlan,
+    check_port,
+    launch_plan,
+    num_cores,
+    num_gpus,
+    taken_endpoint,
+)
 from automodel_cli.errors import UsageError
 
 
@@ -59,3 +69,30 @@ def test_gpus_are_counted_without_a_driver(tmp_path):
 
     assert num_gpus({}, tmp_path) == 2
     assert num_gpus({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("node_rank", "backend", "host", "is_taken", "is_refused"),
+    [
+        (0, "", "localhost", True, True),
+        (0, "", "localhost", False, False),
+        (None, "", "localhost", True, False),  # the launcher of another rank may have opened it
+        (0, "etcd-v2", "localhost", True, False),
+        (0, "", "192.0.2.1", False, False),  # another machine
+    ],
+)
+def test_a_port_that_the_first_machine_cannot_open_is_refused(node_rank, backend, host, is_taken, is_refused):
+    """Before torch is imported, with the port in the message."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        if is_taken:
+            listener.listen()
+        else:
+            listener.close()
+        plan = LaunchPlan(2, 2, 2, node_rank, f"{host}:{port}", backend)
+
+        with pytest.raises(UsageError, match=f"port {port} of this machine") if is_refused else nullcontext():
+            check_port(plan)
+
+        assert (taken_endpoint(plan) is not None) is (is_taken and not backend)

@@ -69,12 +69,13 @@ def test_ranks_that_get_on_are_left_alone(ranks, watcher):
     assert all(process_state(process.pid) != "X" for process in ranks.processes)
 
 
-def test_a_rank_without_a_sign_of_life_is_named_and_all_are_killed(ranks, watcher):
+def test_a_rank_without_a_sign_of_life_is_named_and_all_are_killed(ranks, watcher, wait_until):
     """The one that waits for it is no culprit."""
     ranks(0, Phase.AGREEING, 8, phase_age=TIMEOUT + 1)
     ranks(1, Phase.TRAINING, 7, beat_age=TIMEOUT + 2, phase_age=TIMEOUT + 2)
-    os.kill(ranks.processes[1].pid, signal.SIGSTOP)
-    time.sleep(0.1)
+    stopped = ranks.processes[1].pid
+    os.kill(stopped, signal.SIGSTOP)
+    wait_until("the process is stopped", lambda: process_state(stopped) == "T")
 
     watcher.look()
     watcher.look()
@@ -200,7 +201,6 @@ def test_a_rank_says_what_it_does(tmp_path, monkeypatch):
 def test_without_our_launcher_nothing_is_written(tmp_path, monkeypatch):
     """Another launcher's ranks have nobody who reads it."""
     monkeypatch.delenv(REPORT_DIRECTORY, raising=False)
-    monkeypatch.chdir(tmp_path)
 
     with beating(RankPlace(rank=0, world_size=2, launcher="srun")):
         enter(Phase.TRAINING, 1)

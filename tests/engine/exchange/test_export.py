@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,24 @@ def test_what_is_in_the_way_stays(trained, capsys):
     Path("out/notes.txt").unlink()
     exported(capsys)
     assert "--overwrite" in exported(capsys, code=2)["error"]
+
+
+def test_a_place_that_cannot_be_written_to_is_said_with_exit_code_4(trained, capsys, monkeypatch):
+    """A read-only file system, a file on the way, a full disk: what the system said, and nothing is left."""
+    real = Path.mkdir
+
+    def refuse(path: Path, *arguments: object, **options: object) -> None:
+        if path.name.startswith(".out.tmp"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        real(path, *arguments, **options)
+
+    Path("file").touch()
+    below_a_file = ["export", "--out", "file/x"]
+    assert app.run(below_a_file) == 4
+    assert "file/x: the model could not be written: Not a directory" in capsys.readouterr().err
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+    error = exported(capsys, code=4)["error"]
+
+    assert "out: the model could not be written: Read-only file system" in error
+    assert not Path("out").exists()

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from automodel_cli import app
 from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.checkpoint.run_lock import run_lock
 from automodel_cli.engine.config.config import read_configs
 from automodel_cli.engine.config.instantiate import instantiate
-from automodel_cli.engine.models.adopt import adopt_weights
 from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.models.stored_weights import adopt_weights
 
 NO_SPECIAL = {"bos_token_id": None, "eos_token_id": None}
 GPT2 = transformers.GPT2Config(vocab_size=257, n_positions=16, n_embd=16, n_layer=2, n_head=2, **NO_SPECIAL)
@@ -26,9 +27,8 @@ EXACT_GELU = transformers.GPT2Config(**{**GPT2.to_dict(), "activation_function":
 
 
 @pytest.fixture
-def source(tmp_path, monkeypatch):
+def source():
     """Writes a model of transformers into `source`."""
-    monkeypatch.chdir(tmp_path)
 
     def write(config):
         torch.manual_seed(3)
@@ -84,9 +84,8 @@ def test_a_run_starts_from_imported_weights(source, tiny_run, capsys):
     assert losses["source"] == losses["run"] == losses["source/model.safetensors"] != losses[None]
 
 
-def test_what_cannot_be_imported_is_told(tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_imported_is_told(capsys):
     """No configuration, an unknown architecture, code beside the weights."""
-    monkeypatch.chdir(tmp_path)
     Path("source").mkdir()
     assert app.run(["import", "source"]) == 4
     assert "no config.json" in capsys.readouterr().err
@@ -124,3 +123,57 @@ def test_milestones_are_kept(tiny_run):
 
     assert sorted(path.name for path in Path("checkpoints").glob("step_*")) == ["step_000004", "step_000006"]
     assert load_file("checkpoints/step_000004/model/model.safetensors")
+
+
+def test_a_directory_in_which_a_run_is_working_is_left_alone(source, capsys):
+    """A step 0 that appears under a run would be pruned by it, or be resumed instead of it."""
+    source(GPT2)
+
+    with run_lock(Path("run")):
+        assert app.run(["import", "source", "--out", "run"]) == 4
+        assert "another run is saving into this directory" in capsys.readouterr().err
+        assert list(Path("run").glob("step_*")) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"x": {"_target_": "os.mkdir", "path": "ran"}}, "names `os.mkdir`"),
+        ({"x": [[{"_target_": "os.mkdir", "path": "ran"}]]}, "names `os.mkdir`"),
+        ({"rope_parameters": [3]}, "it is no configuration of LlamaConfig"),
+        ({"model_type": ["llama"]}, "is none that transformers knows"),
+        ({"_target_": "os.mkdir", "path": "ran"}, "takes no `path`"),
+        ({"backbone_kwargs": {"trust_remote_code": True}}, "runs code that lies beside the weights"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "rewrites the model"),
+    ],
+    ids=[
+        "a target",
+        "a target in a list",
+        "a wrong type",
+        "a list of types",
+        "a target of its own",
+        "remote code",
+        "quantization",
+    ],
+)
+def test_a_downloaded_config_is_data(source, more, says, capsys):
+    """What it names is not built, and what would run code is refused; exit code 4."""
+    source(LLAMA)
+    file = Path("source/config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+
+    code = app.run(["import", "source", "--out", "run"])
+
+    assert code == 4
+    assert says in capsys.readouterr().err
+    assert not Path("ran").exists()
+
+
+def test_code_that_a_downloaded_config_leads_to_is_left_behind(source, capsys):
+    """`auto_map` names files beside the weights; a known architecture needs none of them."""
+    source(LLAMA)
+    file = Path("source/config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": {"AutoConfig": "code.C"}}))
+
+    assert app.run(["import", "source", "--out", "run"]) == 0
+    assert "auto_map" not in Path("run/step_000000/config.yaml").read_text()

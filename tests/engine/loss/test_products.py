@@ -47,7 +47,7 @@ def test_onednn_is_for_processors_on_which_mkl_falls_back(monkeypatch, tmp_path,
         monkeypatch.setattr(getattr(torch.backends, backend), "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
 
-    assert products.onednn_is_faster.__wrapped__() is (expected and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+    assert products._mkl_falls_back.__wrapped__() is (expected and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
 
 
 @pytest.mark.parametrize("by_columns", [True, False])

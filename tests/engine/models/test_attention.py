@@ -9,7 +9,7 @@ from torch import nn
 
 from automodel_cli.engine.models.attention import keep_within_documents
 from automodel_cli.engine.models.calling import call, document_mask
-from automodel_cli.engine.models.document_blocks import attend_in_blocks, document_blocks
+from automodel_cli.engine.models.document_attention import attend_in_blocks, document_blocks
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.models.outputs import logits_of
 

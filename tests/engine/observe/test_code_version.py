@@ -62,6 +62,29 @@ def test_looking_runs_no_program_of_the_repository(repository: Path) -> None:
     assert not (repository / "was_run").exists()
 
 
+@needs_git
+def test_looking_runs_no_filter_of_the_repository(repository: Path) -> None:
+    """Nor one of a repository inside it: both may have come along with a checkpoint."""
+    filter_ = f"touch {repository}/was_run; cat"
+    for where in (repository, repository / "inner"):
+        where.mkdir(exist_ok=True)
+        _git(where, "init", "-q")
+        (where / ".gitattributes").write_text("*.txt filter=mine\n")
+        (where / "a.txt").write_text("a\n")
+        _git(where, "add", ".gitattributes", "a.txt")
+        _git(where, "commit", "-q", "-m", "second")
+        _git(where, "config", "filter.mine.clean", filter_)
+        (where / "a.txt").write_text("b\n")
+
+    assert code_version(repository) is None
+
+    code_version.cache_clear()
+    _git(repository, "config", "--unset", "filter.mine.clean")
+    _git(repository, "add", "inner")
+    assert code_version(repository) is not None
+    assert not (repository / "was_run").exists()
+
+
 def test_no_repository_no_commit_and_no_git_are_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training must not need Git."""
     (tmp_path / "plain").mkdir()

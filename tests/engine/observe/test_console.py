@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-import pty
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
-from automodel_cli.engine.observe.console import ConsoleSink, LineFormat
+from automodel_cli.engine.observe.console import ConsoleSink, FittedProgress, LineFormat
 from automodel_cli.engine.observe.metrics import StepStats, ValStats
 
 STATS = StepStats(
@@ -116,36 +115,27 @@ def test_each_line_reaches_a_pipe_at_once() -> None:
     assert flushed[-1].count("\n") == 2
 
 
-def on_a_terminal(work: Callable[[ConsoleSink], None]) -> str:
+@pytest.fixture
+def on_a_terminal(terminal) -> Callable[[Callable[[ConsoleSink], None]], str]:
     """What a terminal of 80 columns receives."""
-    master, slave = pty.openpty()
-    received: list[bytes] = []
 
-    def read() -> None:
-        # Linux reports the end of a terminal as an error, other systems as no bytes.
-        try:
-            while chunk := os.read(master, 65536):
-                received.append(chunk)
-        except OSError:
-            return
+    def run(work: Callable[[ConsoleSink], None]) -> str:
+        screen = terminal()
+        with os.fdopen(os.dup(screen.theirs), "w") as stream:
+            work(ConsoleSink(max_steps=3, stream=stream))
+        return screen.close()
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    with os.fdopen(slave, "w") as stream:
-        work(ConsoleSink(max_steps=3, stream=stream))
-    reader.join()
-    os.close(master)
-    return b"".join(received).decode()
+    return run
 
 
-def test_a_terminal_gets_the_lines_and_a_bar_below(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_the_lines_and_a_bar_below(monkeypatch: pytest.MonkeyPatch, on_a_terminal) -> None:
     """Every line is there once and unbroken; the bar is drawn, says what is left, and gives the cursor back."""
     monkeypatch.setenv("TERM", "xterm-256color")
 
     text = on_a_terminal(whole_run)
 
     for step in (1, 2, 3):
-        assert text.count(LineFormat(3, says_left=False).step(replace(STATS, step=step))) == 1
+        assert text.count(LineFormat(3, says_left=False).step(replace(STATS, step=step), 80)) == 1
     assert "| left" not in text
     assert " left" in text
     assert "saved [bold]step_000003[/bold]" in text
@@ -153,7 +143,7 @@ def test_a_terminal_gets_the_lines_and_a_bar_below(monkeypatch: pytest.MonkeyPat
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
 
-def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch, on_a_terminal) -> None:
     """It could not move a cursor."""
     monkeypatch.setenv("TERM", "dumb")
 
@@ -166,3 +156,56 @@ def test_closing_twice_or_before_the_first_step_is_harmless() -> None:
 
     sink.close()
     sink.close()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_line_leaves_out_whole_facts_where_a_terminal_is_narrow(width: int) -> None:
+    """Step and loss stay; what is left is as it is in a wide terminal."""
+    stats = replace(STATS, mfu=0.4123, data_wait_share=0.25, tokens_per_second_per_device=5640.4)
+    sets = {"web": ValStats(1, 2.5, 12.0, 9), "code": ValStats(1, 1.5, 4.5, 9)}
+    val = ValStats(120, 2.0312, 7.6233, 640, val_bits_per_byte=1.72, sets=sets)
+
+    for line, whole, loss in (
+        (LineFormat(400).step(stats, width), LineFormat(400).step(stats), "loss 2.1234"),
+        (LineFormat(400).validation(val, width), LineFormat(400).validation(val), "val_loss 2.0312"),
+    ):
+        assert len(line) <= width
+        assert line.split(" | ")[:2] == ["step  120/400", loss]
+        assert set(line.split(" | ")) <= set(whole.split(" | "))
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_progress_line_is_never_broken(width: int) -> None:
+    """Of its facts, whole ones go; the bar takes the room that is left."""
+    facts = ["12%", "1 h 2 min left", "1,234,567 tokens of 890 documents", "12.3 K tokens/s"]
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    progress = FittedProgress(console=console)
+    progress.add_task("", total=1.0, completed=0.5, before="preparing shakespeare", facts=facts)
+
+    console.print(*progress.get_renderables())
+
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 1
+    assert len(lines[0]) <= width
+    words = [part.strip() for part in re.split(r"  +|[━╸╺]+", lines[0]) if part.strip()]
+    assert words == ["preparing shakespeare", *facts][: len(words)]
+    assert len(words) >= 2
+    assert ("━" in lines[0]) == (width - len("  ".join(words)) >= 8)
+
+
+def test_facts_of_the_beginning_keep_to_the_terminal() -> None:
+    """Text goes on below itself; words are whole."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    sink = ConsoleSink(max_steps=3, stream=stream)
+    sink._room = lambda: 40
+
+    sink.on_start({"model": "GPT-2", "data": "952,660 tokens, 16 samples per step of 128 tokens, in 2 shards"})
+
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 40
+    assert [line[:5].strip() for line in lines] == ["model", "data", ""]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from automodel_cli.engine.observe.peak import flops_per_token, peak_flops
-from automodel_cli.engine.observe.speed import Speed
+from automodel_cli.engine.observe.speed import Speed, flops_per_token, peak_flops
 
 STEP = {"loss": 2.0, "grad_norm": 1.0, "lr": 1e-3, "memory_bytes": 1, "tokens_seen": 1000, "data_wait_seconds": 0.5}
 

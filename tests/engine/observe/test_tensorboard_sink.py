@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from automodel_cli import app
+from automodel_cli.engine.observe.metrics import StepStats
+from automodel_cli.engine.observe.tensorboard_sink import TensorBoardSink
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -49,3 +53,37 @@ def test_its_directory_is_the_one_that_is_named(tiny_run):
 
     assert list(Path("board/one").glob("events.*"))
     assert not Path("checkpoints/tensorboard").exists()
+
+
+def test_a_full_disk_and_a_removed_file_cost_only_their_own_points(tmp_path, monkeypatch):
+    """No thread of a library ends with a traceback, and no half record stays that readers would stop at."""
+    real, is_full = os.write, False
+
+    def write(descriptor, data):
+        if is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write)
+    sink = TensorBoardSink(tmp_path / "board")
+    sink.on_start({})
+    sink.on_step(stats_at(1))
+    (path,) = (tmp_path / "board").iterdir()
+    path.unlink()
+    sink.on_step(stats_at(2))
+    is_full = True
+    with pytest.raises(OSError, match="No space left"):
+        sink.on_step(stats_at(3))
+    is_full = False
+
+    sink.on_step(stats_at(4))
+
+    events = accumulator.EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    assert [event.step for event in events.Tensors("loss")] == [2, 4]
+    assert sink.num_gone == 1
+
+
+def stats_at(step: int) -> StepStats:
+    """The report of a step."""
+    return StepStats(step, 9, 2.5, 0.5, 1e-3, 1000.0, 0.1, 10**9, step * 100, 0.0)

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
-from automodel_cli.engine.optim.build import build_optimizer
 from automodel_cli.engine.optim.combined import CombinedOptimizer
 from automodel_cli.engine.optim.muon import Muon, MuonWithAdamW, orthogonalised
+from automodel_cli.engine.optim.optimizer import build_optimizer, load_optimizer_state, optimizer_state_tensors
 from automodel_cli.engine.optim.param_groups import GroupRule, hidden_matrices
-from automodel_cli.engine.optim.state import load_optimizer_state, optimizer_state_tensors
 from automodel_cli.errors import ConfigError
 
 ARGUMENTS = {"lr": 0.02, "adamw_lr": 1e-3, "weight_decay": 0.1}

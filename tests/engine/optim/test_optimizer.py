@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
-from automodel_cli.engine.optim.build import build_optimizer
+from automodel_cli.engine.optim.optimizer import build_optimizer, load_optimizer_state, optimizer_state_tensors
 from automodel_cli.engine.optim.param_groups import GroupRule, parameter_groups
-from automodel_cli.engine.optim.state import load_optimizer_state, optimizer_state_tensors
 from automodel_cli.errors import CheckpointError, ConfigError
 
 
@@ -233,3 +232,9 @@ def test_an_optimizer_whose_state_cannot_be_saved_is_refused_before_the_run():
         build_optimizer(AdamW8bit, {"lr": 1e-3}, model())
 
     assert "bf16_stochastic_round" in caught.value.help
+
+
+def test_what_is_no_optimizer_is_refused_before_it_is_used():
+    """A factory that returns its groups, say."""
+    with pytest.raises(ConfigError, match=r"optimizer\._target_ returned list, not a torch\.optim\.Optimizer"):
+        build_optimizer(list, {}, torch.nn.Linear(2, 2))

@@ -21,12 +21,14 @@ from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.calling import call
 from automodel_cli.engine.models.outputs import logits_of
 from automodel_cli.engine.models.recompute import recompute_activations
-from automodel_cli.engine.optim.build import build_optimizer
 from automodel_cli.engine.optim.muon import MuonWithAdamW
+from automodel_cli.engine.optim.optimizer import build_optimizer
 from automodel_cli.engine.plan.activations import activation_bytes
-from automodel_cli.engine.plan.memory import Memory, memory
+from automodel_cli.engine.plan.derive import by_formulas
+from automodel_cli.engine.plan.memory import Memory
+from automodel_cli.engine.plan.memory import memory as memory_of_model
 from automodel_cli.engine.plan.model_config import model_shape
-from automodel_cli.engine.plan.parameters import count_parameters
+from automodel_cli.engine.plan.parameters import count_parameters, parameter_tensors
 from automodel_cli.engine.plan.run_sizes import OptimizerState, RunSizes, run_sizes
 from tests.engine.plan.conftest import SMALL_GPT2, SMALL_LLAMA, built, hf, ours
 
@@ -43,6 +45,10 @@ CONFIGS = {
 ADAMW = OptimizerState(2, 2, counts_steps=True)
 ONE_RANK = RunSizes(T, 4 * B, B, 10, False, 4, Degrees(), DistributedSection(), ADAMW)
 GPT2_124M = model_shape(ours(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12))
+
+
+def memory(shape, *args, **kwargs) -> Memory:
+    return memory_of_model(by_formulas(shape), *args, **kwargs)
 
 
 def layout(strategy: str | None = None, *, is_bf16: bool = True, keys: dict | None = None, **degrees: int) -> RunSizes:
@@ -232,7 +238,7 @@ def test_the_default_chunk_is_that_of_the_loss():
 
 def test_fsdp2_divides_what_a_rank_keeps():
     """Weights, gradients without accumulation, and optimizer state; a remainder is padded to the largest shard."""
-    total = count_parameters(GPT2_124M).total
+    total = count_parameters(parameter_tensors(GPT2_124M)).total
 
     found = memory(GPT2_124M, layout(dp_shard=8), 16, 1024, accumulates=False)
 
@@ -243,7 +249,7 @@ def test_fsdp2_divides_what_a_rank_keeps():
 
 def test_gradients_that_wait_for_the_last_pass_are_whole():
     """`defer_fsdp_grad_sync` saves messages and costs memory; with one pass a step it costs nothing."""
-    total = count_parameters(GPT2_124M).total
+    total = count_parameters(parameter_tensors(GPT2_124M)).total
     eager = layout(dp_shard=8, keys={"defer_fsdp_grad_sync": False})
 
     assert memory(GPT2_124M, layout(dp_shard=8), 16, 1024, accumulates=True).gradients == 4 * total
@@ -274,7 +280,7 @@ def test_tensor_parallelism_divides_matrices_and_what_is_inside_of_them():
         memory(GPT2_124M, sizes, 16, 1024, accumulates=True)
         for sizes in (layout(), layout(tp=2), layout(tp=2, keys={"sequence_parallel": True}))
     )
-    whole = count_parameters(GPT2_124M)
+    whole = count_parameters(parameter_tensors(GPT2_124M))
 
     assert one.weights / 2 < two.weights < one.weights / 2 + 4 * (whole.positions + 20 * 12 * 768)
     assert one.activations / 2 < two.activations < one.activations

@@ -6,14 +6,26 @@ import json
 import re
 
 import pytest
+import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.plan.hf_defaults import CONFIG_CLASSES, DEFAULTS, GPT2_ALIASES, MODEL_CLASSES, MODEL_TYPES
-from automodel_cli.engine.plan.model_config import UnknownModelError, model_shape
-from automodel_cli.engine.plan.parameters import Part, count_parameters, parameter_tensors
+from automodel_cli.engine.models.calling import call
+from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.plan.model_config import (
+    CONFIG_CLASSES,
+    DEFAULTS,
+    GPT2_ALIASES,
+    MODEL_CLASSES,
+    MODEL_TYPES,
+    UnknownModelError,
+    model_shape,
+)
+from automodel_cli.engine.plan.parameters import Part, count_parameters, flops_per_token, parameter_tensors
 from tests.engine.plan.conftest import AUTO, OURS, SMALL_GPT2, SMALL_LLAMA, built, hf, ours
 
 QWEN2_HALF = {
@@ -79,7 +91,7 @@ def test_every_tensor_of_the_real_model_is_listed_with_its_shape(config, publish
     """Names and shapes are those of the model on the meta device; the total is the published one."""
     real = real_tensors(config)
 
-    counts = count_parameters(model_shape(config))
+    counts = count_parameters(parameter_tensors(model_shape(config)))
 
     assert listed_tensors(config) == real
     assert counts.total == sum(parameter.numel() for parameter in built(config).parameters())
@@ -143,7 +155,7 @@ def test_any_small_shape_of_gpt2_is_counted(vocab_size, positions, layers, heads
 
 def test_the_parts_of_a_count_are_all_of_it():
     """Embedding, positions, blocks, norm and head; a tied embedding is a factor of products, positions are not."""
-    counts = count_parameters(model_shape(SHAPES["gpt2 124M"][0]))
+    counts = count_parameters(parameter_tensors(model_shape(SHAPES["gpt2 124M"][0])))
 
     assert counts.embedding + counts.positions + counts.blocks + counts.norm + counts.head == counts.total
     assert (counts.head, counts.positions) == (0, 1024 * 768)
@@ -248,3 +260,25 @@ def test_the_split_dimensions_are_those_of_the_plans_of_the_models():
             style = plan.get(tensor.name.removeprefix("model.").removesuffix(".weight"))
             if tensor.part is Part.BLOCKS and tensor.name.endswith(".weight"):
                 assert tensor.tp_dim == {"colwise": 0, "rowwise": 1}.get(style or ""), tensor.name
+
+
+CONFIGS = {
+    "ours": ours(**SMALL_GPT2),
+    "hf gpt2": hf("GPT2Config", **SMALL_GPT2, tie_word_embeddings=False),
+    "llama": hf("LlamaConfig", **SMALL_LLAMA),
+    "qwen2 tied": hf("Qwen2Config", **SMALL_LLAMA, tie_word_embeddings=True),
+    "qwen3": hf("Qwen3Config", **SMALL_LLAMA, head_dim=16),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_formula_is_what_torch_counts(config):
+    """Every matrix product of forward and backward; attention in its plain form, which computes nothing twice."""
+    B, T = 2, 24
+    model = built(config, "cpu").train()
+    ids_BT = torch.zeros(B, T, dtype=torch.int64)
+
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        logits_of(call(model, {"input_ids": ids_BT})).sum().backward()
+
+    assert flops_per_token(model_shape(config), T) * B * T == counter.get_total_flops()

@@ -35,7 +35,7 @@ def options(source, directory, **settings_) -> PrepOptions:
 
 def read_split(directory: Path, split: str) -> list[int]:
     """All tokens of a split, shard after shard."""
-    shards = [open_tokens(read_shard_header(path)) for path in sorted(directory.glob(f"{split}_*.bin"))]
+    shards = [open_tokens(read_shard_header(path))[:] for path in sorted(directory.glob(f"{split}_*.bin"))]
     return np.concatenate(shards).tolist() if shards else []
 
 
@@ -204,7 +204,7 @@ def test_a_vocabulary_beyond_two_bytes_gets_four(tmp_path, monkeypatch):
 
     class Wide:
         name, vocab_size, bos_id, eos_id, sha256 = "wide", 100_000, 99_999, None, "x"
-        engine, json = "wide", None
+        engine, json, unk_id = "wide", None, None
 
         def encode_batch(self, texts):
             return Encoded(np.array([70_000, 3] * len(texts), dtype=np.uint32), np.arange(len(texts) + 1) * 2)
@@ -377,10 +377,8 @@ def test_more_validation_than_text_is_refused(tmp_path):
         prepare(options(source, tmp_path / "out", val_tokens=10))
 
 
-def test_the_embedded_text_needs_no_option(tmp_path, monkeypatch):
+def test_the_embedded_text_needs_no_option():
     """`amcli prep shakespeare`: bytes, both splits, 5 to 10 % held out, nothing to note."""
-    monkeypatch.chdir(tmp_path)
-
     result = prepare(PrepOptions("shakespeare"))
 
     manifest = result.manifest

@@ -137,13 +137,12 @@ def test_a_hundred_kills_change_no_byte(wanted, tmp_path, shuffle_buffer):
     assert killed >= 60
 
 
-def test_the_work_of_a_killed_run_is_not_done_again(wanted, tmp_path):
+def test_the_work_of_a_killed_run_is_not_done_again(wanted, tmp_path, wait_until):
     """The next run begins with the tokens of the whole shards, not with none."""
     process = start(wanted, 0.02)
-    while len(list((tmp_path / "out").glob("train_*.bin"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.01)
-    kill_after(process, 0, 0.0)
+    shards = tmp_path / "out"
+    wait_until("three shards are written", lambda: process.poll() or len(list(shards.glob("train_*.bin"))) >= 3)
+    assert kill_after(process, 0, 0.0)
     notes: list[str] = []
 
     result = prepare(wanted, on_note=notes.append)

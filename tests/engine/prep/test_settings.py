@@ -11,7 +11,7 @@ import pytest
 
 from automodel_cli.engine.prep.dry_run import estimate
 from automodel_cli.engine.prep.options import OverLength, Partition, parse_partition
-from automodel_cli.engine.prep.plan import make_plan
+from automodel_cli.engine.prep.plan import default_output_dir, make_plan
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 from automodel_cli.engine.shards.format import open_tokens, read_shard_header
 from automodel_cli.engine.shards.manifest import load_manifest
@@ -35,7 +35,7 @@ def wanted(corpus, tmp_path) -> PrepOptions:
 
 
 def train_of(directory: Path) -> list[int]:
-    shards = [open_tokens(read_shard_header(path)) for path in sorted(directory.glob("train_*.bin"))]
+    shards = [open_tokens(read_shard_header(path))[:] for path in sorted(directory.glob("train_*.bin"))]
     return np.concatenate(shards).tolist()
 
 
@@ -111,6 +111,33 @@ def test_boundary_tokens_can_be_chosen(tmp_path, wanted):
         (False, True): [1, 1, 2, 0, 1, 2],
         (False, False): [1, 1, 0, 1],
     }
+
+
+def test_text_that_a_tokenizer_does_not_know_is_counted_and_said(tmp_path, wanted):
+    """In the manifest and in a note, with the share; also for data that are there already, and for merged parts."""
+    name = save_tokenizer(tmp_path / "tok", bos_token="<s>")
+    (tmp_path / "words.jsonl").write_text('{"text": "a a"}\n{"text": "what is this a"}\n')
+    wanted = replace(wanted, source=str(tmp_path / "words.jsonl"), tokenizer=name, val_tokens=0)
+
+    result, again = prepare(wanted), prepare(wanted)
+    part = prepare(replace(wanted, partition=Partition(0, 1)))
+    merged = merge([part.directory], tmp_path / "merged")
+
+    assert result.manifest.splits["train"].unknown_tokens == train_of(tmp_path / "out").count(0) == 3
+    assert merged.manifest.splits["train"].unknown_tokens == 3
+    for made in (result, again):
+        assert any("3 of 8 tokens (37.50%) stand for text" in note for note in made.notes)
+
+
+def test_a_tokenizer_that_makes_no_token_is_named(tmp_path, wanted):
+    """The source does hold text."""
+    from tokenizers import Tokenizer, models
+
+    (tmp_path / "tok").mkdir()
+    Tokenizer(models.BPE({"@": 0}, [])).save(str(tmp_path / "tok/tokenizer.json"))
+
+    with pytest.raises(DataError, match="made no token of 200 documents"):
+        prepare(replace(wanted, tokenizer=str(tmp_path / "tok"), bos=False))
 
 
 def test_a_tokenizer_without_bos_says_what_to_do(tmp_path, wanted):
@@ -282,6 +309,24 @@ def test_a_directory_in_the_place_of_the_progress_is_named(wanted, tmp_path):
         prepare(wanted)
 
     assert caught.value.where == str(tmp_path / "out/progress.json")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("corpus-v1.5.jsonl", "corpus-v1.5"),
+        ("corpus-v1.6.jsonl", "corpus-v1.6"),
+        ("in/corpus.v1.5.JSONL.zst", "corpus.v1.5"),
+        ("corpus-v1.5", "corpus-v1.5"),
+        ("web-*.parquet", "web"),
+        ("part-[0-9]-of-9.csv.gz", "part-_0-9_-of-9"),
+        ("books/*.txt", "text"),
+        ("notes.*", "notes"),
+    ],
+)
+def test_versions_of_a_corpus_have_directories_of_their_own(source, name):
+    """Only the ending of the kind and that of a compression are cut off; a pattern's signs become no pattern again."""
+    assert default_output_dir(PrepOptions(source)) == Path("data") / name
 
 
 def test_a_plan_names_the_directory_by_its_source(wanted):

@@ -199,6 +199,74 @@ def test_a_tokenizer_that_cannot_be_loaded_names_those_that_can(tmp_path):
         load_tokenizer(str(tmp_path / "nothing-here"))
 
 
+@pytest.mark.parametrize("name", ["gtp2", "GPT-2", "gpt3", "byte"])
+def test_a_mistyped_built_in_tokenizer_is_named_without_asking_anybody(monkeypatch, name):
+    """At once, whether there is a network or not."""
+    monkeypatch.setattr("automodel_cli.engine.prep.named_tokenizer._from_hub", None)
+
+    with pytest.raises(DataError, match=rf"(?s)there is no tokenizer '{name}'.*did you mean (gpt2|bytes)\?"):
+        load_tokenizer(name)
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch, tmp_path):
+    """The client's own retries take a minute for each file; what was downloaded before is found without it."""
+    import huggingface_hub
+
+    asked = []
+
+    def unreachable(self, name, timeout):
+        asked.append(name)
+        raise ConnectionError("no route to host")
+
+    def downloaded(name, file="", *, local_files_only):
+        assert local_files_only
+        raise huggingface_hub.errors.LocalEntryNotFoundError("it is not there")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", downloaded)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", downloaded)
+
+    with pytest.raises(DataError, match=r"(?s)hub cannot be reached: no route to host.*`bytes` and `gpt2`"):
+        load_tokenizer("owner/name")
+
+    assert asked == ["owner/name"]
+
+
+def test_what_was_downloaded_before_is_loaded_without_network(monkeypatch, saved_tokenizer):
+    """The same tokenizer as from its directory."""
+    import huggingface_hub
+
+    def unreachable(self, name, timeout):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file, local_files_only: saved_tokenizer / file)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, local_files_only: str(saved_tokenizer))
+
+    assert load_tokenizer("owner/name").sha256 == load_tokenizer(str(saved_tokenizer)).sha256
+
+
+def test_every_kind_of_model_names_its_unknown_token(tmp_path):
+    """Also Unigram, which keeps a number; a vocabulary of bytes has none."""
+    from tokenizers import Tokenizer, models
+
+    kinds = {
+        "word": models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"),
+        "piece": models.WordPiece({"a": 0, "[UNK]": 1}, unk_token="[UNK]"),
+        "unigram": models.Unigram([("a", 0.0), ("<unk>", -1.0)], 1, False),
+        "bpe": models.BPE({"a": 0, "<unk>": 1}, [], unk_token="<unk>"),
+        "none": models.BPE({"a": 0}, []),
+    }
+    for kind, model in kinds.items():
+        (tmp_path / kind).mkdir()
+        Tokenizer(model).save(str(tmp_path / kind / "tokenizer.json"))
+
+    found = {kind: load_tokenizer(str(tmp_path / kind)).unk_id for kind in kinds}
+
+    assert found == {"word": 1, "piece": 1, "unigram": 1, "bpe": 1, "none": None}
+    assert load_tokenizer("bytes").unk_id is load_tokenizer("gpt2").unk_id is None
+
+
 def test_a_changed_data_file_is_refused(monkeypatch):
     """A merge list with another hash would silently give other tokens."""
     monkeypatch.setitem(read_asset.__globals__["SHA256"], SHAKESPEARE, "0" * 64)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from automodel_cli.engine.shards.documents import SplitDocuments
-from automodel_cli.engine.shards.manifest import load_manifest
+from automodel_cli.engine.shards.manifest import ReadingRecord, load_manifest
 from automodel_cli.engine.shards.megatron_writer import MegatronWriter
-from automodel_cli.engine.shards.merge import merge
+from automodel_cli.engine.shards.merge import _join_readings, merge
 from automodel_cli.engine.shards.verify import verify_directory
 from automodel_cli.errors import DataError, UsageError
 
@@ -136,6 +136,33 @@ def test_what_is_no_part_or_not_finished_is_refused(prepared, parts, tmp_path):
     (prepared / "manifest.json").unlink()
     with pytest.raises(DataError, match="did not finish"):
         merge([prepared], tmp_path / "whole")
+
+
+def test_a_budget_that_the_parts_did_not_fill_is_said_with_both_numbers(tmp_path, prepare_documents, random_documents):
+    """A part that is short of its share is not made up for by the others; a budget that was met is not spoken of."""
+    documents = [random_documents(9, seed=number) for number in range(2)]
+    num_tokens = sum(len(document) + 1 for part in documents for document in part)
+
+    def merged(name, max_tokens):
+        parts = [
+            prepare_documents(
+                tmp_path / f"{name}{number}", {"train": part}, partition=f"{number}/2", max_tokens=max_tokens
+            )
+            for number, part in enumerate(documents)
+        ]
+        return merge(parts, tmp_path / name)
+
+    (note,) = merged("short", 1_000_000).notes
+
+    assert f"{num_tokens:,} of the 1,000,000 tokens that --max-tokens asked for" in note
+    assert merged("exact", num_tokens).notes == merged("whole", None).notes == ()
+
+
+def test_the_first_documents_left_out_are_those_of_the_first_part():
+    """Counts are added, places are not."""
+    readings = [ReadingRecord(1, 2, {"null": 3}, {"null": {"where": f"{part}:1", "found": ""}}) for part in "ab"]
+
+    assert _join_readings(readings) == ReadingRecord(2, 4, {"null": 6}, {"null": {"where": "a:1", "found": ""}})
 
 
 def test_counts_of_any_kind_are_added():

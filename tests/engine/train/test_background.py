@@ -23,10 +23,10 @@ def test_a_failure_is_kept_and_raised_once():
     work.result()
 
 
-def test_the_next_work_begins_after_the_one_before():
+def test_the_next_work_begins_after_the_one_before(wait_until):
     """Never two at a time; a wait with a limit ends without the work."""
     work, may_end, order = Background(), threading.Event(), []
-    work.start("first", lambda: (may_end.wait(30), order.append("first")))
+    work.start("first", lambda: (wait_until("it may end", may_end.is_set), order.append("first")))
 
     assert not work.wait(0.01)
     assert not work.is_over

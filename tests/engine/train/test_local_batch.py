@@ -16,7 +16,7 @@ from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.layout import divisors
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
-from automodel_cli.engine.plan.plan import RESERVED_SHARE
+from automodel_cli.engine.plan.derive import RESERVED_SHARE
 from automodel_cli.engine.train import local_batch
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.device_memory import DeviceMemory

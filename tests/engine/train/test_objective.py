@@ -158,3 +158,87 @@ def test_a_head_that_the_plan_leaves_whole_is_not_called_split():
     model.tp_plan = {"transformer.h.*.mlp.c_fc": "colwise"}
 
     assert objective_of(None, model, tp_size=2).words.startswith("chunked linear")
+
+
+class Returning(Plain):
+    """A user's model whose forward changes what it returns."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, input_ids):
+        return self.change(super().forward(input_ids))
+
+
+RETURNED = {
+    "text": (lambda logits: "logits", "returned a str, not logits", "object with `.logits`"),
+    "nothing": (lambda logits: None, "returned None, not logits", "object with `.logits`"),
+    "a tuple": (lambda logits: (logits, None), "returned a tuple of (Tensor (2, 12, 61), None)", "output[0] alone"),
+    "loss first": (lambda logits: (logits.sum(), logits), "(Tensor (), Tensor (2, 12, 61))", "output[1] alone"),
+    "a dict": (lambda logits: {"logits": logits}, "a dict of (logits: Tensor (2, 12, 61))", 'output["logits"] alone'),
+    "flattened": (lambda logits: logits.flatten(0, 1), "logits are (24, 61), labels (2, 12)", "one dimension"),
+    "one short": (lambda logits: logits[:, :-1], "logits are (2, 11, 61), labels (2, 12)", "shift nothing"),
+    "the last": (lambda logits: logits[:, -1:], "logits are (2, 1, 61), labels (2, 12)", "every position"),
+}
+
+
+@pytest.mark.parametrize(("change", "message", "help_"), RETURNED.values(), ids=RETURNED)
+def test_what_a_model_returned_is_said_with_its_shapes_and_what_to_return(change, message, help_):
+    """At the line of the model, and never as an error of a product deep inside the loss."""
+    objective = objective_of(None, model := Returning(change), model_where="own.yaml:1:3")
+
+    with pytest.raises(ConfigError) as caught:
+        objective(model, batch(), 19)
+
+    assert message in caught.value.message
+    assert help_ in caught.value.help
+    assert caught.value.where == "own.yaml:1:3"
+
+
+@pytest.mark.parametrize("cut", [slice(-1), slice(-1, None)])
+def test_a_model_that_cuts_positions_before_its_head_is_found_where_the_head_is_replaced(cut):
+    """The logits never exist there; the message has the shape that they would have."""
+
+    class Cutting(Plain):
+        def forward(self, input_ids):
+            return self.to_vocabulary(self.middle(self.embed(input_ids))[:, cut])
+
+    objective = objective_of(None, model := Cutting())
+    places = len(range(12)[cut])
+
+    assert isinstance(objective.loss, ChunkedLinearCrossEntropy)
+    with pytest.raises(ConfigError, match=rf"logits are \(2, {places}, 61\), labels \(2, 12\)"):
+        objective(model, batch(), 19)
+
+
+@pytest.mark.parametrize("loss", [lambda logits, labels, num_label_tokens: logits.sum(-1), lambda *a, **k: 1.0])
+def test_a_loss_that_is_no_scalar_is_refused(loss):
+    """Its shape, or its type, is said at the line of the loss."""
+    with pytest.raises(ConfigError, match=r"own\.yaml:2:3: the loss is .*, not a tensor without dimensions"):
+        objective_of(loss, model := Plain(), "own.yaml:2:3")(model, batch(), 19)
+
+
+def fail(*_, **__):
+    raise ValueError("my own")
+
+
+@pytest.mark.parametrize(
+    ("loss", "model", "note"),
+    [
+        (
+            None,
+            Returning(fail),
+            "in the forward pass of `model` from own.yaml:1:3, of input_ids (2, 12) with ids 0 to 58",
+        ),
+        (fail, Plain(), "in `loss_fn` from own.yaml:2:3, of logits (2, 12, 61)"),
+    ],
+)
+def test_an_exception_of_the_users_own_code_keeps_its_type_and_gets_one_note(loss, model, note):
+    """Which key, from which line, with which numbers."""
+    objective = objective_of(loss, model, "own.yaml:2:3", model_where="own.yaml:1:3")
+
+    with pytest.raises(ValueError, match="my own") as caught:
+        objective(model, batch(), 19)
+
+    assert caught.value.__notes__ == [note]

@@ -80,3 +80,35 @@ def test_a_request_to_save_before_the_run_harms_nothing():
     """By default SIGUSR1 ends a process."""
     with save_requests_ignored():
         signal.raise_signal(signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGQUIT"])
+def test_a_signal_that_was_ignored_stays_ignored(name):
+    """As `nohup` leaves it; else it asks to save and stop like SIGTERM."""
+    number = signal.Signals[name]
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with StopSignal() as ignoring:
+            signal.raise_signal(number)
+        signal.signal(number, signal.SIG_DFL)
+        with StopSignal() as heeding:
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
+
+    assert not ignoring.requested
+    assert heeding.reason == f"{name} received"
+
+
+def test_the_hang_up_of_a_closing_terminal_comes_as_often_as_it_likes():
+    """The kernel and the shell send it both, before and after the run has saved."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with StopSignal() as stop:
+            for name in ("SIGTERM", "SIGHUP", "SIGHUP"):
+                signal.raise_signal(signal.Signals[name])
+        signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    assert stop.reason == "SIGTERM received"

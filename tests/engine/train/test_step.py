@@ -11,7 +11,7 @@ from torch import nn
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.train.step import evaluate, train_step
-from automodel_cli.errors import DataError, TrainingDivergedError
+from automodel_cli.errors import ConfigError, DataError, TrainingDivergedError
 
 CPU = torch.device("cpu")
 PLAIN = {"device": CPU, "lr": 0.1, "max_norm": None, "autocast_dtype": None}
@@ -202,7 +202,7 @@ def test_a_model_may_return_its_logits_bare():
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
 
     assert train_step(model, Fp64CrossEntropy(), optimizer, [batch()], **PLAIN).loss > 0
-    with pytest.raises(TypeError, match="must return logits"):
+    with pytest.raises(ConfigError, match=r"returned a tuple of \(Tensor \(6, 6\), Tensor \(6, 6\)\), not logits"):
         evaluate(ReturnsPair(), Fp64CrossEntropy(), [batch()], device=CPU, autocast_dtype=None)
 
 

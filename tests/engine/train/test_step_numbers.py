@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.observe.speed import Speed
-from automodel_cli.engine.optim.build import build_optimizer
+from automodel_cli.engine.optim.optimizer import build_optimizer
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import queue_step
 from automodel_cli.engine.train.step_numbers import DeviceGuard, can_guard, guard_of

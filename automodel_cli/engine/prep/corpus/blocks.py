@@ -10,13 +10,19 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from automodel_cli.engine.prep.corpus.foreign import foreign
 from automodel_cli.engine.prep.corpus.pieces import PIECE_BYTES, Position
 from automodel_cli.engine.prep.corpus.streams import InputFile, Readable, read_fully, unpacked
+from automodel_cli.engine.prep.left_out import NO_BLANK_LINE
 
 BOM = b"\xef\xbb\xbf"
 # Possessive, so that a megabyte of blank lines is looked at once.
 BLANK_LINES = re.compile(rb"\n(?:[^\S\n]*+\n)++")
 _TEXT_FOLLOWS = re.compile(rb"[^\S\n]*+\S")
+
+
+Rejection = tuple[str, str]
+Refuse = Callable[[bytes], Rejection | None]
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,11 @@ class Block:
 
     Attributes:
         number: Blocks before it.
-        content: Its bytes, without a byte-order mark; empty where a line was longer than the limit.
+        content: Its bytes, without a byte-order mark; empty where it is rejected.
         first_line: Number of its first line, from 1.
         end: Position after it: blocks, bytes and lines before it.
         num_bytes: Bytes of the unpacked file that it takes.
-        is_too_long: Its one line was longer than the limit.
+        rejected: Why there is no text in it, as a reason and what was found; `None` where there may be.
     """
 
     number: int
@@ -37,7 +43,7 @@ class Block:
     first_line: int
     end: Position
     num_bytes: int
-    is_too_long: bool = False
+    rejected: Rejection | None = None
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,12 @@ class Boundary:
     Attributes:
         first: Where the first whole unit in some bytes ends; 0 when none does.
         last: Where the last one ends; 0 when none does.
+        too_long: What a unit of so many bytes is called.
     """
 
     first: Callable[[bytes], int]
     last: Callable[[bytes], int]
+    too_long: str = "{:,} bytes"
 
 
 def _first_line_end(content: bytes) -> int:
@@ -75,12 +83,19 @@ def _last_blank_end(content: bytes) -> int:
     return max(_blank_ends(content), default=0)
 
 
-LINES = Boundary(_first_line_end, _last_line_end)
-BLANK = Boundary(_first_blank_end, _last_blank_end)
+LINES = Boundary(_first_line_end, _last_line_end, "a line of {:,} bytes")
+BLANK = Boundary(_first_blank_end, _last_blank_end, f"{{:,}} bytes {NO_BLANK_LINE}")
+_WHOLE_FILE = Boundary(lambda _: 0, lambda _: 0)
+
+
+def no_text(begin: bytes) -> Rejection | None:
+    """Why a file that begins so holds no text at all."""
+    found = foreign(begin)
+    return ("invalid_utf8", f"the whole file is {found}") if found else None
 
 
 def blocks(
-    file: InputFile, start: Position | None, boundary: Boundary, max_unit_bytes: int, target: int | None = None
+    file: InputFile, start: Position | None, boundary: Boundary, max_unit_bytes: int, refuse: Refuse = no_text
 ) -> Iterator[Block]:
     """The blocks of a file from a position on.
 
@@ -89,9 +104,9 @@ def blocks(
         start: `end` of a block; `None` is the beginning.
         boundary: What a block ends with.
         max_unit_bytes: A line, or a stretch without a blank line, that is longer is passed over.
-        target: Bytes that are looked at for an end; `None` is `PIECE_BYTES`.
+        refuse: Says of a file's beginning why the file is one rejected block.
     """
-    target = target or PIECE_BYTES
+    target = PIECE_BYTES
     number, offset, line = start or (0, 0, 1)
     with unpacked(file, offset) as stream:
         held = b""
@@ -99,15 +114,17 @@ def blocks(
             held += read_fully(stream, target - len(held))
             if not held:
                 return
-            end, held = _find_end(stream, held, boundary, max_unit_bytes, target)
+            rejected = refuse(held) if offset == 0 else None
+            end, held = (0, held) if rejected else _find_end(stream, held, boundary, max_unit_bytes, target)
             if end:
                 content, held = held[:end], held[end:]
                 position = (number + 1, offset + end, line + content.count(b"\n"))
                 yield Block(number, content.removeprefix(BOM) if offset == 0 else content, line, position, end)
             else:
-                end, lines, held = _pass_over(stream, held, boundary, target)
+                end, lines, held = _pass_over(stream, held, _WHOLE_FILE if rejected else boundary, target)
                 position = (number + 1, offset + end, line + lines)
-                yield Block(number, b"", line, position, end, is_too_long=True)
+                rejected = rejected or ("too_large", boundary.too_long.format(end))
+                yield Block(number, b"", line, position, end, rejected)
             number, offset, line = position
 
 
@@ -120,7 +137,7 @@ def _find_end(stream: Readable, held: bytes, boundary: Boundary, limit: int, tar
         if end or wanted > limit:
             return end, held
         # Doubled, since each look goes over all of the bytes again.
-        wanted *= 2
+        wanted = min(2 * wanted, limit + target)
         held += read_fully(stream, wanted - len(held))
     return len(held), held
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from automodel_cli.engine.prep.corpus.csv_reader import CsvReader
 from automodel_cli.engine.prep.corpus.json_reader import JsonReader
 from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
 from automodel_cli.engine.prep.corpus.pieces import Reader
-from automodel_cli.engine.prep.corpus.streams import InputFile
+from automodel_cli.engine.prep.corpus.streams import CODECS, InputFile
 from automodel_cli.engine.prep.corpus.text_reader import BlockReader, LineReader, WholeReader
 from automodel_cli.engine.prep.documents import TextDocuments
 from automodel_cli.errors import UsageError
@@ -19,6 +21,17 @@ KINDS = ".parquet, .jsonl, .csv or .txt, also with .gz, .zst or .bz2 after it"
 
 # Pieces of a text that stands alone; long enough to learn from, and many enough to hold some out.
 _MIN_PIECE_BYTES = 8192
+
+
+def stem_of(name: str) -> str:
+    """A file's name without the ending of its kind and that of a compression; what else has dots stays.
+
+    >>> stem_of("corpus-v1.5.jsonl.gz"), stem_of("corpus-v1.5")
+    ('corpus-v1.5', 'corpus-v1.5')
+    """
+    path = Path(name)
+    path = path.with_suffix("") if path.suffix.lower() in CODECS else path
+    return path.stem if path.suffix.lower() in (*PARQUET, *JSON_LINES, *CSV, *TEXT, ".*") else path.name
 
 
 def reader_for(file: InputFile, column: str, max_document_bytes: int, text_documents: TextDocuments | None) -> Reader:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from automodel_cli.engine.prep.corpus.foreign import not_utf8
 from automodel_cli.engine.prep.corpus.pieces import Rows
 
 if TYPE_CHECKING:
@@ -23,12 +24,17 @@ class CleanTexts:
     Attributes:
         texts: `large_string`, no nulls.
         skipped: Rows left out, by reason.
-        first_bad: Number of the first row left out, and the reason; `None` when there is none.
+        first: The first row left out for each reason, in order: its number, and what was found there.
     """
 
     texts: pa.LargeStringArray
     skipped: Mapping[str, int]
-    first_bad: tuple[int, str] | None
+    first: Mapping[str, tuple[int, str]]
+
+    @property
+    def first_bad(self) -> tuple[int, str] | None:
+        """Number of the first row left out, and the reason; `None` when there is none."""
+        return next(((number, reason) for reason, (number, _) in self.first.items()), None)
 
 
 def clean(rows: Rows, max_document_bytes: int) -> CleanTexts:
@@ -41,7 +47,7 @@ def clean(rows: Rows, max_document_bytes: int) -> CleanTexts:
     """
     import pyarrow as pa
 
-    content = rows.texts.cast(pa.large_binary())
+    content = everything = rows.texts.cast(pa.large_binary())
     reasons = dict(rows.rejected)
     if content.null_count or _any_longer(content, max_document_bytes):
         reasons |= _unfit(content, max_document_bytes, reasons)
@@ -59,8 +65,23 @@ def clean(rows: Rows, max_document_bytes: int) -> CleanTexts:
     if blank:
         texts = _without(texts, dict.fromkeys(blank, ""))
         reasons |= {_original(kept, row): "empty" for row in blank}
-    first = min(reasons, default=None)
-    return CleanTexts(texts, Counter(reasons.values()), None if first is None else (rows.number(first), reasons[first]))
+    first: dict[str, int] = {}
+    for row in sorted(reasons):
+        first.setdefault(reasons[row], row)
+    found = {
+        reason: (rows.number(row), rows.found.get(row) or _found(reason, everything[row].as_buffer(), rows.unit))
+        for reason, row in first.items()
+    }
+    return CleanTexts(texts, Counter(reasons.values()), found)
+
+
+def _found(reason: str, content: pa.Buffer | None, unit: str) -> str:
+    """What is in a row that is no document, where that says more than the reason."""
+    if content is None:
+        return ""
+    if reason == "too_large":
+        return f"{content.size:,} bytes {unit}".rstrip()
+    return not_utf8(content.to_pybytes()) if reason == "invalid_utf8" else ""
 
 
 def _any_longer(content: pa.LargeBinaryArray, limit: int) -> bool:

@@ -8,13 +8,31 @@ from automodel_cli.engine.config.suggest import nearest
 from automodel_cli.errors import DataError
 
 
-def missing_column(column: str, columns: Iterable[str], where: str) -> DataError:
-    """The error for a file without the column: it names those that there are."""
-    names = sorted(columns)
+def missing_column(column: str, columns: Iterable[str], where: str, inside: Iterable[str] = ()) -> DataError:
+    """The error for a file without the column: it names those that there are.
+
+    Args:
+        column: What was asked for.
+        columns: What the file has.
+        where: The file.
+        inside: Fields inside its columns, by their dotted paths.
+    """
+    names, fields = sorted(columns), sorted(inside)
+    # A field of this very name is meant rather than one that looks like it.
+    same = sorted((field for field in fields if field.endswith(f".{column}")), key=lambda field: field.count("."))
     return DataError(
         f"there is no column {column!r}; the columns are {', '.join(names) or 'none'}",
         where=where,
-        help=name_with("--text-column", column, names),
+        help=name_with("--text-column", same[0] if same else column, [*names, *fields]),
+    )
+
+
+def repeated_column(column: str, times: int, where: str) -> DataError:
+    """The error for a file in which the name of the column stands several times."""
+    return DataError(
+        f"the column {column!r} stands {times} times in the file",
+        where=where,
+        help="give the columns different names, and name the one that holds the text with --text-column",
     )
 
 

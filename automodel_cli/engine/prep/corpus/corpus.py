@@ -6,13 +6,16 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from automodel_cli.engine.bounded import UnsoundError, parse_json, shown, typed
 from automodel_cli.engine.prep.corpus.clean import CleanTexts, clean
 from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
 from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Reader
+from automodel_cli.engine.prep.corpus.streams import CODECS
 from automodel_cli.engine.prep.documents import DocumentBatch, OnBadDocument, SourceDescription
+from automodel_cli.engine.prep.left_out import describe, remedy
 from automodel_cli.engine.shards.manifest import SourceRecord
 from automodel_cli.errors import DataError, UsageError
 
@@ -97,7 +100,7 @@ class Corpus:
             for piece in _guarded(reader, at):
                 if (file + piece.number) % self.share[1] != self.share[0]:
                     continue
-                batch.add(self._clean(reader, piece), piece)
+                batch.add(self._clean(reader, piece), piece, reader.name)
                 if batch.is_full:
                     yield batch.close(file, piece.end, self._place(file))
                     batch = _Batch(batch.end_document)
@@ -109,29 +112,18 @@ class Corpus:
         found = clean(piece.rows(), self.max_document_bytes)
         if found.first_bad is not None and self.on_bad_document == OnBadDocument.FAIL:
             number, reason = found.first_bad
+            first = {"where": f"{reader.name}:{number}", "found": found.first[reason][1]}
+            help_ = remedy(reason, first, self.max_document_bytes, is_hub=self.description.kind == "hub")
             raise DataError(
-                f"the document is bad: {_REASONS.get(reason, reason)}",
-                where=f"{reader.name}:{number}",
-                help="--on-bad-doc skip leaves such documents out and counts them",
+                f"the document is bad: it is {describe(reason, first['found'])}",
+                where=first["where"],
+                help=f"{help_}; " * bool(help_) + "--on-bad-doc skip leaves such documents out and counts them",
             )
         return found
 
     def _place(self, file: int) -> str:
         name = self.readers[file].name
         return name if len(self.readers) == 1 else f"{name}, file {file + 1:,} of {len(self.readers):,}"
-
-
-_REASONS = {
-    "null": "it is null",
-    "empty": "it is empty, or white space alone",
-    "too_large": "it is larger than --max-document-bytes",
-    "invalid_utf8": "it is not UTF-8",
-    "lone_surrogate": "it holds half of a surrogate pair, which no UTF-8 can",
-    "invalid_json": "the line is not JSON",
-    "not_an_object": "the line is JSON, but no object",
-    "not_text": "it is no text",
-    "invalid_csv": "the row has another number of columns than the header",
-}
 
 
 @dataclass(frozen=True)
@@ -166,13 +158,16 @@ class _Batch:
     first_document: int
     texts: list[pa.LargeStringArray] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    first_skipped: dict[str, dict[str, str]] = field(default_factory=dict)
     source_bytes: int = 0
     _text_bytes: int = 0
     _num_documents: int = 0
 
-    def add(self, found: CleanTexts, piece: Piece) -> None:
+    def add(self, found: CleanTexts, piece: Piece, name: str) -> None:
         self.texts.append(found.texts)
         self.skipped.update(found.skipped)
+        for reason, (number, what) in found.first.items():
+            self.first_skipped.setdefault(reason, {"where": f"{name}:{number}", "found": what})
         self.source_bytes += piece.source_bytes
         self._num_documents += len(found.texts)
         self._text_bytes += found.texts.nbytes
@@ -190,7 +185,9 @@ class _Batch:
 
         texts = self.texts[0] if len(self.texts) == 1 else pa.concat_arrays(self.texts)
         cursor = _Cursor(file, at or None, self.end_document).to_json()
-        return DocumentBatch(texts, self.source_bytes, cursor, dict(self.skipped), self.first_document, place)
+        return DocumentBatch(
+            texts, self.source_bytes, cursor, dict(self.skipped), self.first_document, place, self.first_skipped
+        )
 
 
 def _guarded(reader: Reader, at: Position | None) -> Iterator[Piece]:
@@ -201,7 +198,9 @@ def _guarded(reader: Reader, at: Position | None) -> Iterator[Piece]:
         yield from reader.pieces(at)
     except (pa.ArrowException, OSError, EOFError) as error:
         reason = str(getattr(error, "strerror", None) or error).split("\n")[0]
-        raise DataError(f"the file cannot be read: {reason}", where=reader.name) from error
+        suffix = Path(reader.name).suffix.lower()
+        help_ = f"is it whole, and compressed as its ending {suffix} says?" if suffix in CODECS else None
+        raise DataError(f"the file cannot be read: {reason}", where=reader.name, help=help_) from error
 
 
 def _row_groups(readers: Sequence[ParquetReader], index: int, count: int) -> list[ParquetReader]:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from functools import partial
-from itertools import count
 
-from automodel_cli.engine.prep.corpus.blocks import BOM
-from automodel_cli.engine.prep.corpus.columns import missing_column
-from automodel_cli.engine.prep.corpus.pieces import PIECE_BYTES, PIECE_ROWS, Piece, Position, Rows
+from automodel_cli.engine.prep.corpus.blocks import BOM, no_text
+from automodel_cli.engine.prep.corpus.columns import missing_column, repeated_column
+from automodel_cli.engine.prep.corpus.pieces import PIECE_BYTES, PIECE_ROWS, Piece, Position, Rows, rejected_rows
 from automodel_cli.engine.prep.corpus.streams import InputFile, Readable, read_fully, unpacked
 from automodel_cli.errors import DataError
 
 # Bytes that are no UTF-8 travel through the parser as surrogates and come out as they were.
 _ERRORS = "surrogateescape"
+_MAX_LINE_FIELDS = 4
 
 
 class CsvReader:
@@ -48,10 +48,16 @@ class CsvReader:
         """
         done = start[0] if start else 0
         with unpacked(self._file) as stream:
+            lines = _Lines(stream, _MAX_LINE_FIELDS * self._max_field_chars, self.name)
+            rejected = no_text(lines.begin)
+            if rejected is not None:
+                if not done:
+                    yield Piece(0, (1,), lines.pass_over(), partial(rejected_rows, 1, rejected))
+                return
             texts: list[bytes | None] = []
             numbers: list[int] = []
             begin = pieces = num_bytes = 0
-            for text, number, offset in self._fields(stream):
+            for text, number, offset in self._fields(lines):
                 texts.append(text)
                 numbers.append(number)
                 num_bytes += len(text or b"")
@@ -62,16 +68,19 @@ class CsvReader:
             if texts and pieces >= done:
                 yield Piece(pieces, (pieces + 1,), offset - begin, partial(_rows, texts, numbers))
 
-    def _fields(self, stream: Readable) -> Iterator[tuple[bytes | None, int, int]]:
+    def _fields(self, lines: _Lines) -> Iterator[tuple[bytes | None, int, int]]:
         """The text, line number and end in the file of every row; the text is `None` in a row of another shape."""
         # The limit is one for all of the process; every reading sets its own before it parses.
         csv.field_size_limit(self._max_field_chars)
-        lines = _Lines(stream)
         rows = csv.reader(lines, delimiter=self._delimiter)
         try:
-            header = next(rows, [])
+            header = next(filter(None, rows), [])
+            if not header:
+                return
             if self._column not in header:
-                raise missing_column(self._column, header, f"{self.name}:1")
+                raise self._without_column(header)
+            if header.count(self._column) > 1:
+                raise repeated_column(self._column, header.count(self._column), f"{self.name}:1")
             index = header.index(self._column)
             for row in rows:
                 if row:
@@ -84,27 +93,68 @@ class CsvReader:
                 help="a quote that is never closed looks like this",
             ) from error
 
+    def _without_column(self, header: list[str]) -> DataError:
+        error = missing_column(self._column, header, f"{self.name}:1")
+        other = next((mark for mark in ";\t|," if len(header) == 1 and mark in header[0]), None)
+        if other is None:
+            return error
+        rule = f"between the fields of this file stands {other!r}"
+        if other in ",\t":
+            ending = ".csv" if other == "," else ".tsv"
+            return DataError(error.message, where=error.where, help=f"{rule}: give it the ending {ending}")
+        return DataError(error.message, where=error.where, help=f"{rule}, but only commas, and tabs in .tsv, are read")
+
 
 class _Lines:
-    """The lines of a stream as the parser takes them, and how many bytes they were."""
+    """The lines of a stream as the parser takes them, and how many bytes they were.
 
-    def __init__(self, stream: Readable) -> None:
+    Args:
+        stream: The content of the file.
+        max_bytes: Of one line.
+        name: Of the file, for messages.
+
+    Attributes:
+        begin: The first bytes of the file, before any line is taken.
+        num_bytes: Bytes of the lines taken.
+
+    Raises:
+        DataError: A line is longer.
+    """
+
+    def __init__(self, stream: Readable, max_bytes: int, name: str) -> None:
         self._stream = stream
+        self._max_bytes = max_bytes
+        self._name = name
+        self.begin = read_fully(stream, PIECE_BYTES)
         self.num_bytes = 0
 
+    def pass_over(self) -> int:
+        """Read to the end without taking a line; the bytes of the file."""
+        num_bytes = len(self.begin)
+        while chunk := self._stream.read(PIECE_BYTES):
+            num_bytes += len(chunk)
+        return num_bytes
+
     def __iter__(self) -> Iterator[str]:
-        rest = b""
-        for number in count():
-            chunk = read_fully(self._stream, PIECE_BYTES)
-            lines = (rest + chunk).split(b"\n")
-            rest = lines.pop() if chunk else b""
-            if number == 0 and lines:
-                lines[0] = lines[0].removeprefix(BOM)
+        chunk, self.begin = self.begin.removeprefix(BOM), b""
+        begun: list[bytes] = []
+        while chunk:
+            *lines, rest = chunk.split(b"\n")
             for line in lines:
-                self.num_bytes += len(line) + 1
-                yield line.decode("utf-8", _ERRORS) + "\n"
-            if not chunk:
-                return
+                whole, begun = b"".join([*begun, line]), []
+                self.num_bytes += len(whole) + 1
+                yield whole.decode("utf-8", _ERRORS) + "\n"
+            begun.append(rest)
+            if sum(map(len, begun)) > self._max_bytes:
+                raise DataError(
+                    f"a line has more than {self._max_bytes:,} bytes",
+                    where=self._name,
+                    help="is this CSV, with a line feed behind each row? --max-document-bytes allows longer lines",
+                )
+            chunk = read_fully(self._stream, PIECE_BYTES)
+        whole = b"".join(begun)
+        self.num_bytes += len(whole) + 1
+        yield whole.decode("utf-8", _ERRORS) + "\n"
 
 
 def _rows(texts: list[bytes | None], numbers: list[int]) -> Rows:

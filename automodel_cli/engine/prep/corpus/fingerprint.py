@@ -21,7 +21,8 @@ def fingerprint(files: Iterable[InputFile], names: Iterable[str]) -> str:
     """SHA-256 of the names and contents of files, in their order."""
     digest = hashlib.sha256()
     for file, name in zip(files, names, strict=True):
-        digest.update(f"{name} {_of_file(file)}\n".encode())
+        # A name that is not UTF-8 is hashed as the bytes that it has on the disk.
+        digest.update(f"{name} {_of_file(file)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

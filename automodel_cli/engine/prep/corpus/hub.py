@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
-from automodel_cli.engine.config.suggest import nearest
+from automodel_cli.engine.config.suggest import command, nearest
 from automodel_cli.engine.prep.corpus.choose import reader_for
 from automodel_cli.engine.prep.corpus.columns import name_with
 from automodel_cli.engine.prep.corpus.corpus import Corpus
@@ -104,7 +104,7 @@ def _commit(path: str, revision: str | None) -> str:
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         preset = nearest(path, PRESETS)
-        meant = f"did you mean `amcli prep {preset}`? " if preset else ""
+        meant = f"did you mean `{command('prep', preset)}`? " if preset else ""
         raise DataError(
             f"there is no data set {path!r} on the hub that you may read",
             help=f"{meant}A name is OWNER/NAME; for a private one log in with `hf auth login`",

@@ -7,15 +7,18 @@ that is no JSON, a text that is a number) is parsed again line by line, to tell 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from automodel_cli.engine.prep.corpus.blocks import BLANK_LINES, LINES, Block, blocks
+from automodel_cli.engine.prep.corpus.blocks import BLANK_LINES, BOM, LINES, Block, Rejection, blocks, no_text
 from automodel_cli.engine.prep.corpus.clean import why_not_utf8
 from automodel_cli.engine.prep.corpus.columns import missing_column
-from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Rows
+from automodel_cli.engine.prep.corpus.foreign import not_utf8
+from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Rows, rejected_rows
 from automodel_cli.engine.prep.corpus.streams import InputFile
+from automodel_cli.engine.prep.left_out import JSON_ARRAY, PRETTY_JSON
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
 # `\u00e9` takes six bytes of JSON for two of UTF-8, a control character six for one.
 _MAX_ESCAPED = 6
 _OTHER_FIELDS_BYTES = 1 << 20
+# Of fields that a message about a missing one lists.
+_MAX_NAMES = 100
+_MAX_DEPTH = 3
+# Lines of a log begin with a bracket too.
+_ARRAY = re.compile(rb'\[\s*[{"\[]')
 _BLANK_BEGINS = (b"\n", b"\r", b" ", b"\t")
 
 
@@ -31,7 +39,7 @@ class JsonReader:
 
     Args:
         file: The file.
-        column: Field that holds the text.
+        column: Field that holds the text; with dots in it, also a field of objects inside each other.
         max_document_bytes: Lines that cannot hold a shorter document are passed over.
     """
 
@@ -48,14 +56,12 @@ class JsonReader:
         Raises:
             DataError: No line of a block has the column.
         """
-        for block in blocks(self._file, start, LINES, self._max_line_bytes):
+        for block in blocks(self._file, start, LINES, self._max_line_bytes, _no_lines):
             yield Piece(block.number, block.end, block.num_bytes, partial(self._rows, block))
 
     def _rows(self, block: Block) -> Rows:
-        import pyarrow as pa
-
-        if block.is_too_long:
-            return Rows(pa.nulls(1, pa.large_string()), lambda _: block.first_line, {0: "too_large"})
+        if block.rejected is not None:
+            return rejected_rows(block.first_line, block.rejected)
         texts = _parse_block(block.content, self._column)
         if texts is not None and texts.null_count < len(texts):
             return Rows(texts, lambda row: block.first_line + row)
@@ -67,36 +73,47 @@ class JsonReader:
         numbers: list[int] = []
         texts: list[str | None] = []
         rejected: dict[int, str] = {}
-        keys: set[str] = set()
+        found: dict[int, str] = {}
+        names: dict[str, None] = {}
+        inside: dict[str, None] = {}
+        has_column = False
         for number, line in enumerate(block.content.split(b"\n"), start=block.first_line):
             if not line.strip():
                 continue
-            text, reason, found = _parse_line(line, self._column)
+            text, reason, row = _parse_line(line, self._column)
             if reason:
+                # Looked at once for each reason: only the first is ever told.
+                if reason == "invalid_utf8" and reason not in rejected.values():
+                    found[len(texts)] = not_utf8(line)
                 rejected[len(texts)] = reason
-            keys.update(found)
+            has_column = has_column or has_field(row, self._column)
+            if not has_column and len(names) < _MAX_NAMES:
+                names.update(dict.fromkeys(row))
+                inside.update(dict.fromkeys(_inside(row)))
             numbers.append(number)
             texts.append(text)
-        if keys and self._column not in keys:
-            raise missing_column(self._column, keys, f"{self.name}:{numbers[0]}")
-        return Rows(pa.array(texts, pa.large_string()), numbers.__getitem__, rejected)
+        if names and not has_column:
+            raise missing_column(self._column, names, f"{self.name}:{numbers[0]}", inside)
+        return Rows(pa.array(texts, pa.large_string()), numbers.__getitem__, rejected, found)
 
 
 def _parse_block(content: bytes, column: str) -> pa.LargeStringArray | None:
     """The texts of all lines, or `None` where the lines must be looked at one by one."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     from pyarrow import json as arrow_json
 
     # Arrow passes over blank lines and takes two objects on one line: then rows are no lines.
     if content.startswith(_BLANK_BEGINS) or BLANK_LINES.search(content):
         return None
+    # Nor does Arrow know names that are not UTF-8.
+    if not column.isprintable():
+        return None
     try:
         table = arrow_json.read_json(
             pa.BufferReader(content),
             read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(content) + 1),
-            parse_options=arrow_json.ParseOptions(
-                explicit_schema=pa.schema([(column, pa.large_string())]), unexpected_field_behavior="ignore"
-            ),
+            parse_options=arrow_json.ParseOptions(explicit_schema=_schema(column), unexpected_field_behavior="ignore"),
         )
     # Invalid UTF-8 inside a message about it makes the message itself undecodable.
     except (pa.ArrowInvalid, UnicodeDecodeError):
@@ -104,12 +121,91 @@ def _parse_block(content: bytes, column: str) -> pa.LargeStringArray | None:
     num_lines = content.count(b"\n") + (not content.endswith(b"\n"))
     if table.num_rows != num_lines:
         return None
-    chunks = table.column(column).chunks
+    texts = table.column(column)
+    first, _, inner = column.partition(".")
+    if inner:
+        nested = pc.struct_field(table.column(first), inner.split("."))
+        texts = pc.coalesce(texts, nested)
+    chunks = texts.chunks
     return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
 
 
-def _parse_line(line: bytes, column: str) -> tuple[str | None, str, Iterable[str]]:
-    """The text of a line, or the reason why there is none, and the keys that it has."""
+def _schema(column: str) -> pa.Schema:
+    """What Arrow takes of a line: a field with the column's name and, where it has dots, the objects on its path."""
+    import pyarrow as pa
+
+    first, *inner = column.split(".")
+    kind = pa.large_string()
+    for name in reversed(inner):
+        kind = pa.struct([(name, kind)])
+    return pa.schema([(column, pa.large_string()), *([(first, kind)] if inner else [])])
+
+
+def field_of(row: Mapping[str, Any], column: str) -> Any:
+    """The value of a field: that of its literal name or, if there is none, at the end of a dotted path.
+
+    >>> field_of({"doc": {"text": "a"}}, "doc.text"), field_of({"doc": {"text": "a"}, "doc.text": "b"}, "doc.text")
+    ('a', 'b')
+    """
+    value = row.get(column)
+    if value is not None or "." not in column:
+        return value
+    at: Any = row
+    for name in column.split("."):
+        at = at.get(name) if isinstance(at, dict) else None
+    return at
+
+
+def has_field(row: Mapping[str, Any], column: str) -> bool:
+    """Whether an object has a field, or an object on the way to it that is null.
+
+    >>> [has_field(row, "doc.text") for row in ({"doc": {"text": None}}, {"doc": None}, {"doc": {}}, {"doc.text": ""})]
+    [True, True, False, True]
+    """
+    at: Any = row
+    for name in () if column in row else column.split("."):
+        if at is None:
+            break
+        if not isinstance(at, dict) or name not in at:
+            return False
+        at = at[name]
+    return True
+
+
+def _inside(row: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """The fields of objects inside an object, by their dotted paths."""
+    for name, value in row.items():
+        if isinstance(value, dict) and before.count(".") < _MAX_DEPTH:
+            yield from _inside(value, f"{before}{name}.")
+        elif before:
+            yield before + name
+
+
+def _no_lines(begin: bytes) -> Rejection | None:
+    """Why a file that begins so is no JSON lines at all: it holds no text, or one JSON value over all of its lines."""
+    rejected = no_text(begin)
+    if rejected is not None:
+        return rejected
+    lines = begin.removeprefix(BOM).lstrip().split(b"\n", 2)
+    # Where the second line is an object of its own, the first is a bad line among others.
+    if len(lines) > 1 and isinstance(_value(lines[1]), dict):
+        return None
+    first = _value(lines[0])
+    is_array = any(isinstance(item, dict) for item in first[:1]) if isinstance(first, list) else first is None
+    if is_array and (_ARRAY.match(lines[0]) or (len(lines) > 1 and lines[0].strip() == b"[")):
+        return "not_an_object", JSON_ARRAY
+    return ("invalid_json", PRETTY_JSON) if len(lines) > 1 and lines[0].strip() == b"{" else None
+
+
+def _value(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _parse_line(line: bytes, column: str) -> tuple[str | None, str, Mapping[str, Any]]:
+    """The text of a line, or the reason why there is none, and the object that it is."""
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
@@ -119,7 +215,7 @@ def _parse_line(line: bytes, column: str) -> tuple[str | None, str, Iterable[str
         return None, "invalid_json", {}
     if not isinstance(row, dict):
         return None, "not_an_object", {}
-    text = row.get(column)
+    text = field_of(row, column)
     if text is None:
         return None, "null", row
     if not isinstance(text, str):

@@ -126,6 +126,9 @@ class _Unseekable(io.RawIOBase):
 
 
 def _detect(stream: io.BufferedReader[_Unseekable]) -> StdinFormat:
-    """JSON lines begin with a brace; so may text, and then the user has to say so."""
+    """JSON lines begin with a brace; so may text, and then the user has to say so.
+
+    An array of objects is no JSON lines, which its reader says better than text would.
+    """
     begin = stream.peek().removeprefix(b"\xef\xbb\xbf").lstrip()
-    return StdinFormat.JSONL if begin.startswith(b"{") else StdinFormat.TEXT
+    return StdinFormat.JSONL if begin.removeprefix(b"[").lstrip().startswith(b"{") else StdinFormat.TEXT

@@ -1,15 +1,22 @@
-"""Reads one column of a parquet file, row group by row group; no other column is touched."""
+"""Reads one column of a parquet file, row group by row group; no other column is touched.
+
+Memory is bounded by the largest document, not by the file: equal texts are stored once and become far more
+when they are decoded, and one row group may be as large as its file. So few rows are decoded at a time, and
+a column that is large is read in stretches.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
-from automodel_cli.engine.prep.corpus.columns import missing_column, not_text
+from automodel_cli.engine.prep.corpus.columns import missing_column, not_text, repeated_column
 from automodel_cli.engine.prep.corpus.pieces import PIECE_BYTES, PIECE_ROWS, Piece, Position, Rows
 from automodel_cli.engine.prep.corpus.streams import InputFile, unpacked
 
@@ -17,13 +24,22 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow import parquet
 
+# A piece that holds more decoded bytes ends there, however few rows it has.
+_MAX_PIECE_BYTES = 1 << 24
+# Rows that are decoded at once, where texts are short; fewer where they are long and could come to more bytes.
+_ROWS_AT_ONCE = 32
+_MAX_BYTES_AT_ONCE = 1 << 27
+# A column of a row group that takes more bytes in the file is read in stretches, others whole.
+_MAX_BUFFER_BYTES = 1 << 26
+_STRETCH_BYTES = 1 << 23
+
 
 class ParquetReader:
     """One parquet file.
 
     Args:
         file: The file; a compressed one is unpacked into a temporary file first.
-        column: Column that holds the text.
+        column: Column that holds the text; `doc.text` is also the field `text` of a column `doc`.
         groups: `(first, step)`: only every `step`-th row group is read, from the first on.
     """
 
@@ -47,10 +63,10 @@ class ParquetReader:
         """Read the file's footer.
 
         Raises:
-            DataError: The file does not have the column, or it holds no text.
+            DataError: The file does not have the column, has it twice, or it holds no text.
         """
         with self._open() as parquet_file:
-            self._index_of_column(parquet_file)
+            self._find_column(parquet_file)
 
     def pieces(self, start: Position | None) -> Iterator[Piece]:
         """Stretches of rows, each in one row group.
@@ -60,7 +76,7 @@ class ParquetReader:
         """
         number, first_group, first_row = start or (0, self._groups[0], 0)
         with self._open() as parquet_file:
-            column = self._index_of_column(parquet_file)
+            column = self._find_column(parquet_file)
             metadata = parquet_file.metadata
             file_bytes = self._file.num_bytes or metadata.serialized_size
             rows_before = [0]
@@ -68,8 +84,7 @@ class ParquetReader:
                 rows_before.append(rows_before[-1] + metadata.row_group(group).num_rows)
             for group in range(first_group, metadata.num_row_groups, self._groups[1]):
                 group_rows = metadata.row_group(group).num_rows
-                stretch = _rows_of_stretch(group_rows, metadata.row_group(group).column(column).total_uncompressed_size)
-                for row, texts in self._stretches(parquet_file, group, stretch, first_row):
+                for row, texts in _stretches(parquet_file, column, group, first_row):
                     end_row = row + len(texts)
                     is_last = end_row == group_rows
                     end = (number + 1, group + self._groups[1], 0) if is_last else (number + 1, group, end_row)
@@ -81,45 +96,129 @@ class ParquetReader:
                     number += 1
                 first_row = 0
 
-    def _stretches(
-        self, parquet_file: parquet.ParquetFile, group: int, num_rows: int, first_row: int
-    ) -> Iterator[tuple[int, pa.Array]]:
-        """The column in stretches of `num_rows`, from `first_row` on, which is where one begins."""
-        row = 0
-        for batch in parquet_file.iter_batches(num_rows, row_groups=[group], columns=[self._column], use_threads=False):
-            if row >= first_row:
-                yield row, batch.column(0)
-            row += batch.num_rows
+    def _find_column(self, parquet_file: parquet.ParquetFile) -> _Column:
+        """The column of this name or, if there is none, the field at the end of a dotted path."""
+        import pyarrow as pa
 
-    def _index_of_column(self, parquet_file: parquet.ParquetFile) -> int:
-        """Where the column stands among the leaves of the file's schema."""
         schema = parquet_file.schema_arrow
-        if self._column not in schema.names:
-            raise missing_column(self._column, schema.names, self.name)
-        found = schema.field(self._column).type
-        if not _is_text(found):
-            raise not_text(self._column, str(found), self.name)
+        fields = list(schema)
+        path = [self._column] if self._column in schema.names else self._column.split(".")
+        for depth, name in enumerate(path, start=1):
+            same = [field for field in fields if field.name == name]
+            if not same:
+                raise missing_column(self._column, schema.names, self.name, _inside(schema))
+            if len(same) > 1:
+                raise repeated_column(self._column, len(same), self.name)
+            kind = same[0].type
+            if pa.types.is_null(kind):  # and so is whatever would be inside it
+                path = path[:depth]
+                break
+            fields = list(kind) if pa.types.is_struct(kind) else []
+        if not _is_text(kind):
+            raise not_text(self._column, str(kind), self.name)
         leaves = [parquet_file.schema.column(leaf).path for leaf in range(len(parquet_file.schema))]
-        return leaves.index(self._column)
+        return _Column(tuple(path), leaves.index(".".join(path)), pa.types.is_dictionary(kind))
 
     @contextmanager
     def _open(self) -> Iterator[parquet.ParquetFile]:
-        from pyarrow import parquet
-
-        # A column chunk is read at once, since many small reads cost a request each where the file
-        # is far away; it is let go with its row group, so memory does not grow with the file.
         if self._file.codec is not None:
             with tempfile.TemporaryFile() as whole, unpacked(self._file) as stream:
                 shutil.copyfileobj(stream, whole, 1 << 22)
                 whole.seek(0)
-                with parquet.ParquetFile(whole, pre_buffer=True) as parquet_file:
+                with _parquet_file(whole) as parquet_file:
                     yield parquet_file
-        elif self._file.path is not None:
-            with parquet.ParquetFile(self._file.path, pre_buffer=True) as parquet_file:
+        # Arrow takes only paths that are UTF-8.
+        elif self._file.path is not None and str(self._file.path).isprintable():
+            with _parquet_file(self._file.path) as parquet_file:
                 yield parquet_file
         else:
-            with self._file.open() as raw, parquet.ParquetFile(raw, pre_buffer=True) as parquet_file:
+            with self._file.open() as raw, _parquet_file(raw) as parquet_file:
                 yield parquet_file
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Where the text stands in a file.
+
+    Attributes:
+        path: The column, and the fields inside it.
+        leaf: Its index among the leaves of the file's schema.
+        is_dictionary: Its values come as indices into a dictionary.
+    """
+
+    path: tuple[str, ...]
+    leaf: int
+    is_dictionary: bool
+
+    def of(self, batch: pa.RecordBatch) -> pa.Array:
+        """The values of some rows."""
+        import pyarrow.compute as pc
+
+        outer, *inner = self.path
+        # A column of another name is there only where its dotted path is the same.
+        values = batch.column(0 if batch.num_columns == 1 else outer)
+        return pc.struct_field(values, inner) if inner else values
+
+
+def _parquet_file(source: Path | BinaryIO) -> parquet.ParquetFile:
+    from pyarrow import parquet
+
+    # A column of a row group is read at once, since many small reads cost a request each where the file is far
+    # away; it is let go with its row group.
+    opened = parquet.ParquetFile(source, pre_buffer=True)
+    groups = map(opened.metadata.row_group, range(opened.metadata.num_row_groups))
+    large = (group for group in groups if group.total_byte_size > _MAX_BUFFER_BYTES)
+    if any(
+        group.column(column).total_compressed_size > _MAX_BUFFER_BYTES
+        for group in large
+        for column in range(group.num_columns)
+    ):
+        return parquet.ParquetFile(source, metadata=opened.metadata, buffer_size=_STRETCH_BYTES, pre_buffer=False)
+    return opened
+
+
+def _stretches(
+    parquet_file: parquet.ParquetFile, column: _Column, group: int, first_row: int
+) -> Iterator[tuple[int, pa.Array]]:
+    """The texts of a row group from `first_row` on, where a stretch begins; each stretch with its first row."""
+    import pyarrow as pa
+
+    metadata = parquet_file.metadata.row_group(group)
+    num_bytes = metadata.column(column.leaf).total_uncompressed_size
+    num_rows = _rows_of_stretch(metadata.num_rows, num_bytes)
+    parts: list[pa.Array] = []
+    begin, held_bytes = first_row, 0
+    for row, texts in _decoded(parquet_file, column, group, first_row, num_rows, _rows_at_once(num_rows, num_bytes)):
+        parts.append(texts)
+        held_bytes += texts.nbytes
+        end = row + len(texts)
+        if end % num_rows == 0 or held_bytes > _MAX_PIECE_BYTES:
+            # Nothing is held while what is made of it is worked on.
+            texts, parts = pa.concat_arrays(parts), []
+            yield begin, texts
+            begin, held_bytes = end, 0
+    if parts:
+        yield begin, pa.concat_arrays(parts)
+
+
+def _decoded(
+    parquet_file: parquet.ParquetFile, column: _Column, group: int, first_row: int, num_rows: int, at_once: int
+) -> Iterator[tuple[int, pa.Array]]:
+    """At most `at_once` rows, each time with the number of the first; none crosses a multiple of `num_rows`."""
+    # A dictionary is made anew for every batch, and what is not decoded is small.
+    batch_rows = num_rows if column.is_dictionary else min(at_once, num_rows)
+    row = 0
+    for batch in parquet_file.iter_batches(
+        batch_rows, row_groups=[group], columns=[".".join(column.path)], use_threads=False
+    ):
+        values = column.of(batch)
+        end = row + len(values)
+        at = max(row, first_row)
+        while at < end:
+            length = min(at_once, end - at, num_rows - at % num_rows)
+            yield at, _plain(values if length == len(values) else values.slice(at - row, length))
+            at += length
+        row = end
 
 
 def _rows_of_stretch(num_rows: int, num_bytes: int) -> int:
@@ -127,8 +226,26 @@ def _rows_of_stretch(num_rows: int, num_bytes: int) -> int:
     return max(1, min(PIECE_ROWS, PIECE_BYTES * num_rows // max(num_bytes, 1)))
 
 
+def _rows_at_once(num_rows: int, num_bytes: int) -> int:
+    """Rows of a stretch of `num_rows` that are decoded together; one text may hold as many bytes as are stored."""
+    # Where most texts are short, the time that every batch takes matters more.
+    usual = num_rows * _ROWS_AT_ONCE // (2 * PIECE_ROWS)
+    return max(1, min(_ROWS_AT_ONCE, max(usual, _MAX_BYTES_AT_ONCE // max(num_bytes, 1))))
+
+
 def _as_rows(texts: pa.Array, first_number: int) -> Rows:
-    return Rows(_plain(texts), lambda row: first_number + row)
+    return Rows(texts, lambda row: first_number + row)
+
+
+def _inside(fields: Iterable[pa.Field], before: str = "") -> Iterator[str]:
+    """The fields inside structures, by their dotted paths."""
+    import pyarrow as pa
+
+    for field in fields:
+        if pa.types.is_struct(field.type):
+            yield from _inside(field.type, f"{before}{field.name}.")
+        elif before:
+            yield before + field.name
 
 
 def _is_text(found: pa.DataType) -> bool:
@@ -142,6 +259,8 @@ def _is_text(found: pa.DataType) -> bool:
         pa.types.is_string_view,
         pa.types.is_binary,
         pa.types.is_large_binary,
+        # A column in which every text is null may be stored without a type.
+        pa.types.is_null,
     )
     return any(is_kind(found) for is_kind in kinds)
 

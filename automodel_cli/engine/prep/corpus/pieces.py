@@ -29,11 +29,23 @@ class Rows:
         texts: Strings or bytes, null where a row has no text.
         number: The number that a user would give the row with this index: a line or a row from 1.
         rejected: Why the reader could not give the text of a row, by its index; it is null in `texts`.
+        found: What is there instead, by the row's index, where the reader knows more than the reason.
+        unit: What makes one document, where a user could choose it otherwise.
     """
 
     texts: pa.Array
     number: Callable[[int], int]
     rejected: Mapping[int, str] = field(default_factory=dict)
+    found: Mapping[int, str] = field(default_factory=dict)
+    unit: str = ""
+
+
+def rejected_rows(number: int, rejected: tuple[str, str]) -> Rows:
+    """One row without text, for a line or file that was rejected for a reason, and what was found."""
+    import pyarrow as pa
+
+    reason, found = rejected
+    return Rows(pa.nulls(1, pa.large_binary()), lambda _: number, {0: reason}, {0: found})
 
 
 @dataclass(frozen=True)

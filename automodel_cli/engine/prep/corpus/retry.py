@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.errors import DataError
 
 _Result = TypeVar("_Result")
@@ -74,5 +75,5 @@ class Retry:
                 wait = longest * random.uniform(0.5, 1.0)
                 wait = min(max(wait, error.retry_after_s or 0.0), left)
                 longest = min(2 * longest, _LONGEST_WAIT_S)
-                self.on_wait(f"{where}: {error}; trying again in {wait:.1f} s")
+                self.on_wait(masked_message(f"{where}: {error}; trying again in {wait:.1f} s"))
                 self.sleep(wait)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-_CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _SKIP_BYTES = 1 << 22
 
 
@@ -42,7 +42,7 @@ class InputFile:
     @property
     def codec(self) -> str | None:
         """Name of the compression that its ending stands for, or `None`."""
-        return _CODECS.get(Path(self.name).suffix.lower())
+        return CODECS.get(Path(self.name).suffix.lower())
 
     @property
     def ending(self) -> str:

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from automodel_cli.engine.prep.corpus.blocks import BLANK, BLANK_LINES, BOM, LINES, Block, blocks
-from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Rows
+from automodel_cli.engine.prep.corpus.blocks import BLANK, BLANK_LINES, BOM, LINES, Block, blocks, no_text
+from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Rows, rejected_rows
 from automodel_cli.engine.prep.corpus.streams import InputFile, read_fully, unpacked
+from automodel_cli.engine.prep.left_out import NO_BLANK_LINE, WHOLE_FILE
 
 _LINES_AROUND = re.compile(rb"\A(?:[^\S\n]*+\n)++|[\r\n]++\Z")
 
@@ -59,9 +60,11 @@ class BlockReader:
         pieces = list(cut_at_blank_lines(block.content, self._min_bytes))
         lines = [block.first_line + block.content.count(b"\n", 0, begin) for begin, _ in pieces]
         if self._min_bytes:
-            return _rows_of([text for _, text in pieces], lines, block)
+            return _rows_of([text for _, text in pieces], lines, block, NO_BLANK_LINE)
         alone = [(_LINES_AROUND.sub(b"", text), line) for (_, text), line in zip(pieces, lines, strict=True)]
-        return _rows_of([text for text, _ in alone if text], [line for text, line in alone if text], block)
+        return _rows_of(
+            [text for text, _ in alone if text], [line for text, line in alone if text], block, NO_BLANK_LINE
+        )
 
 
 class WholeReader:
@@ -85,7 +88,11 @@ class WholeReader:
         with unpacked(self._file) as stream:
             # One byte more than is allowed is enough to see that it is too much.
             content = read_fully(stream, self._limit + len(BOM) + 1)
-        yield Piece(0, (1,), len(content), lambda: _rows_of([content.removeprefix(BOM)], [1], None))
+        text, rejected = content.removeprefix(BOM), no_text(content)
+        if len(text) > self._limit:
+            rejected = rejected or ("too_large", f"more than {self._limit:,} bytes {WHOLE_FILE}")
+        rows = partial(_rows_of, [text], [1], None) if rejected is None else partial(rejected_rows, 1, rejected)
+        yield Piece(0, (1,), len(content), rows)
 
 
 def cut_at_blank_lines(content: bytes, min_bytes: int) -> Iterator[tuple[int, bytes]]:
@@ -109,9 +116,9 @@ def _lines(block: Block) -> Rows:
     return _rows_of([line for _, line in kept], [number for number, _ in kept], block)
 
 
-def _rows_of(texts: Sequence[bytes], numbers: Sequence[int], block: Block | None) -> Rows:
+def _rows_of(texts: Sequence[bytes], numbers: Sequence[int], block: Block | None, unit: str = "") -> Rows:
     import pyarrow as pa
 
-    if block is not None and block.is_too_long:
-        return Rows(pa.nulls(1, pa.large_binary()), lambda _: block.first_line, {0: "too_large"})
-    return Rows(pa.array(texts, pa.large_binary()), numbers.__getitem__)
+    if block is not None and block.rejected is not None:
+        return rejected_rows(block.first_line, block.rejected)
+    return Rows(pa.array(texts, pa.large_binary()), numbers.__getitem__, unit=unit)

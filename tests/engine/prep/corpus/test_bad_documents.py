@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from automodel_cli.engine.prep.corpus import csv_reader
 from automodel_cli.engine.prep.corpus.clean import clean
 from automodel_cli.engine.prep.corpus.pieces import Rows
+from automodel_cli.engine.prep.corpus.streams import read_fully
 from automodel_cli.errors import DataError
 from tests.engine.prep.corpus.conftest import documents_of, skipped_of, source_of, tiny_pieces
 
@@ -196,6 +198,50 @@ def test_a_cut_compressed_file_is_an_error(tmp_path):
 
     with pytest.raises(DataError, match=r"a\.jsonl\.gz: the file cannot be read: "):
         documents_of(source_of(tmp_path / "a.jsonl.gz"))
+
+
+@pytest.mark.parametrize(("mark", "advice"), [(";", "';', but only commas"), ("\t", "ending .tsv")])
+def test_another_mark_between_the_fields_of_csv_is_named(tmp_path, mark, advice):
+    """Instead of a column with a strange name only."""
+    (tmp_path / "a.csv").write_text(f"text{mark}id\none{mark}1\n")
+
+    with pytest.raises(DataError, match=f"(?s)no column 'text'.*{advice}"):
+        documents_of(source_of(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "nested"])
+def test_a_column_that_stands_twice_is_an_error(tmp_path, kind):
+    """Neither of them is silently taken."""
+    path = tmp_path / ("a.csv" if kind == "csv" else "a.parquet")
+    column = "doc.text" if kind == "nested" else "text"
+    texts = pa.array(["one"])
+    if kind == "csv":
+        path.write_text("text,text\none,two\n")
+    elif kind == "parquet":
+        parquet.write_table(pa.Table.from_arrays([texts, texts], ["text", "text"]), path)
+    else:
+        parquet.write_table(pa.table({"doc": pa.StructArray.from_arrays([texts, texts], ["text", "text"])}), path)
+
+    with pytest.raises(DataError, match=f"the column '{column}' stands 2 times"):
+        documents_of(source_of(path, text_column=column))
+
+
+def test_a_line_of_csv_without_an_end_is_an_error_in_bounded_memory(tmp_path, monkeypatch):
+    """The file is not read to its end for it."""
+    (tmp_path / "a.csv").write_bytes(b"text\n" + b"x" * 40_000)
+    read = []
+
+    def counted(stream, size):
+        read.append(size)
+        return read_fully(stream, size)
+
+    monkeypatch.setattr(csv_reader, "read_fully", counted)
+    monkeypatch.setattr(csv_reader, "PIECE_BYTES", 100)
+
+    with pytest.raises(DataError, match="a line has more than 560 bytes"):
+        documents_of(source_of(tmp_path / "a.csv", max_document_bytes=LIMIT))
+
+    assert sum(read) < 1000
 
 
 def test_csv_with_a_quote_that_never_ends_is_an_error(tmp_path):

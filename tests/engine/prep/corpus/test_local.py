@@ -32,9 +32,8 @@ def test_the_embedded_text_is_one_document_per_scene():
         assert documents_of(source_of("shakespeare"), batches[10].cursor) == scenes[44:]
 
 
-def test_files_of_all_kinds_are_read_together_in_the_order_they_are_named(tmp_path, monkeypatch):
+def test_files_of_all_kinds_are_read_together_in_the_order_they_are_named(tmp_path):
     """A pattern gives its files by name; one named twice is read once."""
-    monkeypatch.chdir(tmp_path)
     for name, content in {
         "c.jsonl": '{"text": "c"}\n',
         "b.csv": "text\nb\n",
@@ -87,9 +86,8 @@ def test_cutting_loses_nothing(text, min_bytes):
         ([], "there is no source"),
     ],
 )
-def test_names_that_stand_for_nothing_are_refused_with_what_there_is(tmp_path, monkeypatch, names, complaint):
+def test_names_that_stand_for_nothing_are_refused_with_what_there_is(tmp_path, names, complaint):
     """A PDF read as text would be tokens all the same."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "a.pdf").touch()
 
     with pytest.raises(UsageError, match=complaint):
