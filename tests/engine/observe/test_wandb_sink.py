@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def reporting(tiny_run, monkeypatch):
     """The tiny run with reports to files, and a secret in its configuration and on its command line."""
     monkeypatch.setenv("WANDB_API_KEY", CANARY * 3)
     monkeypatch.setenv("WANDB_SILENT", "true")
+    # wandb puts functions of its own in their place, for as long as the process lives.
+    monkeypatch.setattr(sys, "exit", sys.exit)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     (tiny_run.parent / "access.py").write_text(LOSS)
     extra = "loss_fn: {_target_: 'access.py:WithAccess', api_key: '${WANDB_API_KEY}'}\n"
     tiny_run.write_text(tiny_run.read_text() + extra + "wandb: {project: tests, mode: offline}\n")
