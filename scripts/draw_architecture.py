@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "images" / "architecture.svg"
 PACKAGE = "automodel_cli"
 # Nearly every room imports these; their arrows would hide the others.
-EVERYWHERE = ("errors", "protocols", "durable")
+EVERYWHERE = ("errors", "terminal", "protocols", "durable", "bounded")
 ASIDE = {"plan": 0.36, "distributed": -0.3, "shards": 0.2}
 WIDTH, BOX_HEIGHT, LAYER_HEIGHT, MARGIN = 960, 34, 84, 16
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#7f7f7f")
