@@ -41,6 +41,7 @@ from automodel_cli.engine import durable
 from automodel_cli.engine.checkpoint.load import load
 from automodel_cli.engine.checkpoint.manifest import verify
 from automodel_cli.engine.config.sections import CheckpointSection
+from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.models.export import import_tensors
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim.optimizer import load_optimizer_state
@@ -112,7 +113,7 @@ def amcli(training: Training, root: Path, *, is_async: bool) -> Callable[[], Sav
         return begin_run_save(
             root,
             state,
-            training.model,
+            ParallelModel(training.model),
             training.optimizer,
             section=section,
             config_yaml="",

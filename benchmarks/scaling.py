@@ -29,13 +29,12 @@ import torch
 import torch.distributed as dist
 from scaling_peers.ways import SHAPES, Recorder, Step, bare_step, build, engine_step
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 
-from automodel_cli.engine.config.layout import degrees_of
 from automodel_cli.engine.config.sections import DistributedSection
-from automodel_cli.engine.distributed.blocks import transformer_blocks
+from automodel_cli.engine.distributed.distributed_group import distributed_group
 from automodel_cli.engine.distributed.environment import RankPlace
-from automodel_cli.engine.distributed.team import DIMENSIONS, Team
+from automodel_cli.engine.distributed.module_tree import transformer_blocks
+from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
 from automodel_cli.engine.plan.communication import (
     Traffic,
     of_context_parallel,
@@ -57,20 +56,20 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def formula(layout: str, team: Team | None, model: nn.Module, device: torch.device) -> Traffic:
+def formula(layout: str, group: RankGroup, model: nn.Module, device: torch.device) -> Traffic:
     """What one rank should send in a step."""
-    if team is None:
+    if group.is_alone:
         return Traffic(0.0, 0.0)
     all_of_them = sum(parameter.numel() for parameter in model.parameters())
     inside = sum(parameter.numel() for block in transformer_blocks(model) for parameter in block.parameters())
-    shape, world = SHAPES[device.type], team.degrees.world
+    shape, world = SHAPES[device.type], group.degrees.world
     sizes = (shape["n_layer"], SAMPLES[device.type], shape["n_positions"], shape["n_embd"], 2)
     width = {"accumulation": ACCUMULATION, "dtype_bytes": 2 if device.type == "cuda" else 4}
     if layout == "ddp":
         return of_ddp(all_of_them, world)
     if layout == "tp2":
         return of_tensor_parallel(*sizes, **width)
-    replicas = team.degrees.dp_replicate
+    replicas = group.degrees.dp_replicate
     sharded = of_fsdp2(
         all_of_them,
         world // replicas,
@@ -92,17 +91,15 @@ def child(rank: int, world: int, store: str, layout: str, num_steps: int, kind: 
     else:
         torch.set_num_threads(1)
     keys = LAYOUTS[layout][1] if world > 1 else {}
-    team = None
+    group: RankGroup = SOLO
     if world > 1:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
             store=dist.FileStore(store, world), rank=rank, world_size=world, timeout=timedelta(minutes=5),
         )  # fmt: skip
-        degrees = degrees_of(DistributedSection(**keys), world)
-        sizes = (degrees.dp_replicate, degrees.dp_shard, degrees.cp, degrees.tp)
-        mesh = init_device_mesh(kind, sizes, mesh_dim_names=DIMENSIONS)
-        team = Team(RankPlace(rank, world, rank, world, launcher="torchrun"), degrees, mesh, device)
-    reader, readers = (team.dp_rank, team.degrees.dp) if team else (0, 1)
+        place = RankPlace(rank, world, rank, world, launcher="torchrun")
+        group = distributed_group(place, DistributedSection(**keys), device)
+    reader, readers = group.dp_rank, group.degrees.dp
     shape, samples = SHAPES[kind], SAMPLES[kind]
 
     def data(number: int) -> list[dict[str, Any]]:
@@ -110,7 +107,7 @@ def child(rank: int, world: int, store: str, layout: str, num_steps: int, kind: 
         tokens = torch.randint(500, (ACCUMULATION, samples, shape["n_positions"] + 1), generator=rows).numpy()
         return [{"input_ids": block[:, :-1], "labels": block[:, 1:]} for block in tokens]
 
-    ways: dict[str, Step] = {"amcli": engine_step(team, keys, data, device)}
+    ways: dict[str, Step] = {"amcli": engine_step(group, keys, data, device)}
     if layout in ("ddp", "fsdp2", "hsdp"):
         ways["bare"] = bare_step(world, keys, data, device)
     recorder = Recorder(device, world)
@@ -119,7 +116,7 @@ def child(rank: int, world: int, store: str, layout: str, num_steps: int, kind: 
     for number in range(num_steps + 2):
         # In turn, and in the other order every time, so that a busy machine slows both alike.
         for name in list(ways)[:: 1 if number % 2 else -1]:
-            if team is not None:
+            if not group.is_alone:
                 dist.barrier()
             begin = time.perf_counter()
             if number == 1 and name == "amcli":
@@ -132,7 +129,7 @@ def child(rank: int, world: int, store: str, layout: str, num_steps: int, kind: 
     worst = max(abs(a - b) for a, b in zip(losses["amcli"], losses.get("bare", losses["amcli"]), strict=True))
     if worst > 1e-3 if kind == "cpu" else worst > 5e-2:
         raise SystemExit(f"{layout} on {world} trains something else than the bare loop: the losses differ by {worst}")
-    expected = formula(layout, team, build(device), device)
+    expected = formula(layout, group, build(device), device)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     tokens = readers * ACCUMULATION * samples * shape["n_positions"]
     return {

@@ -150,11 +150,11 @@ def pretrain(
             ensure_embedded_corpus(final, say)
             yield
 
-    with on_ranks(ranks.place, settings, root, prepared) as team:
+    with on_ranks(ranks.place, settings, root, prepared) as group:
         from automodel_cli.engine.observe.build import run_sink
         from automodel_cli.engine.train import recipe
 
         sink = ranks.sink(run_sink(final, settings, root, start_step=0, quiet=json_ or quiet))
-        summary = recipe.pretrain(final, settings, root, sink, team, until)
+        summary = recipe.pretrain(final, settings, root, sink, group, until)
     if ranks.place.speaks:
         render.run_summary(summary, as_json=json_)

@@ -103,11 +103,11 @@ def continue_run(
 
     from automodel_cli.engine.train.preflight import on_ranks, owned
 
-    with on_ranks(ranks.place, plan.settings, plan.root, lambda: owned(plan.settings, plan.root)) as team:
+    with on_ranks(ranks.place, plan.settings, plan.root, lambda: owned(plan.settings, plan.root)) as group:
         from automodel_cli.engine.train import recipe
         from automodel_cli.engine.train.opening import open_checkpoint
 
-        resumed = open_checkpoint(plan, say, team)
+        resumed = open_checkpoint(plan, say, group)
         if resumed.is_finished:
             say(f"step {resumed.snapshot.step} of {plan.settings.step_scheduler.max_steps} is done: nothing to train")
             say(f"to train on: {_again(context, f'step_scheduler.max_steps={2 * resumed.snapshot.step}')}")
@@ -123,7 +123,7 @@ def continue_run(
             plan.config, plan.settings, plan.root, start_step=resumed.snapshot.step, quiet=as_json or quiet
         )
         summary = recipe.resume(
-            plan.config, plan.settings, plan.root, ranks.sink(open_sink), resumed.snapshot, team, until
+            plan.config, plan.settings, plan.root, ranks.sink(open_sink), resumed.snapshot, group, until
         )
     if ranks.place.speaks:
         render.run_summary(summary, as_json=as_json)

@@ -13,9 +13,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from automodel_cli.engine.config.sections import DistributedSection
-from automodel_cli.engine.distributed.blocks import transformer_blocks
-from automodel_cli.engine.distributed.spread import spread
-from automodel_cli.engine.distributed.team import Team
+from automodel_cli.engine.distributed.module_tree import transformer_blocks
+from automodel_cli.engine.distributed.parallel_model import parallelised
+from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim.optimizer import build_optimizer
 from automodel_cli.engine.plan.communication import ring_bytes
@@ -69,23 +69,21 @@ def build(device: torch.device) -> nn.Module:
 
 
 def engine_step(
-    team: Team | None, layout: dict[str, Any], data: Callable[[int], list[dict[str, Any]]], device: Any
+    group: RankGroup, layout: dict[str, Any], data: Callable[[int], list[dict[str, Any]]], device: Any
 ) -> Step:
     """A step as the loop of `amcli pretrain` does it, reading and reporting apart."""
     model = build(device)
-    objective = objective_of(None, model, tp_size=team.degrees.tp if team else 1)
-    how = spread(model, team, DistributedSection(**layout)) if team else None
+    objective = objective_of(None, model, tp_size=group.degrees.tp)
+    parallel = parallelised(model, group, DistributedSection(**layout), device)
     optimizer = build_optimizer(torch.optim.AdamW, {"lr": 1e-3}, model)
     dtype = torch.bfloat16 if device.type == "cuda" else None
 
     def step(number: int) -> float:
         batches = data(number)
-        num_tokens = label_tokens(batches)
-        if team is not None:
-            batches = [team.part_of_sequence(batch) for batch in batches]
-            num_tokens = team.agree(label_tokens(batches), 0, 0, 0)[0] // team.degrees.tp
+        batches = [group.part_of_sequence(batch) for batch in batches]
+        num_tokens = group.all_reduce_ints(group.counted_once(label_tokens(batches)), 0, 0, 0)[0]
         settings = {"device": device, "lr": 1e-3, "max_norm": 1.0, "autocast_dtype": dtype}
-        numbers = queue_step(model, objective, optimizer, batches, spread=how, num_label_tokens=num_tokens, **settings)
+        numbers = queue_step(parallel, objective, optimizer, batches, num_label_tokens=num_tokens, **settings)
         return numbers.read()[0]
 
     return step

@@ -17,7 +17,7 @@ from automodel_cli.engine.checkpoint.manifest import FileRecord
 from automodel_cli.engine.checkpoint.pickled_file import write_state_dict
 from automodel_cli.engine.checkpoint.shard_file import write_tensors
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
-from automodel_cli.engine.distributed.parts import Part
+from automodel_cli.engine.distributed.region import Part
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from automodel_cli.engine.distributed.sharded_tensors import local
+
 # Large enough to use the network well, small enough that the first messages leave early in the backward pass.
 BUCKET_BYTES = 25 * 2**20
 
@@ -91,11 +93,6 @@ class ReplicaSync:
         flat = flatten(self._buckets[len(self._sent)])
         work = dist.all_reduce(flat, group=self._group, async_op=True)
         self._sent.append((flat, work))
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor; the tensor itself if it is whole."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def settle(parameter: torch.Tensor) -> None:

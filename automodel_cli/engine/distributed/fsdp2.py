@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from automodel_cli.engine.config.sections import DistributedSection
-from automodel_cli.engine.distributed.blocks import transformer_blocks
+from automodel_cli.engine.distributed.module_tree import transformer_blocks
 
 
 @dataclass(frozen=True)

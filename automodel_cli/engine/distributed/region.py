@@ -1,4 +1,4 @@
-"""Blocks of tensors: which part of a whole is held, written or read. Arithmetic alone, without torch.
+"""Parts of tensors: which part of a whole is held, written or read. Arithmetic alone, without torch.
 
 A region is a box: where it begins in the whole tensor, and how far it reaches in each dimension.
 """
@@ -8,8 +8,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
 
 QKV_PARTS = 3
 
@@ -73,6 +77,44 @@ class Region:
     def transposed(self) -> Region:
         """The same elements in the transpose of a matrix."""
         return Region(self.offsets[::-1], self.sizes[::-1])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a tensor, with its content.
+
+    Args:
+        name: Of the whole tensor.
+        region: Where it stands in the whole.
+        tensor: Its content, of the region's sizes.
+    """
+
+    name: str
+    region: Region
+    tensor: torch.Tensor
+
+
+class TensorSource(Protocol):
+    """Where parts of tensors are read from, such as the files of a checkpoint."""
+
+    def shape(self, name: str) -> Sequence[int]:
+        """Of a whole tensor."""
+
+    def region(self, name: str, region: Region) -> torch.Tensor:
+        """A part of a tensor, on the CPU."""
+
+
+class LazyTensorSource(TensorSource, Protocol):
+    """Tensors by name that are read in part, such as those of a checkpoint's files."""
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """A whole tensor."""
+
+    def without_content(self, name: str) -> torch.Tensor:
+        """One of its shape and type on the meta device."""
 
 
 def rows_in_model_order(region: Region, num_rows: int, num_ranks: int) -> list[Region]:

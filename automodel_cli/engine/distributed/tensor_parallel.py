@@ -27,6 +27,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from automodel_cli.engine.distributed.module_tree import tie_again, tied_places
 from automodel_cli.errors import ConfigError
 
 FUSED_QKV = "fused_qkv_colwise"
@@ -48,7 +49,7 @@ def split_matrices(model: nn.Module, mesh: DeviceMesh, *, sequence_parallel: boo
         ConfigError: The model has no plan, or a plan with a style that is not known here.
     """
     plan = _plan_of(model, sequence_parallel)
-    tied = _tied(model)
+    tied = tied_places(model)
     by_name = dict(model.named_modules())
     styles: dict[str, ParallelStyle] = {}
     reordered = set()
@@ -64,7 +65,7 @@ def split_matrices(model: nn.Module, mesh: DeviceMesh, *, sequence_parallel: boo
         styles[name] = _style(name, module, style, sequence_parallel)
     for name, style_of_module in styles.items():
         parallelize_module(by_name[name], mesh, style_of_module)
-    _tie_again(model, tied)
+    tie_again(tied)
     if sequence_parallel:
         _split_positions(model, plan, mesh)
     return frozenset(reordered)
@@ -149,26 +150,10 @@ def _reorder(module: nn.Module, num_ranks: int) -> None:
             parameter.copy_(rows_by_rank(parameter, num_ranks).clone())
 
 
-def _tied(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
-    """Places of the model that hold one parameter, for each parameter that has several."""
-    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for key, parameter in module.named_parameters(recurse=False):
-            places.setdefault(parameter, []).append((module, key))
-    return [found for found in places.values() if len(found) > 1]
-
-
 def _is_tied_to_split_head(module: nn.Module, tied: list[list[tuple[nn.Module, str]]], plan: Mapping[str, str]) -> bool:
     """Whether an embedding that the plan does not name shares its weight with an output layer that it does."""
     has_head = any("lm_head" in pattern for pattern in plan)
     return has_head and any(any(member is module for member, _ in places) for places in tied)
-
-
-def _tie_again(model: nn.Module, tied: list[list[tuple[nn.Module, str]]]) -> None:
-    """Splitting made a new parameter at each place; they must be one again, or they would drift apart."""
-    for (module, key), *others in tied:
-        for other, other_key in others:
-            setattr(other, other_key, getattr(module, key))
 
 
 def _split_positions(model: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh) -> None:

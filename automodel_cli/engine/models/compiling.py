@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
-from automodel_cli.engine.distributed.blocks import transformer_blocks
+from automodel_cli.engine.distributed.module_tree import transformer_blocks
 from automodel_cli.errors import ConfigError
 
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"

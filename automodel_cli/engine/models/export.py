@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.config.suggest import hint
-from automodel_cli.engine.distributed.parts import LazyTensorSource, Part
-from automodel_cli.engine.distributed.region import Region
+from automodel_cli.engine.distributed.module_tree import own_tensors
+from automodel_cli.engine.distributed.region import LazyTensorSource, Part, Region
 from automodel_cli.engine.models.gpt2 import GPT2Config, GPT2LMHeadModel
 from automodel_cli.errors import CheckpointError
 
@@ -64,7 +64,7 @@ def export_parts(model: nn.Module, parts: Iterable[Part], *, is_first: bool) -> 
     """One rank's parts of a model, under the names and in the layout of `export_model`.
 
     Args:
-        model: Spread over the ranks.
+        model: On its ranks.
         parts: What this rank holds of its whole tensors.
         is_first: Whether this rank adds what only the checkpoint has.
     """
@@ -82,7 +82,7 @@ def model_config(model: nn.Module, bos_id: int | None = None) -> dict[str, Any] 
     """The contents of `config.json`, or None for a model that Hugging Face does not know.
 
     Args:
-        model: May be spread over ranks.
+        model: May be parallelised.
         bos_id: As for `export_model`.
     """
     if isinstance(model, GPT2LMHeadModel):
@@ -161,30 +161,6 @@ def transposed(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tenso
 def is_stored_transposed(model: nn.Module, name: str) -> bool:
     """Whether a checkpoint holds the transpose of a tensor of the model."""
     return isinstance(model, GPT2LMHeadModel) and name.endswith(_TRANSPOSED)
-
-
-def own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with each tied tensor under its first name only; values share the model's memory.
-
-    Args:
-        model: Whole; may be without content.
-
-    Raises:
-        CheckpointError: It holds something that is not a tensor.
-    """
-    seen: set[tuple[Any, ...]] = set()
-    tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, torch.Tensor):
-            kind = f"{type(model).__name__} keeps {name} as {type(tensor).__name__}"
-            raise CheckpointError(f"{kind}, which a checkpoint cannot hold: only tensors can be saved")
-        memory = id(tensor) if tensor.is_meta else tensor.data_ptr()
-        identity = (memory, tensor.dtype, tensor.shape, tensor.stride())
-        if tensor.numel() and identity in seen:
-            continue
-        seen.add(identity)
-        tensors[name] = tensor.detach()
-    return tensors
 
 
 def stored_tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from automodel_cli.engine.distributed.blocks import transformer_blocks
-from automodel_cli.engine.distributed.skeleton import is_skeleton
+from automodel_cli.engine.distributed.module_tree import is_meta, transformer_blocks
 from automodel_cli.engine.models.calling import call
 from automodel_cli.engine.models.outputs import logits_of
 
@@ -79,7 +78,7 @@ def find_head(model: nn.Module) -> Head:
     Raises:
         NoHeadError: It returns something else than the output of one of its plain linear layers.
     """
-    if is_skeleton(model):
+    if is_meta(model):
         layer = _found_in_its_shape(model)
         return Head(layer)
     outputs: list[tuple[nn.Linear, Any]] = []
@@ -109,7 +108,7 @@ def find_head(model: nn.Module) -> Head:
 
 
 def _found_in_its_shape(model: nn.Module) -> nn.Linear:
-    """The output layer of a skeleton, found by trials of its shape filled with zeros.
+    """The output layer of a model on the meta device, found by trials of its shape filled with zeros.
 
     First of one block between what is around them, which costs nearly nothing; then in real memory, since some kernels
     (grouped products of experts) take no tensor whose elements share theirs; then of all blocks.
@@ -134,7 +133,7 @@ def _found_in_its_shape(model: nn.Module) -> nn.Linear:
 
 
 def _zeros_like(model: nn.Module, number_of_blocks: int, *, has_memory: bool) -> nn.Module:
-    """A copy of a skeleton with fewer blocks and zeros for content; without memory, all zeros of a tensor are one."""
+    """A copy of a meta model with fewer blocks, and zeros as content: one zero in memory for a whole tensor."""
     shape = copy.deepcopy(model)
     blocks = transformer_blocks(shape)
     for module in shape.modules():

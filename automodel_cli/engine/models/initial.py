@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from automodel_cli.engine.distributed.blocks import transformer_blocks
+from automodel_cli.engine.distributed.module_tree import transformer_blocks
 from automodel_cli.engine.models.calling import is_hugging_face
 from automodel_cli.engine.models.gpt2 import GPT2LMHeadModel
 
@@ -45,7 +45,7 @@ def drawn(blank: nn.Module, seed: int, wanted: Collection[str] | None = None) ->
     """The initial tensors of a model by name, on the CPU, one transformer block after another, then the rest.
 
     Args:
-        blank: A skeleton that nothing has been done to since it was built; left as it is.
+        blank: A meta model as it was built; it is not changed.
         seed: Seed of the run.
         wanted: Names of buffers that alone are needed, such as those that no checkpoint holds; None for everything.
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from automodel_cli.engine.distributed.blocks import transformer_blocks
+from automodel_cli.engine.distributed.module_tree import transformer_blocks
 from automodel_cli.errors import ConfigError
 
 _aten = torch.ops.aten

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from automodel_cli.engine.distributed.parts import LazyTensorSource
-from automodel_cli.engine.distributed.region import Region
+from automodel_cli.engine.distributed.region import LazyTensorSource, Region
 from automodel_cli.engine.models.export import (
     import_tensors,
     is_stored_transposed,

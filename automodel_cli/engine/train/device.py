@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from automodel_cli.engine.distributed.skeleton import is_skeleton
+from automodel_cli.engine.distributed.module_tree import is_meta
 from automodel_cli.engine.models.float8 import check_float8
 from automodel_cli.engine.train.cpu_products import multiply_by_onednn
 from automodel_cli.errors import ConfigError
@@ -58,7 +58,7 @@ class Placement:
         One without content gets the types and no memory.
         Buffers keep their type: rounded to bf16, the frequencies of rotary positions would be others.
         """
-        if not is_skeleton(model):
+        if not is_meta(model):
             model.to(self.device)
         for parameter in model.parameters():
             if parameter.is_floating_point() and parameter.dtype != self.weight_dtype:

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.train.objective import Objective
 from automodel_cli.engine.train.out_of_memory import is_out_of_memory
 from automodel_cli.engine.train.state import restore_rng, rng_tensors
 from automodel_cli.engine.train.step import micro_batch_loss
 from automodel_cli.errors import OutOfMemoryError
-
-if TYPE_CHECKING:
-    from automodel_cli.engine.distributed.spread import Spread
 
 
 @dataclass(frozen=True)
@@ -32,23 +30,21 @@ class DryRun:
     """What is tried, and how its memory is measured.
 
     Args:
-        model: Spread over the ranks, if there are several.
+        model: On the ranks.
         objective: Of the model.
         optimizer: Steps once where it has no state yet.
         sample: Arrays (1, T) of one sample, repeated to batches.
         device: Of the model.
         autocast_dtype: As in training.
-        spread: None for a process alone.
         peak_bytes: The most that was allocated since it was asked before.
     """
 
-    model: nn.Module
+    model: ParallelModel
     objective: Objective
     optimizer: torch.optim.Optimizer
     sample: dict[str, Any]
     device: torch.device
     autocast_dtype: torch.dtype | None
-    spread: Spread | None
     peak_bytes: Callable[[], int]
 
     def peak(self, local_batch_size: int, *, passes: int) -> int | None:
@@ -59,13 +55,13 @@ class DryRun:
             passes: Forward and backward passes of the step; from the second on, gradients are there already.
         """
         batch = {name: np.repeat(values, local_batch_size, axis=0) for name, values in self.sample.items()}
-        self.model.train()
+        self.model.module.train()
         self.peak_bytes()
         try:
             for number in range(1, passes + 1):
-                with self.spread.micro_batch(is_last=number == passes) if self.spread else nullcontext():
+                with self.model.micro_batch(is_last=number == passes):
                     loss = micro_batch_loss(
-                        self.model, self.objective, batch, batch["labels"].size, self.device, self.autocast_dtype
+                        self.model.module, self.objective, batch, batch["labels"].size, self.device, self.autocast_dtype
                     )
                     loss.backward()
             if not self.optimizer.state:
@@ -73,7 +69,7 @@ class DryRun:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            _forget_pass(self.model)
+            _forget_pass(self.model.module)
             return None
         finally:
             self.optimizer.zero_grad(set_to_none=True)

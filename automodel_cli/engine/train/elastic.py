@@ -12,19 +12,16 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from automodel_cli.engine.config.check import Settings
+from automodel_cli.engine.distributed.parallel_model import ParallelModel
+from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.restoring import seed_everything
 from automodel_cli.errors import ConfigError
-
-if TYPE_CHECKING:
-    from automodel_cli.engine.distributed.spread import Spread
-    from automodel_cli.engine.distributed.team import Team
 
 
 @dataclass(frozen=True)
@@ -34,13 +31,13 @@ class Elastic:
     Args:
         seed: Of the run.
         num_micro_batches: Of a step, over all ranks.
-        spread: How the model lies on the ranks; None for a process alone.
+        model: On the ranks.
         step: Steps done before this one.
     """
 
     seed: int
     num_micro_batches: int
-    spread: Spread | None
+    model: ParallelModel
     step: int = 0
 
     def at(self, step: int) -> Elastic:
@@ -63,29 +60,22 @@ class Elastic:
             losses: Of this rank's micro-batches, each a part of the step's mean.
             max_norm: Largest norm; None only measures it.
         """
-        # Sharded tensors take 0.9 s of CPU time to import, which other runs of one process do not spend.
-        from automodel_cli.engine.distributed.gather import whole
-        from automodel_cli.engine.distributed.totals import scale_gradients
-
         of_step = torch.zeros(self.num_micro_batches, dtype=torch.float64, device=losses[0].device)
         of_step[[self._number(index) for index in range(len(losses))]] = torch.stack(list(losses)).double()
-        if self.spread is not None:
-            self.spread.team.sum(of_step)  # of zeros and one number each, so without rounding
+        self.model.group.all_reduce(of_step)  # of zeros and one number each, so without rounding
         grads = (parameter.grad for parameter in parameters if parameter.grad is not None)
-        norms = [torch.linalg.vector_norm(whole(grad).contiguous()).double() for grad in grads]
+        norms = [torch.linalg.vector_norm(self.model.whole(grad).contiguous()).double() for grad in grads]
         norm = torch.stack(norms).square().sum().sqrt().to(of_step.device)
         if max_norm is not None:
-            scale_gradients(parameters, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+            self.model.scale_gradients(parameters, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
         return torch.stack([of_step.sum(), norm])
 
     def _number(self, index: int) -> int:
-        if self.spread is None:
-            return index
-        team = self.spread.team
-        return index * team.degrees.dp + team.dp_rank
+        group = self.model.group
+        return index * group.degrees.dp + group.dp_rank
 
 
-def elastic_of(settings: Settings, placement: Placement, spread: Spread | None) -> Elastic | None:
+def elastic_of(settings: Settings, placement: Placement, model: ParallelModel) -> Elastic | None:
     """The numbering of a run that asks for it, else None.
 
     Raises:
@@ -93,19 +83,18 @@ def elastic_of(settings: Settings, placement: Placement, spread: Spread | None) 
     """
     if settings.general.deterministic != "elastic":
         return None
-    if spread is not None:
-        _check_alike(placement, spread.team)
+    _check_alike(placement, model.group)
     steps = settings.step_scheduler
-    return Elastic(settings.general.seed, steps.global_batch_size // int(steps.local_batch_size), spread)
+    return Elastic(settings.general.seed, steps.global_batch_size // int(steps.local_batch_size), model)
 
 
-def _check_alike(placement: Placement, team: Team) -> None:
+def _check_alike(placement: Placement, group: RankGroup) -> None:
     own = f"{placement.name}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
-    first = team.tell(own if team.rank == 0 else None)
-    if not team.any(own != first):
+    first = group.broadcast(own if group.rank == 0 else None)
+    if not group.any(own != first):
         return
     raise ConfigError(
-        f"deterministic is elastic, but the ranks differ: rank 0 computes with {first}, and rank {team.rank} on "
+        f"deterministic is elastic, but the ranks differ: rank 0 computes with {first}, and rank {group.rank} on "
         f"{platform.node()} with {own}"
         if own != first
         else f"deterministic is elastic, but another rank does not compute as rank 0 does, with {first}",

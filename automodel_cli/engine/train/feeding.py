@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.durations import in_tokens
@@ -16,21 +16,19 @@ from automodel_cli.engine.train.state import TrainState, restore_rng, rng_tensor
 from automodel_cli.engine.train.validation import Validation, up_to_tokens
 from automodel_cli.errors import ConfigError
 
-if TYPE_CHECKING:
-    from automodel_cli.engine.distributed.team import Team
 
-
-def loader_of(parts: RunParts, settings: Settings, state: TrainState, team: Team | None) -> BatchLoader | StreamLoader:
+def loader_of(parts: RunParts, settings: Settings, state: TrainState) -> BatchLoader | StreamLoader:
     """The loader of the dataset; that of a stream goes on where `state` says.
 
     Raises:
         AmcliError: The sizes do not fit, or the dataset is neither numbered nor iterable.
     """
+    group = parts.model.group
     sizes: dict[str, Any] = {
         "global_batch_size": settings.step_scheduler.global_batch_size,
         "local_batch_size": settings.step_scheduler.micro_batch_size,
-        "dp_rank": team.dp_rank if team else 0,
-        "dp_size": team.degrees.dp if team else 1,
+        "dp_rank": group.dp_rank,
+        "dp_size": group.degrees.dp,
         "num_workers": settings.dataloader.num_workers,
         "prefetch_factor": settings.dataloader.prefetch_factor,
         "vocab_size": parts.vocab_size,
@@ -46,7 +44,7 @@ def loader_of(parts: RunParts, settings: Settings, state: TrainState, team: Team
     return loader
 
 
-def validation_of(parts: RunParts, settings: Settings, team: Team | None) -> Validation | None:
+def validation_of(parts: RunParts, settings: Settings) -> Validation | None:
     """The validation of a run, or None where there is no set to validate on.
 
     The first samples of every numbered set are read and checked here: a run that finds its validation set broken
@@ -77,7 +75,7 @@ def validation_of(parts: RunParts, settings: Settings, team: Team | None) -> Val
     def batches_of(name: str) -> Iterable[dict[str, Any]]:
         batches: Iterable[dict[str, Any]] = read(name, most)
         batches = batches if budget is None else up_to_tokens(batches, budget)
-        return batches if team is None else team.dealt(batches)
+        return parts.model.group.split_batches(batches)
 
     def check() -> None:
         for name, dataset in datasets.items():
@@ -85,6 +83,6 @@ def validation_of(parts: RunParts, settings: Settings, team: Team | None) -> Val
                 next(read(name, 1), None)
 
     generators = rng_tensors()
-    team.together(check) if team is not None else check()
+    parts.model.group.on_every_rank(check)
     restore_rng(generators)  # a set that draws numbers must not change those of the training
     return Validation(datasets, batches_of, settings.checkpoint.best_metric_key) if datasets else None

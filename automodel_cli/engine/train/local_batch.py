@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +24,13 @@ from automodel_cli.engine.config.sections import AUTO
 from automodel_cli.engine.config.yaml_reader import parse_value
 from automodel_cli.engine.data.loader import eval_batches
 from automodel_cli.engine.data.stream_loader import is_stream
+from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.plan.derive import RESERVED_SHARE, derive, memory_of_batch
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.device_memory import device_memory
 from automodel_cli.engine.train.dry_run import DryRun, undone
 from automodel_cli.engine.train.run_parts import RunParts
 from automodel_cli.errors import ConfigError, OutOfMemoryError
-
-if TYPE_CHECKING:
-    from automodel_cli.engine.distributed.team import Team
 
 KEY = ("step_scheduler", "local_batch_size")
 # Beyond so many tokens the matrices of a forward pass are large enough to keep the cores of a CPU busy.
@@ -63,8 +61,8 @@ def with_local_batch(
         ConfigError: The length of a stream's samples is not known.
     """
     section = settings.step_scheduler
-    team = parts.spread.team if parts.spread else None
-    dp_size = team.degrees.dp if team else 1
+    group = parts.model.group
+    dp_size = group.degrees.dp
     if section.local_batch_size != AUTO:
         allowed = section.micro_batch_size
         taken = filled_batch(allowed, section.global_batch_size, dp_size)
@@ -73,16 +71,16 @@ def with_local_batch(
         parts.how["local batch"] = f"{taken}, a rank's samples of a step; local_batch_size allows {allowed}"
         return config, replace(settings, step_scheduler=replace(section, local_batch_size=taken))
     per_rank = section.global_batch_size // dp_size
-    saved, why = _saved(snapshot, team)
+    saved, why = _saved(snapshot, group)
     if saved is not None and per_rank % saved == 0:
         found, reason = saved, "as in the checkpoint"
     elif placement.device.type == "cuda":
-        trial = _trial(config, placement, parts, team)
+        trial = _trial(config, placement, parts)
         limit = int(_limit(placement) * (1 - RESERVED_SHARE))
-        found = _by_trial(trial, per_rank, limit, team, compiles=settings.compile.enabled)
+        found = _by_trial(trial, per_rank, limit, group, compiles=settings.compile.enabled)
         reason = f"the largest that fits, with {RESERVED_SHARE:.0%} of the memory kept free{why}"
     else:
-        found, reason = _by_estimate(config, placement, per_rank, team)
+        found, reason = _by_estimate(config, placement, per_rank, group)
         reason += why
     parts.how["local batch"] = f"{found} of {per_rank} samples, {reason}"
     origin = Origin("option", f"found for {config.origin(KEY)}")
@@ -90,11 +88,11 @@ def with_local_batch(
     return config.with_value(KEY, found, origin), replace(settings, step_scheduler=section)
 
 
-def _saved(snapshot: Snapshot | None, team: Team | None) -> tuple[int | None, str]:
+def _saved(snapshot: Snapshot | None, group: RankGroup) -> tuple[int | None, str]:
     """The number of the saved run, or None with what is said of that."""
     if snapshot is None:
         return None, ""
-    then, now = 1 + len(snapshot.peer_rng_tensors), team.place.world_size if team else 1
+    then, now = 1 + len(snapshot.peer_rng_tensors), group.world_size
     if then != now:
         return None, f"; found anew, since the run was saved by {then} rank{'s'[: then > 1]} and goes on with {now}"
     section = parse_value(snapshot.config_yaml, source="config.yaml").get(KEY[0])
@@ -154,10 +152,10 @@ def fits_by_line(peak: Callable[[int], int | None], limit: int, agreed: Callable
     return fits
 
 
-def _by_trial(trial: DryRun, per_rank: int, limit: int, team: Team | None, *, compiles: bool) -> int:
+def _by_trial(trial: DryRun, per_rank: int, limit: int, group: RankGroup, *, compiles: bool) -> int:
     """The largest by trial steps, after which nothing of them is left but compiled programs on the disk."""
-    with undone(trial.model, trial.optimizer):
-        fits = fits_by_line(lambda size: trial.peak(size, passes=min(2, per_rank // size)), limit, _agreed(team))
+    with undone(trial.model.module, trial.optimizer):
+        fits = fits_by_line(lambda size: trial.peak(size, passes=min(2, per_rank // size)), limit, group.all)
         found = largest_that_fits(divisors(per_rank), fits)
     if compiles:
         torch.compiler.reset()  # or the sizes that were tried would make it compile for sizes of all kinds
@@ -172,16 +170,16 @@ def _by_trial(trial: DryRun, per_rank: int, limit: int, team: Team | None, *, co
     return found
 
 
-def _by_estimate(config: Config, placement: Placement, per_rank: int, team: Team | None) -> tuple[int, str]:
+def _by_estimate(config: Config, placement: Placement, per_rank: int, group: RankGroup) -> tuple[int, str]:
     """The largest whose tokens stay below the cap and whose estimate fits into a share of what is free, and why."""
-    world = team.place.world_size if team else 1
+    world = group.world_size
     precision = "bf16" if placement.autocast_dtype is not None else "fp32"
     if config.get("precision", AUTO) != AUTO:
         precision = config.get("precision")
     exact = config.with_value(("precision",), precision, DEFAULT).with_value(("device",), "cpu", DEFAULT)
     derived = derive(exact, world)
     needs, seq_len = memory_of_batch(derived), derived.sizes.seq_len
-    free = int(device_memory(placement.device).free * _CPU_SHARE) // (team.place.local_world_size if team else 1)
+    free = int(device_memory(placement.device).free * _CPU_SHARE) // group.place.local_world_size
 
     def fits(size: int) -> bool:
         if seq_len is not None and size * seq_len > CPU_TOKENS and size > 1:
@@ -189,17 +187,12 @@ def _by_estimate(config: Config, placement: Placement, per_rank: int, team: Team
         total = needs(size, size < per_rank).total if needs else None
         return total is None or total <= free
 
-    agreed = _agreed(team)
-    found = largest_that_fits(divisors(per_rank), lambda size: agreed(fits(size))) or 1
+    found = largest_that_fits(divisors(per_rank), lambda size: group.all(fits(size))) or 1
     known = needs is not None and needs(1, True).total is not None
     why = f"the most up to {CPU_TOKENS:,} tokens" + ("" if seq_len else ", as the length of a sample is not known")
     return found, why + (
         " whose estimate fits half of the free memory" if known else "; its memory cannot be estimated"
     )
-
-
-def _agreed(team: Team | None) -> Callable[[bool], bool]:
-    return (lambda is_so: not team.any(not is_so)) if team else (lambda is_so: is_so)
 
 
 def _limit(placement: Placement) -> int:
@@ -217,20 +210,19 @@ def _peak_of_gpu(device: torch.device) -> Callable[[], int]:
     return peak
 
 
-def _trial(config: Config, placement: Placement, parts: RunParts, team: Team | None) -> DryRun:
+def _trial(config: Config, placement: Placement, parts: RunParts) -> DryRun:
     return DryRun(
         model=parts.model,
         objective=parts.loss_fn,
         optimizer=parts.optimizer,
-        sample=_sample(config, parts, team),
+        sample=_sample(config, parts),
         device=placement.device,
         autocast_dtype=placement.autocast_dtype,
-        spread=parts.spread,
         peak_bytes=_peak_of_gpu(placement.device),
     )
 
 
-def _sample(config: Config, parts: RunParts, team: Team | None) -> dict[str, Any]:
+def _sample(config: Config, parts: RunParts) -> dict[str, Any]:
     """One sample as the model gets it: a dataset's first; of a stream, which must not be read, one of its length."""
     if not is_stream(parts.dataset):
         batch = next(eval_batches(parts.dataset, 1, 1, section=parts.sections["dataset"]))
@@ -244,4 +236,4 @@ def _sample(config: Config, parts: RunParts, team: Team | None) -> dict[str, Any
             )
         ids = np.zeros((1, length), dtype=np.int64)
         batch = {"input_ids": ids, "labels": ids}
-    return team.part_of_sequence(batch) if team else batch
+    return parts.model.group.part_of_sequence(batch)

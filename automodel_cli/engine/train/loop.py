@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
 
 from automodel_cli.engine.data.loader import BatchLoader
 from automodel_cli.engine.data.stream_loader import StreamLoader
 from automodel_cli.engine.distributed.heartbeat import Phase, enter
+from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.observe.speed import Speed
 from automodel_cli.engine.optim.lr_schedule import LRSchedule
@@ -30,9 +30,6 @@ from automodel_cli.engine.train.step_scheduler import StepScheduler
 from automodel_cli.engine.train.validation import Validation
 from automodel_cli.errors import PeerFailedError, TrainingDivergedError
 
-if TYPE_CHECKING:
-    from automodel_cli.engine.distributed.spread import Spread
-
 
 @dataclass(frozen=True)
 class Run:
@@ -42,12 +39,11 @@ class Run:
         validation: The validation sets; None without any.
         saves: When the run is saved, and what a failing save means.
         samples_per_step: Over all ranks.
-        spread: How the model lies on the ranks of the run; None for a process alone.
         guard: Of the optimizer; with it the numbers of a step are read when the next one has been queued.
         elastic: Where the bits of the run must not depend on the ranks.
     """
 
-    model: nn.Module
+    model: ParallelModel
     loss_fn: Objective
     optimizer: torch.optim.Optimizer
     schedule: LRSchedule
@@ -60,7 +56,6 @@ class Run:
     speed: Speed
     saves: Saves
     samples_per_step: int
-    spread: Spread | None = None
     guard: DeviceGuard | None = None
     elastic: Elastic | None = None
 
@@ -106,37 +101,29 @@ def _train(run: Run, state: TrainState, stop: StopSignal) -> None:
 def _next_step(
     run: Run, steps: Iterator[list[dict[str, Any]]], stop: StopSignal
 ) -> tuple[list[dict[str, Any]], int] | None:
-    """The micro-batches of this rank and the label tokens of all ranks; None if anybody wants to stop.
+    """The micro-batches of this rank and the label tokens of all ranks; None if a rank wants to stop.
 
-    All ranks take the same way out of here, or none could take the next step; they agree on saving, too.
+    All ranks leave this in the same way, or none could take the next step; they agree on saving, too.
     """
-    if run.spread is None:
-        try:
-            with stop.waiting():
-                micro_batches = next(steps)
-        except StoppedWaitingError:
-            return None
-        stop.agree(False, stop.save_requested)
-        run.saves.hear(*run.saves.wishes)
-        return micro_batches, label_tokens(micro_batches)
-    team, failure, micro_batches = run.spread.team, None, []
+    group, failure, micro_batches = run.model.group, None, []
     try:
         with stop.waiting():
-            micro_batches = [team.part_of_sequence(batch) for batch in next(steps)]
+            micro_batches = [group.part_of_sequence(batch) for batch in next(steps)]
     except StoppedWaitingError:
         micro_batches = []  # the others hear of it below
     except Exception as error:  # a dataset may raise anything; the others must hear of it first
         failure = error
     enter(Phase.AGREEING)
     wishes = (int(stop.requested), int(stop.save_requested), int(failure is not None))
-    num_tokens, stops, saves, failures, *saving = team.agree(label_tokens(micro_batches), *wishes, *run.saves.wishes)
+    counted = group.counted_once(label_tokens(micro_batches))
+    num_tokens, stops, saves, failures, *saving = group.all_reduce_ints(counted, *wishes, *run.saves.wishes)
     if failure is not None:
         raise failure
     if failures:
         raise PeerFailedError("another rank could not read its data")
     stop.agree(stops > 0, saves > 0)
     run.saves.hear(*saving)
-    return None if stops else (micro_batches, num_tokens // team.degrees.tp)
+    return None if stops else (micro_batches, num_tokens)
 
 
 def _queue(
@@ -155,7 +142,6 @@ def _queue(
             lr=lr,
             max_norm=run.max_norm,
             autocast_dtype=run.placement.autocast_dtype,
-            spread=run.spread,
             num_label_tokens=num_tokens,
             guard=run.guard,
             elastic=None if run.elastic is None else run.elastic.at(state.step),
@@ -183,7 +169,6 @@ def _validate(run: Run, state: TrainState, stop: StopSignal) -> float | None:
             device=run.placement.device,
             autocast_dtype=run.placement.autocast_dtype,
             should_stop=lambda: _wants_to_stop(run, stop),
-            spread=run.spread,
         )
         if _wants_to_stop(run, stop):
             return None
@@ -194,9 +179,7 @@ def _validate(run: Run, state: TrainState, stop: StopSignal) -> float | None:
 
 def _wants_to_stop(run: Run, stop: StopSignal) -> bool:
     """Whether any rank has been asked to stop: one that left a validation alone would leave the others waiting."""
-    if run.spread is None:
-        return stop.requested
     # Only what all have agreed on: a signal may reach this rank right after the others were asked.
-    stops = run.spread.team.any(stop.requested)
+    stops = run.model.group.any(stop.requested)
     stop.agree(stops)
     return stops

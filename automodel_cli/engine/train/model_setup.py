@@ -92,7 +92,7 @@ def context_in_words(model: nn.Module, attention: AttentionOverRanks, settings: 
     """How attention over a split sequence is computed.
 
     Args:
-        model: May be spread.
+        model: May be parallelised.
         attention: Of its ranks.
         settings: Of the run.
         placement: Where and in which types it computes.

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from automodel_cli.engine.checkpoint.layout import later_steps
 from automodel_cli.engine.checkpoint.load import load, load_newest_good
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.config.emit import setting
 from automodel_cli.engine.config.suggest import command, on_run
+from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.train.continuation import Continuation
-from automodel_cli.engine.train.restoring import told
+from automodel_cli.engine.train.restoring import broadcast_snapshot
 from automodel_cli.engine.train.resume_rules import allows_other_samples, drops_optimizer_state
 from automodel_cli.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from automodel_cli.engine.distributed.team import Team
 
 
 @dataclass(frozen=True)
@@ -29,18 +26,16 @@ class OpenedCheckpoint:
     is_finished: bool
 
 
-def open_checkpoint(plan: Continuation, say: Callable[[str], None], team: Team | None = None) -> OpenedCheckpoint:
+def open_checkpoint(plan: Continuation, say: Callable[[str], None], group: RankGroup) -> OpenedCheckpoint:
     """Reads the checkpoint of a plan, or the newest sound one of its run; says what was set aside.
 
-    Of several ranks the first one reads; on the others the snapshot has no weights and no optimizer state.
+    Collective: rank 0 reads; on ranks that do not see the files the snapshot has no weights and no optimizer state.
 
     Raises:
         CheckpointError: The named checkpoint, or every one, is broken, or the run went on after it.
     """
-    if team is None:
-        return _opened(plan, say)
-    opened = team.on_first(lambda: _opened(plan, say))
-    snapshot = told(team, opened.snapshot if opened else None)
+    opened = group.on_first_rank(lambda: _opened(plan, say))
+    snapshot = broadcast_snapshot(group, opened.snapshot if opened else None)
     return OpenedCheckpoint(snapshot, snapshot.step >= plan.settings.step_scheduler.max_steps)
 
 

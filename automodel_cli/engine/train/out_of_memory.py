@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,14 +20,12 @@ from automodel_cli.engine.checkpoint.layout import is_complete, list_steps
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.origin import DEFAULT
 from automodel_cli.engine.config.suggest import command
+from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.plan.savings import Saving, needed, savings
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.device_memory import DeviceMemory, device_memory
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.errors import AmcliError, OutOfMemoryError
-
-if TYPE_CHECKING:
-    from automodel_cli.engine.distributed.team import Team
 
 _NAMED = 3
 # What torch says of a failed allocation in errors that have no type of their own.
@@ -42,7 +39,7 @@ _DOING = {
     "evaluate": "in validation",
     "micro_batch_loss": "in a forward pass",
     "backward": "in a backward pass",
-    "_clipped": "while the gradient was clipped",
+    "clip": "while the gradient was clipped",
     "step": "in the optimizer's step",
 }
 
@@ -54,26 +51,26 @@ class Situation:
     Args:
         config: Final.
         root: Directory of the checkpoints.
-        team: The ranks; None for a process alone.
+        group: The ranks.
         placement: Where it computes; None before that is known.
         state: How far it is; None before that is known.
     """
 
     config: Config
     root: Path
-    team: Team | None
+    group: RankGroup
     placement: Placement | None = None
     state: TrainState | None = None
 
 
 @contextmanager
-def explained(config: Config, root: Path, team: Team | None) -> Iterator[Situation]:
+def explained(config: Config, root: Path, group: RankGroup) -> Iterator[Situation]:
     """Turns running out of memory in the body into one message; every other exception passes.
 
     Raises:
         OutOfMemoryError: There was no memory left, on the device or the host.
     """
-    situation = Situation(config, root, team)
+    situation = Situation(config, root, group)
     try:
         yield situation
     except Exception as error:
@@ -150,14 +147,14 @@ def _wanted(text: str) -> int | None:
 
 def _savings(situation: Situation, device: torch.device) -> tuple[list[Saving], str, int | None]:
     """The changes to name, why there are none, and the bytes that the estimate has for the run as it is."""
-    config, team = situation.config, situation.team
+    config, group = situation.config, situation.group
     if situation.placement is not None and config.get("precision", "auto") == "auto":
         precision = "bf16" if situation.placement.autocast_dtype is not None else "fp32"
         config = config.with_value(("precision",), precision, DEFAULT)
     config = config.with_value(("device",), device.type, DEFAULT)
-    world_size = team.place.world_size if team else 1
-    is_alone = team is None or team.place.local_world_size == world_size
-    num_gpus = torch.cuda.device_count() if device.type == "cuda" and is_alone else 0
+    world_size = group.world_size
+    is_one_machine = group.place.local_world_size == world_size
+    num_gpus = torch.cuda.device_count() if device.type == "cuda" and is_one_machine else 0
     try:
         found = needed(config, world_size)
         return savings(config, world_size, num_gpus=num_gpus)[:_NAMED], "", found.total if found else None

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from automodel_cli.engine.checkpoint.layout import LINKS, list_steps
 from automodel_cli.engine.checkpoint.run_lock import run_lock
@@ -21,15 +21,13 @@ from automodel_cli.engine.config.layout import Degrees, is_sharded
 from automodel_cli.engine.config.suggest import on_run
 from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.heartbeat import beating
+from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
 from automodel_cli.engine.distributed.report import announce
 from automodel_cli.engine.observe.build import TENSORBOARD_DIRECTORY
 from automodel_cli.engine.observe.jsonl import METRICS_FILE
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 from automodel_cli.engine.train.signals import save_requests_ignored
 from automodel_cli.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from automodel_cli.engine.distributed.team import Team
 
 _SHOWN_AFTER_SECONDS = 10.0
 
@@ -71,8 +69,8 @@ def run_begun(settings: Settings) -> bool:
 @contextmanager
 def on_ranks(
     place: RankPlace, settings: Settings, root: Path, prepared: Callable[[], AbstractContextManager[Any]]
-) -> Iterator[Team | None]:
-    """Joins the ranks of the run, if it has several, and enters a context on the first of them.
+) -> Iterator[RankGroup]:
+    """Joins the ranks of the run, if it has several, and enters a context on rank 0.
 
     Args:
         place: This process among them.
@@ -81,7 +79,7 @@ def on_ranks(
         prepared: Entered on rank 0.
 
     Yields:
-        The ranks; None for a process alone.
+        The ranks.
 
     Raises:
         AmcliError: The ranks cannot meet, the context cannot be entered, or the ranks would each write a part of
@@ -89,25 +87,25 @@ def on_ranks(
     """
     with save_requests_ignored(), beating(place):
         announce(place)
-        with _team(place, settings, prepared) as team:
-            if team is not None and writes_parts(settings, team.degrees):
-                check_shared_directory(root, team)
-            yield team
+        with _group(place, settings, prepared) as group:
+            if writes_parts(settings, group.degrees):
+                check_shared_directory(root, group)
+            yield group
 
 
 @contextmanager
-def _team(
+def _group(
     place: RankPlace, settings: Settings, prepared: Callable[[], AbstractContextManager[Any]]
-) -> Iterator[Team | None]:
+) -> Iterator[RankGroup]:
     # Policies of FSDP2 hold on one rank as on many, or another number of ranks would train in another precision.
     if place.world_size == 1 and not (settings.distributed.mp_policy or settings.distributed.offload_policy):
         with prepared():
-            yield None
+            yield SOLO
         return
-    from automodel_cli.engine.distributed.team import joined
+    from automodel_cli.engine.distributed.distributed_group import joined
 
-    with joined(place, settings) as team, team.entered_on_first(prepared):
-        yield team
+    with joined(place, settings) as group, group.entered_on_first_rank(prepared):
+        yield group
 
 
 def writes_parts(settings: Settings, degrees: Degrees) -> bool:
@@ -116,7 +114,7 @@ def writes_parts(settings: Settings, degrees: Degrees) -> bool:
     return section.enabled and section.save_consolidated != "every" and is_sharded(settings.distributed, degrees)
 
 
-def check_shared_directory(root: Path, team: Team) -> None:
+def check_shared_directory(root: Path, group: RankGroup) -> None:
     """Refuses ranks that do not see the directory of rank 0, before any work is done that could not be saved.
 
     Raises:
@@ -131,12 +129,12 @@ def check_shared_directory(root: Path, team: Team) -> None:
         sign.write_text(text := secrets.token_hex(16))
         return text
 
-    wanted = team.tell(team.on_first(lambda: (sign, left())))
-    unseeing = team.collect("" if _appears(*wanted) else f"rank {team.rank} on {platform.node()}")
+    wanted = group.broadcast(group.on_first_rank(lambda: (sign, left())))
+    unseeing = group.gather("" if _appears(*wanted) else f"rank {group.rank} on {platform.node()}")
     try:
-        team.on_first(lambda: _check_all_see(root, [text for text in unseeing or () if text]))
+        group.on_first_rank(lambda: _check_all_see(root, [text for text in unseeing or () if text]))
     finally:
-        if team.rank == 0:
+        if group.rank == 0:
             sign.unlink(missing_ok=True)
 
 

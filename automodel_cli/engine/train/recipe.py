@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -28,6 +27,8 @@ from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.engine.data.packed_dataset import pack_documents
 from automodel_cli.engine.data.stream_loader import StreamLoader
 from automodel_cli.engine.distributed.heartbeat import Phase, enter
+from automodel_cli.engine.distributed.parallel_model import parallelised
+from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.optim.lr_schedule import schedule_of
 from automodel_cli.engine.optim.optimizer import avoid_fused_kernels, build_optimizer
@@ -62,9 +63,6 @@ from automodel_cli.engine.train.thread_count import threads_of
 from automodel_cli.engine.train.weights import build_model
 from automodel_cli.errors import InterruptedTrainingError
 
-if TYPE_CHECKING:
-    from automodel_cli.engine.distributed.team import Team
-
 OpenSink = Callable[[], AbstractContextManager[Sink]]
 
 
@@ -88,7 +86,7 @@ def pretrain(
     settings: Settings,
     root: Path,
     open_sink: OpenSink,
-    team: Team | None = None,
+    group: RankGroup = SOLO,
     stop_at: float | None = None,
 ) -> RunSummary:
     """Trains a new model and returns how it ended.
@@ -99,14 +97,14 @@ def pretrain(
         root: Directory of the run's checkpoints, empty of checkpoints.
         open_sink: Opens what the run reports to, once everything is built; a run that is
             refused writes nothing.
-        team: The ranks of the run; None for a process alone.
+        group: The ranks of the run.
         stop_at: Moment of `time.monotonic()` to save and stop at; None for no limit.
 
     Raises:
         AmcliError: See `errors.py`; `InterruptedTrainingError` after a signal or at `stop_at`, with the run saved.
     """
-    with explained(config, root, team) as situation:
-        return _run(config, settings, root, open_sink, None, team, stop_at, situation)
+    with explained(config, root, group) as situation:
+        return _run(config, settings, root, open_sink, None, group, stop_at, situation)
 
 
 def resume(
@@ -115,12 +113,12 @@ def resume(
     root: Path,
     open_sink: OpenSink,
     snapshot: Snapshot,
-    team: Team | None = None,
+    group: RankGroup = SOLO,
     stop_at: float | None = None,
 ) -> RunSummary:
     """Continues the run of `snapshot`, bit for bit where the configuration is the same."""
-    with explained(config, root, team) as situation:
-        return _run(config, settings, root, open_sink, snapshot, team, stop_at, situation)
+    with explained(config, root, group) as situation:
+        return _run(config, settings, root, open_sink, snapshot, group, stop_at, situation)
 
 
 def _run(
@@ -129,7 +127,7 @@ def _run(
     root: Path,
     open_sink: OpenSink,
     snapshot: Snapshot | None,
-    team: Team | None,
+    group: RankGroup,
     stop_at: float | None,
     situation: Situation,
 ) -> RunSummary:
@@ -138,7 +136,7 @@ def _run(
     state = TrainState() if snapshot is None else TrainState.from_dict(snapshot.train_state)
     general = settings.general
     is_elastic = general.deterministic == "elastic"
-    num_threads = general.num_threads or threads_of(state.num_threads, team, is_elastic=is_elastic)
+    num_threads = general.num_threads or threads_of(state.num_threads, group, is_elastic=is_elastic)
     placement = place(
         general.device,
         general.precision,
@@ -148,17 +146,17 @@ def _run(
         cpu_matmul=general.cpu_matmul,
     )
     situation.state, situation.placement = state, placement
-    parts = _build(config, settings, placement, root, snapshot, team)
+    parts = _build(config, settings, placement, root, snapshot, group)
     state.order_key = order_key_of(parts.dataset, general.seed, state.order_key)
     state.num_threads = torch.get_num_threads()
     # From the operating system: a generator that has a seed would give every run of a sweep the same name.
     state.run_id = state.run_id or secrets.token_hex(4)
     manifest = getattr(parts.dataset, "manifest", None)  # of our shards; a user's dataset needs none
     if snapshot is not None:
-        load_optimizer(parts.optimizer, parts.model, snapshot, parts.spread)
-        restore_generators(snapshot, team, general.seed)
+        load_optimizer(parts.optimizer, parts.model, snapshot)
+        restore_generators(snapshot, group, general.seed)
     else:
-        own_generators(team, general.seed)
+        own_generators(group, general.seed)
     config, settings = with_local_batch(config, settings, placement, parts, snapshot)
     situation.config = config
     if snapshot is None and manifest is not None:
@@ -166,9 +164,7 @@ def _run(
 
     with open_sink() as sink, StopSignal(stop_at) as stop:
         run = _assemble(parts, config, settings, state, placement, root, sink)
-        sink.on_start(
-            start_facts(parts.model, parts.dataset, parts.how, settings, placement, state, root, parts.spread)
-        )
+        sink.on_start(start_facts(parts.model, parts.dataset, parts.how, settings, placement, state, root))
         if run.loader.note:
             sink.on_message(f"note: {run.loader.note}")
         train(run, state, stop)
@@ -195,7 +191,7 @@ def _build(
     placement: Placement,
     root: Path,
     snapshot: Snapshot | None,
-    team: Team | None,
+    group: RankGroup,
 ) -> RunParts:
     """Every part with a `_target_`, checked against the others; cheap parts come first."""
     seed = settings.general.seed
@@ -208,38 +204,33 @@ def _build(
         validation = {name: pack_documents(one, pack_size) for name, one in validation.items()}
     loss = instantiate(config, "loss_fn") if config.get("loss_fn") else None
     optimizer_factory, optimizer_arguments = bind(config, "optimizer", supplied=("params",))
-    model, weights = build_model(config, placement.device, seed, team, snapshot, settings.checkpoint.init_from)
+    model, weights = build_model(config, placement.device, seed, group, snapshot, settings.checkpoint.init_from)
     vocab_size = check_fit(config, model, dataset, validation)
     placement.put(model)
-    # Before it is spread: whether the head can be replaced is seen on whole modules.
-    tp_size = team.degrees.tp if team is not None else 1
+    # Before it is parallelised: whether the head can be replaced is seen on whole modules.
     loss_where, model_where = (str(config.origin(path)) for path in (("loss_fn", TARGET), ("model", TARGET)))
-    loss_fn = objective_of(loss, model, loss_where if loss else None, tp_size=tp_size, model_where=model_where)
+    loss_fn = objective_of(loss, model, loss_where if loss else None, tp_size=group.degrees.tp, model_where=model_where)
     if vocab_size is None:
         vocab_size = vocab_size_by_layers(model, loss_fn.head)
     sections = data_sections(config, settings, model)
-    weights.before_spread(model)
+    weights.read_whole(model)
     has_documents = bool(pack_size) or bool(getattr(dataset, "document_mask", False))
     names_attention = any(config.get(f"model{place}.attn_implementation") for place in ("", ".config"))
     how = set_up(
         model, loss_fn, settings, placement, root, has_documents=has_documents, names_attention=names_attention
     )
-    layout = None
-    if team is not None:
-        from automodel_cli.engine.distributed.spread import spread
-
-        is_elastic = settings.general.deterministic == "elastic"
-        layout = spread(model, team, settings.distributed, is_elastic=is_elastic, device=placement.device)
-        if layout.attention is not None:
-            how["context"] = context_in_words(model, layout.attention, settings, placement)
-    weights.after_spread(model, layout, placement.device)
+    is_elastic = settings.general.deterministic == "elastic"
+    parallel = parallelised(model, group, settings.distributed, placement.device, is_elastic=is_elastic)
+    if parallel.attention is not None:
+        how["context"] = context_in_words(model, parallel.attention, settings, placement)
+    weights.fill(parallel)
     how["weights"] = weights.words
     optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model, group_rules(config))
-    if settings.general.deterministic == "elastic":
+    if is_elastic:
         avoid_fused_kernels(optimizer)
     guard, words = guard_of(optimizer, placement.device)
     how |= {"numbers": words} if words else {}
-    return RunParts(dataset, validation, model, vocab_size, sections, loss_fn, optimizer, layout, how, guard)
+    return RunParts(dataset, validation, parallel, vocab_size, sections, loss_fn, optimizer, how, guard)
 
 
 def _assemble(
@@ -252,9 +243,9 @@ def _assemble(
     sink: Sink,
 ) -> Run:
     """The parts and the schedule as the loop wants them."""
-    section, team = settings.step_scheduler, parts.spread.team if parts.spread else None
+    section, group = settings.step_scheduler, parts.model.group
     schedule = schedule_of(config, settings)
-    loader = loader_of(parts, settings, state, team)
+    loader = loader_of(parts, settings, state)
     config_yaml = to_yaml(config.masked(), absolute_targets=True)
 
     def begin_save(is_best: bool) -> Saving | None:
@@ -271,7 +262,6 @@ def _assemble(
             placement=placement,
             is_best=is_best,
             is_last=state.step >= section.max_steps,
-            spread=parts.spread,
         )
 
     steps = StepScheduler(section.max_steps, section.val_every_steps, section.ckpt_every_steps)
@@ -281,15 +271,14 @@ def _assemble(
         optimizer=parts.optimizer,
         schedule=schedule,
         loader=loader,
-        validation=validation_of(parts, settings, team),
+        validation=validation_of(parts, settings),
         steps=steps,
         max_norm=settings.clip_grad_norm.max_norm,
         placement=placement,
         sink=sink,
-        speed=speed_of(parts.model, parts.dataset, settings, placement, team.place.world_size if team else 1),
-        saves=Saves(root, state, begin_save, settings.checkpoint, steps, sink.on_message, team),
+        speed=speed_of(parts.model.module, parts.dataset, settings, placement, group.world_size),
+        saves=Saves(root, state, begin_save, settings.checkpoint, steps, sink.on_message, group),
         samples_per_step=section.global_batch_size,
-        spread=parts.spread,
         guard=parts.guard,
-        elastic=elastic_of(settings, placement, parts.spread),
+        elastic=elastic_of(settings, placement, parts.model),
     )

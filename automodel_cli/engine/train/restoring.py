@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
 from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.engine.distributed.parallel_model import ParallelModel
+from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.optim.optimizer import load_optimizer_state
 from automodel_cli.engine.train.state import restore_rng
 
-if TYPE_CHECKING:
-    from automodel_cli.engine.distributed.spread import Spread
-    from automodel_cli.engine.distributed.team import Team
 
-
-def told(team: Team, snapshot: Snapshot | None) -> Snapshot:
+def broadcast_snapshot(group: RankGroup, snapshot: Snapshot | None) -> Snapshot:
     """Rank 0's snapshot on every rank; weights and optimizer state only if each rank can read them by itself.
 
     Args:
-        team: The ranks.
+        group: The ranks.
         snapshot: None on all ranks but 0.
     """
     small = None
@@ -38,39 +34,36 @@ def told(team: Team, snapshot: Snapshot | None) -> Snapshot:
             for tensors in (snapshot.model_tensors, snapshot.optim_tensors)
         )
         small = replace(snapshot, model_tensors=weights, optim_tensors=state)
-    received = team.tell(small)
+    received = group.broadcast(small)
     sources = [item for item in (received.model_tensors, received.optim_tensors) if isinstance(item, LazyTensors)]
-    is_seen = not team.any(not all(source.can_be_read() for source in sources))
+    is_seen = group.all(all(source.can_be_read() for source in sources))
     if snapshot is not None:
         return replace(snapshot, is_seen_by_all=is_seen)
     return replace(received, is_seen_by_all=True) if is_seen else replace(received, model_tensors={}, optim_tensors={})
 
 
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, snapshot: Snapshot, spread: Spread | None
-) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, model: ParallelModel, snapshot: Snapshot) -> None:
     """Puts the optimizer's state back, sharded as the model is.
 
     Raises:
         CheckpointError: It belongs to another model or optimizer.
     """
     tensors = snapshot.optim_tensors
-    if spread is not None and isinstance(tensors, LazyTensors) and snapshot.is_seen_by_all:
-        tensors = spread.read_state(tensors, tensors)
-    elif spread is not None:
-        tensors = spread.own_state(tensors if spread.team.rank == 0 else None)
-    load_optimizer_state(optimizer, model, tensors)
+    if isinstance(tensors, LazyTensors) and snapshot.is_seen_by_all:
+        tensors = model.read_state(tensors, tensors)
+    else:
+        tensors = model.own_state(tensors if model.group.rank == 0 else None)
+    load_optimizer_state(optimizer, model.module, tensors)
 
 
-def restore_generators(snapshot: Snapshot, team: Team | None, seed: int) -> None:
+def restore_generators(snapshot: Snapshot, group: RankGroup, seed: int) -> None:
     """Puts this rank's generators back; a rank that the saved run did not have draws its own numbers."""
     generators = (snapshot.rng_tensors, *snapshot.peer_rng_tensors)
-    rank = 0 if team is None else team.rank
-    if rank < len(generators):
-        restore_rng(generators[rank])
-    elif team is not None:
+    if group.rank < len(generators):
+        restore_rng(generators[group.rank])
+    else:
         seed_everything(seed + snapshot.step)
-        own_generators(team, seed + snapshot.step)
+        own_generators(group, seed + snapshot.step)
 
 
 def seed_everything(seed: int) -> None:
@@ -80,10 +73,8 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-def own_generators(team: Team | None, seed: int) -> None:
+def own_generators(group: RankGroup, seed: int) -> None:
     """Other random numbers (dropout) on ranks that see other tokens; equal ones on tensor-parallel peers."""
-    if team is None:
-        return
-    reader = team.dp_rank * team.degrees.cp + team.cp_rank
+    reader = group.dp_rank * group.degrees.cp + group.cp_rank
     if reader > 0:
         seed_everything(int(np.random.SeedSequence([seed, reader]).generate_state(1, np.uint64)[0] >> 1))

@@ -12,23 +12,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
 
 from automodel_cli.engine.checkpoint.host_copy import HostCopy
 from automodel_cli.engine.checkpoint.layout import step_directory_name
 from automodel_cli.engine.checkpoint.save import Saving
 from automodel_cli.engine.config.sections import CheckpointSection
 from automodel_cli.engine.distributed.heartbeat import Phase, enter
+from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
 from automodel_cli.engine.train import saving
 from automodel_cli.engine.train.background import Background
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step_scheduler import StepScheduler
 from automodel_cli.errors import AmcliError, CheckpointError, PeerFailedError
 
-if TYPE_CHECKING:
-    from automodel_cli.engine.distributed.team import Team
-
-T = TypeVar("T")
 # How long a rank that ends by an exception waits for its save: the ranks that it needs may be gone.
 _PATIENCE_SECONDS = 20.0
 
@@ -53,7 +49,7 @@ class Saves:
         section: Whether to save, what makes a step worth saving, and what a failure means.
         steps: Which steps are saved.
         say: Where messages go.
-        team: The ranks of the run; None for a process alone.
+        group: The ranks of the run.
     """
 
     def __init__(
@@ -64,10 +60,10 @@ class Saves:
         section: CheckpointSection,
         steps: StepScheduler,
         say: Callable[[str], None],
-        team: Team | None = None,
+        group: RankGroup = SOLO,
     ) -> None:
         self._root, self._state, self._begin, self._section = root, state, begin, section
-        self._steps, self._say, self._team = steps, say, team
+        self._steps, self._say, self._group = steps, say, group
         self._saved_step = state.step
         self._judged: tuple[int, float] | None = None
         self._copy, self._writer = HostCopy(), Background()
@@ -83,7 +79,7 @@ class Saves:
         if begun is None:
             return
         # Errors of amcli are known to all ranks; after any other, a rank that a save waits for may be gone.
-        is_known = self._team is None or isinstance(error, AmcliError)
+        is_known = self._group.world_size == 1 or isinstance(error, AmcliError)
         message = f"step {begun.step} is NOT saved: it was still being written"
         if self._writer.wait(None if is_known else _PATIENCE_SECONDS):
             try:
@@ -109,8 +105,7 @@ class Saves:
             CheckpointError: It failed, and the run must not go on.
             PeerFailedError: The same, on other ranks.
         """
-        world_size = 1 if self._team is None else self._team.place.world_size
-        if num_failed > 0 or num_over == world_size:
+        if num_failed > 0 or num_over == self._group.world_size:
             self._settle(raises=self._stops_unsaved)
 
     def judge(self, loss: float | None) -> None:
@@ -197,7 +192,7 @@ class Saves:
                 self._start(begun)
                 return
             own = self._begin(begun.is_best)
-            self._together(lambda: saving.finish_saving(own))
+            self._group.on_every_rank(lambda: saving.finish_saving(own))
         except (CheckpointError, PeerFailedError) as error:
             self._failed(begun, error, raises=raises)
         else:
@@ -205,7 +200,7 @@ class Saves:
 
     def _start(self, begun: _Begun) -> None:
         own = self._begin(begun.is_best)
-        held = self._together(lambda: own and replace(own, share=self._copy.of(own.share)))
+        held = self._group.on_every_rank(lambda: own and replace(own, share=self._copy.of(own.share)))
         self._writer.start(f"save step {begun.step}", lambda: saving.finish_saving(held))
         self._in_flight = begun
 
@@ -216,7 +211,7 @@ class Saves:
             return
         enter(Phase.SAVING, begun.step)
         try:
-            self._together(self._writer.result)
+            self._group.on_every_rank(self._writer.result)
         except (CheckpointError, PeerFailedError) as error:
             self._failed(begun, error, raises=raises)
         else:
@@ -228,9 +223,6 @@ class Saves:
         if raises:
             raise error
         self._say(f"warning: step {begun.step} is NOT saved, and training goes on: {error}")
-
-    def _together(self, work: Callable[[], T]) -> T:
-        return work() if self._team is None else self._team.together(work)
 
     def _saved_message(self, begun: _Begun) -> str:
         return f"saved {self._root / step_directory_name(begun.step)}" + (", the best so far" if begun.is_best else "")

@@ -9,10 +9,9 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
 
 from automodel_cli import __version__
 from automodel_cli.engine.checkpoint import layout
@@ -20,20 +19,19 @@ from automodel_cli.engine.checkpoint.save import Publication, Saving, begin, fin
 from automodel_cli.engine.checkpoint.share import Share, TensorFile, files_of_parts, texts_of, whole_share
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.config.sections import CheckpointSection
+from automodel_cli.engine.distributed.parallel_model import ParallelModel
+from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.models.export import export_model, export_parts, model_config
 from automodel_cli.engine.observe.code_version import code_version
 from automodel_cli.engine.optim.optimizer import optimizer_state_tensors
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.state import TrainState, rng_tensors
 
-if TYPE_CHECKING:
-    from automodel_cli.engine.distributed.spread import Spread
-
 
 def begin_run_save(
     root: Path,
     state: TrainState,
-    model: nn.Module,
+    model: ParallelModel,
     optimizer: torch.optim.Optimizer,
     *,
     section: CheckpointSection,
@@ -42,11 +40,10 @@ def begin_run_save(
     placement: Placement,
     is_best: bool,
     is_last: bool,
-    spread: Spread | None = None,
 ) -> Saving | None:
     """Begins to save everything that a resumed run needs; `finish_saving` does the rest.
 
-    Of several ranks all must call it.
+    Collective: every rank must call this.
 
     Args:
         root: Directory of the run's checkpoints.
@@ -59,7 +56,6 @@ def begin_run_save(
         placement: Where the run computes; shown by `inspect-ckpt`.
         is_best: Whether `BEST` moves too.
         is_last: Whether the run is complete with this step.
-        spread: How the model lies on the ranks; None for a process alone.
 
     Returns:
         None on a rank that writes nothing.
@@ -69,12 +65,12 @@ def begin_run_save(
         PeerFailedError: Rank 0 says so.
     """
     publication = Publication(
-        facts=_facts(state, lr, placement, spread),
+        facts=_facts(state, lr, placement, model.group),
         is_best=is_best,
         max_recent=section.max_recent_checkpoints,
         keep_every=section.keep_every_steps,
     )
-    parts = LiveParts(state, model, optimizer, config_yaml, spread)
+    parts = LiveParts(state, model, optimizer, config_yaml)
     return begin_saving(root, parts, publication, section, is_last=is_last)
 
 
@@ -83,17 +79,16 @@ class LiveParts:
     """The live parts of a run that a checkpoint is made of."""
 
     state: TrainState
-    model: nn.Module
+    model: ParallelModel
     optimizer: torch.optim.Optimizer
     config_yaml: str
-    spread: Spread | None
 
     def snapshot(self, **tensors: Any) -> Snapshot:
         """With the files that are no tensors."""
         return Snapshot(
             step=self.state.step,
             config_yaml=self.config_yaml,
-            model_config=model_config(self.model, self.bos_id),
+            model_config=model_config(self.model.module, self.bos_id),
             train_state=self.state.to_dict(),
             **tensors,
         )
@@ -118,31 +113,23 @@ def begin_saving(
         CheckpointError: There is no room for it.
         PeerFailedError: Rank 0 says so.
     """
-    model, spread, step = parts.model, parts.spread, parts.state.step
-    state_tensors = optimizer_state_tensors(parts.optimizer, model)
-    if spread is None:
-        exported = export_model(model, parts.bos_id)
-        snapshot = parts.snapshot(
-            model_tensors=exported.tensors, optim_tensors=state_tensors, rng_tensors=rng_tensors()
-        )
-        share = whole_share(snapshot, _model_file(section))
-        return Saving(root, step, begin(root, step, share.num_bytes), share, publication)
-    team, own = spread.team, spread.own_tensors()
+    model, group, step = parts.model, parts.model.group, parts.state.step
+    state_tensors, own = optimizer_state_tensors(parts.optimizer, model.module), model.own_tensors()
     # The numbers of elements are those of whole tensors, on every rank.
     num_bytes = sum(item.numel() * item.element_size() for item in (*own.values(), *state_tensors.values()))
-    partial = team.tell(team.on_first(lambda: begin(root, step, num_bytes)))
-    if not spread.is_sharded or section.save_consolidated == "every":
-        whole = spread.whole_model(), spread.whole_state(state_tensors), team.collect(rng_tensors())
-        if team.rank > 0:
+    partial = group.broadcast(group.on_first_rank(lambda: begin(root, step, num_bytes)))
+    if not model.is_sharded or section.save_consolidated == "every":
+        whole = model.whole_model(), model.whole_state(state_tensors), group.gather(rng_tensors())
+        if group.rank > 0:
             return None
         share = _gathered_share(parts, _model_file(section), *whole)
         return Saving(root, step, partial, share, publication)
     is_consolidated = is_last and section.save_consolidated == "final"
     model_file = _model_file(section) if is_consolidated or section.model_save_format == "torch_save" else None
     share = _own_share(parts, state_tensors, model_file)
-    is_first = team.rank == 0
+    is_first = group.rank == 0
     return Saving(
-        root, step, partial, share, publication if is_first else None, rank=team.rank, writers=team.place.world_size
+        root, step, partial, share, publication if is_first else None, rank=group.rank, writers=group.world_size
     )
 
 
@@ -170,7 +157,7 @@ def _gathered_share(
 ) -> Share:
     """Everything, on rank 0."""
     own, *others = generators or [rng_tensors()]
-    exported = export_model(parts.model, parts.bos_id, model_tensors)
+    exported = export_model(parts.model.module, parts.bos_id, model_tensors)
     return whole_share(
         parts.snapshot(
             model_tensors=exported.tensors,
@@ -184,28 +171,25 @@ def _gathered_share(
 
 def _own_share(parts: LiveParts, state_tensors: dict[str, torch.Tensor], model_file: str | None) -> Share:
     """This rank's part of everything; with a `model_file`, rank 0 has the whole weights instead of parts."""
-    model, spread = parts.model, parts.spread
-    if spread is None:
-        raise ValueError("a process alone has no part of anything")
-    rank = spread.team.rank
+    model, rank = parts.model, parts.model.group.rank
     generators = rng_tensors()
     files = [
-        *files_of_parts(layout.OPTIMIZER_FILE, rank, spread.parts(state_tensors, are_state=True)),
+        *files_of_parts(layout.OPTIMIZER_FILE, rank, model.parts(state_tensors, are_state=True)),
         TensorFile(layout.rng_file(rank), generators),
     ]
     if model_file is not None:
-        gathered = spread.whole_model()
+        gathered = model.whole_model()
         if rank == 0:
-            files.append(TensorFile(model_file, export_model(model, parts.bos_id, gathered).tensors))
+            files.append(TensorFile(model_file, export_model(model.module, parts.bos_id, gathered).tensors))
     else:
-        own = export_parts(model, spread.parts(spread.own_tensors()), is_first=rank == 0)
+        own = export_parts(model.module, model.parts(model.own_tensors()), is_first=rank == 0)
         files += files_of_parts(layout.MODEL_FILE, rank, own)
     snapshot = parts.snapshot(model_tensors={}, optim_tensors={}, rng_tensors=generators)
     return Share(texts_of(snapshot) if rank == 0 else {}, tuple(files))
 
 
-def _facts(state: TrainState, lr: float, placement: Placement, spread: Spread | None) -> dict[str, Any]:
-    layout_facts = {} if spread is None else {"ranks": spread.team.place.world_size, **asdict(spread.team.degrees)}
+def _facts(state: TrainState, lr: float, placement: Placement, group: RankGroup) -> dict[str, Any]:
+    layout_facts = {} if group.is_alone else {"ranks": group.world_size, **asdict(group.degrees)}
     return {
         **layout_facts,
         "loss": state.loss,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from torch import nn
+from typing import Any
 
 from automodel_cli.engine.config.check import Settings
+from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.observe.code_version import code_version
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.device import Placement
@@ -16,37 +15,31 @@ from automodel_cli.engine.train.sample_identity import amount_in_words, amount_o
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.token_cost import model_flops_per_token
 
-if TYPE_CHECKING:
-    from automodel_cli.engine.distributed.spread import Spread
-
 
 def start_facts(
-    model: nn.Module,
+    model: ParallelModel,
     dataset: MapDataset,
     how: Mapping[str, str],
     settings: Settings,
     placement: Placement,
     state: TrainState,
     root: Path,
-    spread: Spread | None,
 ) -> dict[str, Any]:
     """The facts by name, in the order in which they are shown.
 
     Args:
-        model: Whole or sharded.
+        model: On the ranks.
         dataset: That of training.
         how: How the model is run: kernels, compilation and the like.
         settings: Of the whole run.
         placement: Where it computes.
         state: Where it starts.
         root: Directory of its checkpoints.
-        spread: How the model lies on the ranks; None for a process alone.
     """
     steps = settings.step_scheduler
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())  # a tied one counts once
+    num_parameters = sum(parameter.numel() for parameter in model.module.parameters())  # a tied one counts once
     # FSDP2 gives a sharded model a class of its own, named after the model's.
-    kind = type(model).__name__.removeprefix("FSDP")
-    ranks = {} if spread is None else {"ranks": spread.in_words(settings.distributed)}
+    kind = type(model.module).__name__.removeprefix("FSDP")
     micro_batches = steps.global_batch_size // steps.micro_batch_size
     amount = amount_of(dataset)
     short = ", fewer than a step takes" if amount.isdigit() and int(amount) < steps.global_batch_size else ""
@@ -57,7 +50,7 @@ def start_facts(
     code = {} if git is None else {"code": f"{git['commit']:.10}" + (", with changes" if git["changed"] else "")}
     return {
         "model": f"{kind}, {num_parameters:,} parameters",
-        **ranks,
+        **model.facts(settings.distributed),
         **how,
         "data": f"{amount_in_words(dataset)}{short}, {steps.global_batch_size} per step "
         f"({micro_batches} x {steps.micro_batch_size})",

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from automodel_cli.engine.distributed.parallel_model import ParallelModel, as_parallel
 from automodel_cli.engine.protocols import IGNORED_LABEL, OPTIONAL_INPUTS, LossFunction
 from automodel_cli.engine.train.objective import Objective
 from automodel_cli.engine.train.step_numbers import DeviceGuard, StepNumbers
 from automodel_cli.errors import DataError
 
 if TYPE_CHECKING:
-    # Sharded tensors take 0.9 s of CPU time to import, which a process alone does not spend.
-    from automodel_cli.engine.distributed.spread import Spread
     from automodel_cli.engine.train.elastic import Elastic
 
 
@@ -42,7 +41,7 @@ class EvalResult(NamedTuple):
 
 
 def train_step(
-    model: nn.Module,
+    model: nn.Module | ParallelModel,
     loss_fn: LossFunction | Objective,
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[dict[str, Any]],
@@ -51,7 +50,6 @@ def train_step(
     lr: float,
     max_norm: float | None,
     autocast_dtype: torch.dtype | None,
-    spread: Spread | None = None,
     num_label_tokens: int | None = None,
 ) -> StepResult:
     """Accumulates the gradient of all micro-batches and updates the weights once; arguments as of `queue_step`.
@@ -69,14 +67,13 @@ def train_step(
         lr=lr,
         max_norm=max_norm,
         autocast_dtype=autocast_dtype,
-        spread=spread,
         num_label_tokens=num_label_tokens,
     )
     return StepResult(*numbers.read(), numbers.num_tokens)
 
 
 def queue_step(
-    model: nn.Module,
+    model: nn.Module | ParallelModel,
     loss_fn: LossFunction | Objective,
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[dict[str, Any]],
@@ -85,7 +82,6 @@ def queue_step(
     lr: float,
     max_norm: float | None,
     autocast_dtype: torch.dtype | None,
-    spread: Spread | None = None,
     num_label_tokens: int | None = None,
     guard: DeviceGuard | None = None,
     elastic: Elastic | None = None,
@@ -93,7 +89,8 @@ def queue_step(
     """As `train_step`, but its numbers are read by the caller.
 
     Args:
-        model: Maps `input_ids` (B, T) to logits (B, T, V) or to an object with `.logits`.
+        model: Maps `input_ids` (B, T) to logits (B, T, V) or to an object with `.logits`; a plain module is that of a
+            process alone.
         loss_fn: Sum over tokens divided by the number it is given; of logits, or an objective of model and batch.
         optimizer: Its groups get `lr`, times their own `lr_mult` if they have one.
         micro_batches: `input_ids` and `labels`, int64 (B, T), as arrays or tensors.
@@ -101,7 +98,6 @@ def queue_step(
         lr: Learning rate of this update.
         max_norm: Clip the gradient's global norm to this; None only measures it.
         autocast_dtype: Type of matrix products; None computes in the type of the weights.
-        spread: How the model lies on the ranks of the run; None for a process alone.
         num_label_tokens: Label tokens of the step over all ranks; None where the micro-batches are all there is.
         guard: Of `optimizer`: decides on the device whether it steps, so that nobody waits for it here.
         elastic: Of this step, where its bits must not depend on the ranks.
@@ -113,18 +109,19 @@ def queue_step(
     num_tokens = label_tokens(micro_batches) if num_label_tokens is None else num_label_tokens
     if num_tokens == 0:
         raise DataError("every label of this step is masked, so there is nothing to learn from")
-    model.train()
+    parallel = as_parallel(model)
+    parallel.module.train()
     losses = []
     for index, batch in enumerate(micro_batches):
         if elastic is not None:
             elastic.begin(index)
-        with spread.micro_batch(is_last=index == len(micro_batches) - 1) if spread else nullcontext():
-            loss = micro_batch_loss(model, loss_fn, batch, num_tokens, device, autocast_dtype)
+        with parallel.micro_batch(is_last=index == len(micro_batches) - 1):
+            loss = micro_batch_loss(parallel.module, loss_fn, batch, num_tokens, device, autocast_dtype)
             loss.backward()
         losses.append(loss.detach())
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if elastic is None:
-        on_device = _clipped(parameters, sum(losses, torch.zeros((), device=device)), max_norm, spread)
+        on_device = parallel.clip(parameters, sum(losses, torch.zeros((), device=device)), max_norm)
     else:
         on_device = elastic.clip(parameters, losses, max_norm)
     numbers = StepNumbers(on_device, num_tokens)
@@ -149,65 +146,50 @@ def _set_lr(group: dict[str, Any], lr: float) -> None:
         group["lr"] = lr
 
 
-def _clipped(
-    parameters: Sequence[torch.Tensor], total: torch.Tensor, max_norm: float | None, spread: Spread | None
-) -> torch.Tensor:
-    """Clips the gradient; gives the loss and the norm before, over all ranks, as two numbers on the device."""
-    if spread is None:
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        if max_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-        return torch.stack([total, norm.to(total.dtype)])
-    return spread.clip(parameters, total, max_norm)
-
-
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | ParallelModel,
     loss_fn: LossFunction | Objective,
     batches: Iterable[dict[str, Any]],
     *,
     device: torch.device,
     autocast_dtype: torch.dtype | None,
     should_stop: Callable[[], bool] = lambda: False,
-    spread: Spread | None = None,
 ) -> EvalResult:
     """The mean loss over all label tokens of `batches`, with dropout off; the model's mode is put back.
 
     Args:
         model: As in `train_step`.
         loss_fn: As in `train_step`.
-        batches: As the micro-batches of `train_step`; the last may be smaller.
+        batches: As the micro-batches of `train_step`; the last may be smaller. All ranks need equally many.
         device: Where the model is.
         autocast_dtype: As in `train_step`.
         should_stop: Asked before every batch; if it says yes, the rest is left out, and the result
             is that of the batches before (a loss of NaN if there were none). It must say the same on all ranks.
-        spread: As in `train_step`; the ranks then need equally many batches.
 
     Raises:
         DataError: No batch has a label token.
     """
-    was_training = model.training
-    model.eval()
+    parallel = as_parallel(model)
+    was_training = parallel.module.training
+    parallel.module.eval()
     # Sums of millions of tokens: in fp32 the last digits that are shown would be rounding.
     total = torch.zeros((), dtype=torch.float64, device=device)
     num_tokens, stopped = 0, False
     try:
-        with spread.forward() if spread else nullcontext():
+        with parallel.forward():
             for batch in batches:
                 stopped = should_stop()
                 if stopped:
                     break
-                total += micro_batch_loss(model, loss_fn, batch, 1, device, autocast_dtype)
+                total += micro_batch_loss(parallel.module, loss_fn, batch, 1, device, autocast_dtype)
                 num_tokens += label_tokens([batch])
     finally:
-        model.train(was_training)
-        if spread is not None:
-            spread.rest()
-    if spread is not None:
-        team = spread.team
-        total = team.sum(total / team.degrees.tp)
-        num_tokens = team.agree(num_tokens)[0] // team.degrees.tp
+        parallel.module.train(was_training)
+        parallel.reshard()
+    group = parallel.group
+    total = group.all_reduce(group.counted_once(total))
+    num_tokens = group.all_reduce_ints(group.counted_once(num_tokens))[0]
     if num_tokens == 0 and not stopped:
         raise DataError("the validation set has no label token")
     return EvalResult(total.item() / num_tokens if num_tokens else math.nan, num_tokens)

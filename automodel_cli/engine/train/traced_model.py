@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.instantiate import instantiate
-from automodel_cli.engine.distributed.blocks import transformer_blocks
+from automodel_cli.engine.distributed.module_tree import transformer_blocks
 from automodel_cli.engine.models.calling import call
 from automodel_cli.engine.models.head import NoHeadError, find_head
 from automodel_cli.engine.models.outputs import logits_of

@@ -1,7 +1,7 @@
 """A run's model and where its weights come from: drawn, read from a checkpoint, or taken from another tool's files.
 
-A model whose rules of initialisation are known is built without content, spread over the ranks, and only then given
-memory: each rank has what it holds, and nobody the whole. A model of transformers that is read whole
+A model whose rules of initialisation are known is built on the meta device, put on the ranks, and only then given
+memory: each rank has what it holds, and none the whole. A model of transformers that is read whole
 (`from_pretrained`) waits in the host's memory, and goes to the devices part by part. Any other model is what its
 constructor made.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,31 +21,29 @@ from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.checkpoint.weights import read_weights
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.instantiate import bind, call
-from automodel_cli.engine.distributed.skeleton import all_tensors, is_skeleton, materialise, take_apart
+from automodel_cli.engine.distributed.module_tree import all_tensors, is_meta, move_to_meta
+from automodel_cli.engine.distributed.parallel_model import ParallelModel
+from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.models.calling import is_hugging_face
-from automodel_cli.engine.models.export import import_tensors, in_model_layout, own_tensors
+from automodel_cli.engine.models.export import import_tensors, in_model_layout
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.models.initial import UndrawnError, drawn, has_rules
 from automodel_cli.engine.models.stored_weights import StoredModel, adopted
-
-if TYPE_CHECKING:
-    from automodel_cli.engine.distributed.spread import Spread
-    from automodel_cli.engine.distributed.team import Team
 
 _CONSTRUCTED = "as the constructor made them"
 Tensors = Iterator[tuple[str, torch.Tensor]]
 
 
 class Weights:
-    """What a model is filled with, once it lies on its ranks.
+    """What a model is filled with, once it is on its ranks.
 
     Args:
-        model: As `build_model` made it; a skeleton is copied, so that it may be changed afterwards.
+        model: As `build_model` made it; a meta model is copied, so that it may be changed afterwards.
         rebuild: Builds the model with its content.
         words: For people: what the content is that it was built with.
-        content: Of a model that was taken apart.
+        content: Of a model that was moved to the meta device.
         seed: Of the run.
-        team: The ranks; None for a process alone.
+        group: The ranks.
         snapshot: The checkpoint to go on from, or None.
         init_from: Weights to start with, or None.
     """
@@ -57,71 +55,66 @@ class Weights:
         words: str,
         content: dict[str, torch.Tensor] | None,
         seed: int,
-        team: Team | None,
+        group: RankGroup,
         snapshot: Snapshot | None,
         init_from: str | None,
     ) -> None:
         self._seed, self._rebuild, self._content = seed, rebuild, content
-        self._team, self._snapshot = team, snapshot
-        self._blank = copy.deepcopy(model) if is_skeleton(model) and content is None else None
+        self._group, self._snapshot = group, snapshot
+        self._blank = copy.deepcopy(model) if is_meta(model) and content is None else None
         self._given: dict[str, torch.Tensor] | None = None
         self._init_from = init_from
         self.words = words if self._blank is None else f"drawn in place from seed {seed}"
 
-    def before_spread(self, model: nn.Module) -> None:
-        """Reads what must be read whole; a model that has content already is filled with it here.
+    def read_whole(self, model: nn.Module) -> None:
+        """Reads what must be read whole, before the model is parallelised; one that has memory is filled here.
 
         Raises:
             CheckpointError: The weights are of another architecture.
         """
-        snapshot, team = self._snapshot, self._team
+        snapshot, group = self._snapshot, self._group
         if snapshot is not None:
             self.words = f"of step {snapshot.step}"
-            if team is not None and self._own_parts() is None:
-                self._give(model, dict(team.shared(snapshot.model_tensors if team.rank == 0 else None)))
+            if self._own_parts() is None:
+                tensors = snapshot.model_tensors if group.rank == 0 else None
+                self._give(model, dict(group.broadcast_tensors(tensors)))
         elif self._init_from is not None:
             self.words = f"of {self._init_from}"
             self._give(model, adopted(model, read_weights(Path(self._init_from).expanduser())))
 
-    def after_spread(self, model: nn.Module, spread: Spread | None, device: torch.device) -> None:
-        """Fills a model that has no content, or whose ranks read their own parts of it.
+    def fill(self, model: ParallelModel) -> None:
+        """Fills a model whose content is undefined, or whose ranks read their own parts of it.
 
         Args:
-            model: Spread over the ranks; a process alone gives it memory here.
-            spread: How it lies on them; None for a process alone.
-            device: Of a process alone.
+            model: On its ranks.
 
         Raises:
             CheckpointError: The weights are of another architecture, or cannot be read any more.
         """
-        if is_skeleton(model):
-            materialise(model, device)
         stored = self._own_parts()
         if self._content is not None or self._blank is not None:
             wanted = None
             if self._given is not None or self._snapshot is not None:
                 # What no checkpoint holds, such as the frequencies of rotary positions, is made anew in any case.
-                persistent = own_tensors(model) if spread is None else spread.own_tensors()
-                wanted = [name for name in all_tensors(model) if name not in persistent]
-            self._fill(model, spread, self._initial(wanted))
+                persistent = model.own_tensors()
+                wanted = [name for name in all_tensors(model.module) if name not in persistent]
+            model.fill(self._initial(wanted))
         if self._given is not None:
-            self._fill(model, spread, iter(self._given.items()))
-        elif spread is not None and stored is not None:
-            spread.read_model(StoredModel(model, spread.own_tensors(), stored))
-        elif spread is None and self._snapshot is not None:
-            import_tensors(model, self._snapshot.model_tensors)
+            model.fill(self._given.items())
+        elif stored is not None:
+            model.read_model(StoredModel(model.module, model.own_tensors(), stored))
         self._content = self._given = self._blank = None
 
     def _give(self, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Weights under the names of a checkpoint; a skeleton gets them once it has memory."""
-        if is_skeleton(model):
+        """Takes weights under the names of a checkpoint; a meta model gets them once it has memory."""
+        if is_meta(model):
             self._given = in_model_layout(model, tensors)
         else:
             import_tensors(model, tensors)
 
     def _own_parts(self) -> LazyTensors | None:
         """The weights of the checkpoint, if every rank reads its own parts; the answer is the same on all ranks."""
-        if self._snapshot is None or self._team is None or not self._snapshot.is_seen_by_all:
+        if self._snapshot is None or not self._snapshot.is_seen_by_all:
             return None
         tensors = self._snapshot.model_tensors
         return tensors if isinstance(tensors, LazyTensors) else None
@@ -143,18 +136,9 @@ class Weights:
             self.words = _CONSTRUCTED if wanted is None else self.words
             yield from all_tensors(self._rebuild()).items()
 
-    def _fill(self, model: nn.Module, spread: Spread | None, tensors: Tensors) -> None:
-        if spread is not None:
-            spread.fill(tensors)
-            return
-        own = all_tensors(model)
-        with torch.no_grad():
-            for name, tensor in tensors:
-                own[name].copy_(tensor)
-
 
 def build_model(
-    config: Config, device: torch.device, seed: int, team: Team | None, snapshot: Snapshot | None, init_from: str | None
+    config: Config, device: torch.device, seed: int, group: RankGroup, snapshot: Snapshot | None, init_from: str | None
 ) -> tuple[nn.Module, Weights]:
     """The model of a configuration, without content where it can be drawn later, and what it is filled with.
 
@@ -162,7 +146,7 @@ def build_model(
         config: The whole configuration.
         device: What a `device` argument of the model's target is given.
         seed: Of the run.
-        team: The ranks; None for a process alone.
+        group: The ranks.
         snapshot: The checkpoint to go on from, or None.
         init_from: Weights to start with, or None.
 
@@ -188,10 +172,10 @@ def build_model(
             model = build()
     else:
         model = build()
-    if team is not None and not is_skeleton(model) and is_hugging_face(model) and has_rules(type(model)):
-        content = take_apart(model)
+    if not (group.is_alone or is_meta(model)) and is_hugging_face(model) and has_rules(type(model)):
+        content = move_to_meta(model)
     words = "read by from_pretrained" if getattr(factory, "__name__", "") == "from_pretrained" else _CONSTRUCTED
-    return model, Weights(model, rebuild, words, content, seed, team, snapshot, init_from)
+    return model, Weights(model, rebuild, words, content, seed, group, snapshot, init_from)
 
 
 def _is_drawn_later(factory: Any) -> bool:

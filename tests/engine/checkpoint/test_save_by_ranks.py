@@ -16,8 +16,7 @@ from automodel_cli.engine.checkpoint.manifest import verify
 from automodel_cli.engine.checkpoint.save import Publication, SaveStage, Saving, begin, finish
 from automodel_cli.engine.checkpoint.share import Share, TensorFile, files_of_parts, texts_of
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
-from automodel_cli.engine.distributed.parts import Part
-from automodel_cli.engine.distributed.region import Region
+from automodel_cli.engine.distributed.region import Part, Region
 from automodel_cli.errors import CheckpointError, PeerFailedError
 
 MakeSnapshot = Callable[[int], Snapshot]

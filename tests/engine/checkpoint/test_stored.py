@@ -18,8 +18,7 @@ from automodel_cli.engine.checkpoint.share import files_of_parts
 from automodel_cli.engine.checkpoint.stored import stored_tensors
 from automodel_cli.engine.checkpoint.tensor_header import SHARDING_KEY
 from automodel_cli.engine.checkpoint.tensor_stats import relative_change, tensor_stats
-from automodel_cli.engine.distributed.parts import Part
-from automodel_cli.engine.distributed.region import Region
+from automodel_cli.engine.distributed.region import Part, Region
 from automodel_cli.errors import CheckpointError
 from tests.engine.distributed.test_region import tilings
 

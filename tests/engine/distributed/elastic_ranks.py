@@ -17,14 +17,13 @@ import torch
 import torch.distributed as dist
 from parity_ranks import CPU, SAMPLES, STEPS, T, V, batch_of, build, optimizer_of
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 
-from automodel_cli.engine.config.layout import degrees_of
 from automodel_cli.engine.config.sections import DistributedSection
 from automodel_cli.engine.data.loader import own_places
+from automodel_cli.engine.distributed.distributed_group import distributed_group
 from automodel_cli.engine.distributed.environment import RankPlace
-from automodel_cli.engine.distributed.spread import Spread, spread
-from automodel_cli.engine.distributed.team import DIMENSIONS, Team
+from automodel_cli.engine.distributed.parallel_model import parallelised
+from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim.optimizer import avoid_fused_kernels, optimizer_state_tensors
 from automodel_cli.engine.train.elastic import Elastic
@@ -40,24 +39,22 @@ def build_odd(kind: str) -> nn.Module:
     return build_gpt2_model(vocab_size=V, n_positions=T, n_embd=30, n_layer=2, n_head=5, dropout=0.1)
 
 
-def trained(case: dict[str, Any], team: Team | None) -> dict[str, Any]:
+def trained(case: dict[str, Any], group: RankGroup) -> dict[str, Any]:
     """Loss and norm of each step, and hashes of the whole weights and of the optimizer's state."""
     model = build_odd(case["model"])
     objective = objective_of(None, model)
-    layout: Spread | None = None
-    if team is not None:
-        layout = spread(model, team, DistributedSection(**case["layout"]), is_elastic=True)
+    parallel = parallelised(model, group, DistributedSection(**case["layout"]), CPU, is_elastic=True)
     optimizer = optimizer_of(case["optimizer"], model)
     avoid_fused_kernels(optimizer)
-    dp, rank = (team.degrees.dp, team.dp_rank) if team else (1, 0)
+    dp, rank = group.degrees.dp, group.dp_rank
     micro = case["micro"]
-    elastic = Elastic(5, SAMPLES // micro, layout)
+    elastic = Elastic(5, SAMPLES // micro, parallel)
     places = own_places(SAMPLES, micro, rank, dp, interleaved=True).reshape(-1, micro)
     curve = []
     for step in range(STEPS):
         whole = batch_of(step, 0, SAMPLES, uneven=True)
         numbers = queue_step(
-            model,
+            parallel,
             objective,
             optimizer,
             [{name: values[block] for name, values in whole.items()} for block in places],
@@ -65,14 +62,12 @@ def trained(case: dict[str, Any], team: Team | None) -> dict[str, Any]:
             lr=0.02 if case["optimizer"] == "muon" else 1e-3,
             max_norm=1.0,
             autocast_dtype=torch.bfloat16 if case["bf16"] else None,
-            spread=layout,
             num_label_tokens=label_tokens([whole]),
             elastic=elastic.at(step),
         )
         curve.append(numbers.read())
     state = optimizer_state_tensors(optimizer, model)
-    weights = dict(model.named_parameters()) if layout is None else layout.whole_model()
-    state = dict(state) if layout is None else layout.whole_state(state)
+    weights, state = parallel.whole_model(), parallel.whole_state(state)
     return {"curve": curve, "weights": digest(weights), "state": digest(state)}
 
 
@@ -97,12 +92,10 @@ def main() -> None:
     )
     results = {}
     for name, case in json.loads(Path(cases).read_text()).items():
-        degrees = degrees_of(DistributedSection(**case["layout"]), place.world_size)
-        sizes = (degrees.dp_replicate, degrees.dp_shard, degrees.cp, degrees.tp)
-        team = Team(place, degrees, init_device_mesh("cpu", sizes, mesh_dim_names=DIMENSIONS), CPU)
-        results[name] = {"ranks": trained(case, team)}
+        group = distributed_group(place, DistributedSection(**case["layout"]), CPU)
+        results[name] = {"ranks": trained(case, group)}
         if place.rank == 0:
-            results[name]["alone"] = trained(case, None)
+            results[name]["alone"] = trained(case, SOLO)
     if place.rank == 0:
         Path(out).write_text(json.dumps(results))
     os._exit(0)  # a case that failed may have left a peer in a collective

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 
-from automodel_cli.engine.config.layout import degrees_of
 from automodel_cli.engine.config.sections import DistributedSection
+from automodel_cli.engine.distributed.distributed_group import distributed_group
 from automodel_cli.engine.distributed.environment import RankPlace
-from automodel_cli.engine.distributed.skeleton import take_apart
-from automodel_cli.engine.distributed.spread import Spread, spread
-from automodel_cli.engine.distributed.team import DIMENSIONS, Team
+from automodel_cli.engine.distributed.module_tree import move_to_meta
+from automodel_cli.engine.distributed.parallel_model import parallelised
+from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim import muon
 from automodel_cli.engine.optim.optimizer import build_optimizer, optimizer_state_tensors
@@ -64,19 +63,17 @@ def batch_of(step: int, begin: int, end: int, uneven: bool) -> dict[str, np.ndar
 
 
 def trained(
-    case: dict[str, Any], team: Team | None
+    case: dict[str, Any], group: RankGroup
 ) -> tuple[list[Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Loss and norm of each step, the weights and the optimizer's state at the end, whole."""
     model = build(case["model"])
-    # Llama lies on its ranks before it has content, as in a run; GPT-2 has its content already.
-    content = take_apart(model) if team and case["model"] == "llama" else {}
-    objective = objective_of(None, model, tp_size=team.degrees.tp if team else 1)
-    section = DistributedSection(**case["layout"])
-    layout: Spread | None = spread(model, team, section) if team else None
-    if layout is not None:
-        layout.fill(content.items())
+    # Llama is on its ranks before it has content, as in a run; GPT-2 has its content already.
+    content = move_to_meta(model) if case["model"] == "llama" and not group.is_alone else {}
+    objective = objective_of(None, model, tp_size=group.degrees.tp)
+    parallel = parallelised(model, group, DistributedSection(**case["layout"]), CPU)
+    parallel.fill(content.items())
     optimizer = optimizer_of(case["optimizer"], model)
-    dp, rank = (team.degrees.dp, team.dp_rank) if team else (1, 0)
+    dp, rank = group.degrees.dp, group.dp_rank
     share = SAMPLES // dp
     micro = share // case["accumulation"]
     curve = []
@@ -84,10 +81,9 @@ def trained(
         begins = range(rank * share, (rank + 1) * share, micro)
         batches = [batch_of(step, begin, begin + micro, case["uneven"]) for begin in begins]
         count = label_tokens([batch_of(step, 0, SAMPLES, case["uneven"])])
-        if team:
-            batches = [team.part_of_sequence(batch) for batch in batches]
+        batches = [group.part_of_sequence(batch) for batch in batches]
         result = train_step(
-            model,
+            parallel,
             objective,
             optimizer,
             batches,
@@ -95,15 +91,11 @@ def trained(
             lr=0.02 if case["optimizer"] == "muon" else 1e-3,
             max_norm=1.0,
             autocast_dtype=None,
-            spread=layout,
             num_label_tokens=count,
         )
         curve.append([result.loss, result.grad_norm])
     state = optimizer_state_tensors(optimizer, model)
-    if layout is None:
-        own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        return curve, own, {name: tensor.clone() for name, tensor in state.items()}
-    return curve, layout.whole_model(), layout.whole_state(state)
+    return curve, parallel.whole_model(), parallel.whole_state(state)
 
 
 def largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
@@ -128,11 +120,9 @@ def main() -> None:
     alone: dict[str, Any] = {}
     results = {}
     for name, case in json.loads(Path(cases).read_text()).items():
-        degrees = degrees_of(DistributedSection(**case["layout"]), place.world_size)
-        sizes = (degrees.dp_replicate, degrees.dp_shard, degrees.cp, degrees.tp)
-        team = Team(place, degrees, init_device_mesh("cpu", sizes, mesh_dim_names=DIMENSIONS), CPU)
-        curve, weights, state = trained(case, team)
-        again = trained(case, team)[1]
+        group = distributed_group(place, DistributedSection(**case["layout"]), CPU)
+        curve, weights, state = trained(case, group)
+        again = trained(case, group)[1]
         if place.rank > 0:
             continue
         key = json.dumps([case[part] for part in ("model", "optimizer", "accumulation", "uneven")])

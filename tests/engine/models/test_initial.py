@@ -23,7 +23,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from automodel_cli.engine.distributed.skeleton import all_tensors, is_skeleton, materialise, take_apart
+from automodel_cli.engine.distributed.module_tree import all_tensors, is_meta, materialise, move_to_meta
 from automodel_cli.engine.models.gpt2 import GPT2LMHeadModel, build_gpt2_model
 from automodel_cli.engine.models.head import find_head
 from automodel_cli.engine.models.initial import UndrawnError, drawn, has_rules
@@ -71,7 +71,7 @@ CONFIGS = {
 }
 
 
-def skeleton(name: str) -> nn.Module:
+def meta_model(name: str) -> nn.Module:
     with torch.device("meta"):
         return build_gpt2_model(**GPT2) if name == "ours" else AutoModelForCausalLM.from_config(CONFIGS[name]())
 
@@ -82,7 +82,7 @@ def test_a_model_of_transformers_begins_as_its_constructor_would_have_made_it(na
     torch.manual_seed(0)
     expected = all_tensors(AutoModelForCausalLM.from_config(CONFIGS[name]()))
 
-    found = dict(drawn(skeleton(name), seed=1))
+    found = dict(drawn(meta_model(name), seed=1))
 
     assert found.keys() == expected.keys()
     for key, tensor in found.items():
@@ -96,7 +96,7 @@ def test_a_model_of_transformers_begins_as_its_constructor_would_have_made_it(na
 
 def test_our_gpt2_begins_as_published():
     """Normal with 0.02, ends of residual branches divided by the root of twice the layers, norms 1, biases 0."""
-    found = dict(drawn(skeleton("ours"), seed=1))
+    found = dict(drawn(meta_model("ours"), seed=1))
 
     assert found.keys() == all_tensors(build_gpt2_model(**GPT2)).keys()
     for name, tensor in found.items():
@@ -113,10 +113,10 @@ def test_the_numbers_depend_on_the_seed_and_on_names_alone(name):
     """Neither torch's generator nor what else is in the model has a say, and the generator goes on undisturbed."""
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = dict(drawn(skeleton(name), seed=1))
+    first = dict(drawn(meta_model(name), seed=1))
     after = torch.get_rng_state()
     torch.manual_seed(6)
-    again, other = dict(drawn(skeleton(name), seed=1)), dict(drawn(skeleton(name), seed=2))
+    again, other = dict(drawn(meta_model(name), seed=1)), dict(drawn(meta_model(name), seed=2))
 
     assert torch.equal(before, after)
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -128,7 +128,7 @@ def test_the_numbers_depend_on_the_seed_and_on_names_alone(name):
 
 def test_what_no_checkpoint_holds_can_be_asked_for_alone():
     """The frequencies of rotary positions are made anew without drawing the model again."""
-    blank = skeleton("llama, scaled positions")
+    blank = meta_model("llama, scaled positions")
     everything = dict(drawn(blank, seed=1))
 
     found = dict(drawn(blank, seed=1, wanted=["model.rotary_emb.inv_freq"]))
@@ -137,9 +137,9 @@ def test_what_no_checkpoint_holds_can_be_asked_for_alone():
     assert torch.equal(found["model.rotary_emb.inv_freq"], everything["model.rotary_emb.inv_freq"])
 
 
-def test_the_skeleton_is_left_as_it_was():
-    """Drawing twice from one skeleton gives the same, and it takes no memory in between."""
-    blank = skeleton("gpt-neo, masks as buffers")
+def test_the_meta_model_is_left_as_it_was():
+    """Drawing twice from one meta model gives the same, and it takes no memory in between."""
+    blank = meta_model("gpt-neo, masks as buffers")
 
     first, second = dict(drawn(blank, seed=1)), dict(drawn(blank, seed=1))
 
@@ -151,7 +151,7 @@ def test_a_tensor_that_no_rule_draws_is_refused_by_name():
     """Whatever memory held would be trained on otherwise; a number that cannot be NaN is noticed, too."""
     extra = {"mine": nn.Parameter(torch.empty(3, device="meta")), "flags": torch.empty(3, dtype=torch.bool)}
     for key, tensor in extra.items():
-        model = skeleton("llama, scaled positions")
+        model = meta_model("llama, scaled positions")
         if isinstance(tensor, nn.Parameter):
             model.model.layers[1].register_parameter(key, tensor)
         else:
@@ -173,7 +173,7 @@ def test_a_rule_that_reaches_into_blocks_from_outside_is_refused(monkeypatch):
     monkeypatch.setattr(LlamaForCausalLM, "_init_weights", reaching)
 
     with pytest.raises(UndrawnError, match="around the blocks"):
-        list(drawn(skeleton("llama, scaled positions"), seed=1))
+        list(drawn(meta_model("llama, scaled positions"), seed=1))
 
 
 def test_a_class_of_the_users_is_not_taken_for_the_one_it_derives_from():
@@ -189,9 +189,9 @@ def test_a_class_of_the_users_is_not_taken_for_the_one_it_derives_from():
 
 
 @pytest.mark.parametrize("name", ["ours", *CONFIGS])
-def test_the_head_of_a_skeleton_is_that_of_the_model(name):
+def test_the_head_of_a_meta_model_is_that_of_the_model(name):
     """The loss in place of the head is chosen before there is content, experts included."""
-    blank = skeleton(name)
+    blank = meta_model(name)
     full = copy.deepcopy(blank)
     materialise(full, torch.device("cpu"))
     for key, tensor in drawn(blank, seed=1):
@@ -200,7 +200,7 @@ def test_the_head_of_a_skeleton_is_that_of_the_model(name):
     found = {key for key, module in blank.named_modules() if module is find_head(blank).layer}
 
     assert found == {key for key, module in full.named_modules() if module is find_head(full).layer}
-    assert is_skeleton(blank)
+    assert is_meta(blank)
 
 
 def test_a_model_taken_apart_and_put_together_is_the_same():
@@ -210,7 +210,7 @@ def test_a_model_taken_apart_and_put_together_is_the_same():
     ids = torch.arange(8)[None]
     before = model(ids).logits
 
-    content = take_apart(model)
+    content = move_to_meta(model)
     assert all(tensor.is_meta for tensor in all_tensors(model).values())
     materialise(model, torch.device("cpu"))
     with torch.no_grad():

@@ -16,32 +16,31 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.load import load
-from automodel_cli.engine.config.layout import degrees_of
 from automodel_cli.engine.config.sections import CheckpointSection, DistributedSection
-from automodel_cli.engine.distributed import parts
+from automodel_cli.engine.distributed import sharded_tensors
+from automodel_cli.engine.distributed.distributed_group import DistributedGroup, distributed_group
 from automodel_cli.engine.distributed.environment import RankPlace
-from automodel_cli.engine.distributed.skeleton import take_apart
-from automodel_cli.engine.distributed.spread import spread
-from automodel_cli.engine.distributed.team import DIMENSIONS, Team
+from automodel_cli.engine.distributed.module_tree import move_to_meta
+from automodel_cli.engine.distributed.parallel_model import parallelised
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim import muon
 from automodel_cli.engine.optim.optimizer import build_optimizer, optimizer_state_tensors
 from automodel_cli.engine.train.device import place as placed
 from automodel_cli.engine.train.objective import objective_of
-from automodel_cli.engine.train.restoring import load_optimizer, told
+from automodel_cli.engine.train.restoring import broadcast_snapshot, load_optimizer
 from automodel_cli.engine.train.saving import begin_run_save, finish_saving
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import train_step
 from automodel_cli.engine.train.weights import Weights
 
+CPU = torch.device("cpu")
 T, V = 8, 61  # a vocabulary that no number of ranks divides
 # Small tensors are divided among those who hold them, too: there are no others in a test.
-parts._WORTH_DIVIDING = 64  # type: ignore[misc]
+sharded_tensors._WORTH_DIVIDING = 64  # type: ignore[misc]
 
 
 def build(kind: str) -> nn.Module:
@@ -72,51 +71,51 @@ def optimizer_of(case: dict[str, Any], model: nn.Module) -> torch.optim.Optimize
     return build_optimizer(torch.optim.AdamW, {}, model)
 
 
-def restored(case: dict[str, Any], team: Team, directory: Path, *, everybody_sees: bool) -> dict[str, torch.Tensor]:
+def restored(
+    case: dict[str, Any], group: DistributedGroup, directory: Path, *, everybody_sees: bool
+) -> dict[str, torch.Tensor]:
     """This rank's part of the weights and the optimizer's state, as a run that goes on has them."""
-    LazyTensors.can_be_read = lambda self: everybody_sees or team.rank == 0  # type: ignore[method-assign]
-    snapshot = told(team, load(directory) if team.rank == 0 else None)
+    LazyTensors.can_be_read = lambda self: everybody_sees or group.rank == 0  # type: ignore[method-assign]
+    snapshot = broadcast_snapshot(group, load(directory) if group.rank == 0 else None)
     model = build(case["model"])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
-    # Half of the cases go on with a model that has no memory until it is spread.
-    content = take_apart(model) if everybody_sees else None
-    weights = Weights(model, lambda: model, "", content, 0, team, snapshot, None)
-    weights.before_spread(model)
-    layout = spread(model, team, DistributedSection(**case["layout"]))
-    weights.after_spread(model, layout, torch.device("cpu"))
+    # Half of the cases go on with a model that has no memory until it is on its ranks.
+    content = move_to_meta(model) if everybody_sees else None
+    weights = Weights(model, lambda: model, "", content, 0, group, snapshot, None)
+    weights.read_whole(model)
+    parallel = parallelised(model, group, DistributedSection(**case["layout"]), CPU)
+    weights.fill(parallel)
     optimizer = optimizer_of(case, model)
-    load_optimizer(optimizer, model, snapshot, layout)
-    return {**layout.own_tensors(), **optimizer_state_tensors(optimizer, model)}
+    load_optimizer(optimizer, parallel, snapshot)
+    return {**parallel.own_tensors(), **optimizer_state_tensors(optimizer, model)}
 
 
-def saved(case: dict[str, Any], team: Team, root: Path) -> dict[str, Any]:
+def saved(case: dict[str, Any], group: DistributedGroup, root: Path) -> dict[str, Any]:
     """Trains one step, saves twice, and says what differs; the comparison of files is rank 0's."""
     model = build(case["model"])
-    objective = objective_of(None, model, tp_size=team.degrees.tp)
-    section = DistributedSection(**case["layout"])
-    layout = spread(model, team, section)
+    objective = objective_of(None, model, tp_size=group.degrees.tp)
+    parallel = parallelised(model, group, DistributedSection(**case["layout"]), CPU)
     optimizer = optimizer_of(case, model)
     ids = np.random.default_rng(0).integers(0, V, (1, T + 1))
     train_step(
-        model,
+        parallel,
         objective,
         optimizer,
-        [team.part_of_sequence({"input_ids": ids[:, :-1], "labels": ids[:, 1:]})],
-        device=torch.device("cpu"),
+        [group.part_of_sequence({"input_ids": ids[:, :-1], "labels": ids[:, 1:]})],
+        device=CPU,
         lr=1e-3,
         max_norm=1.0,
         autocast_dtype=None,
-        spread=layout,
-        num_label_tokens=T * team.degrees.dp,
+        num_label_tokens=T * group.degrees.dp,
     )
     placement = placed("cpu", "fp32", 1)
     for kind_of_save in ("every", False):
         own = begin_run_save(
             root / str(kind_of_save),
             TrainState(step=1),
-            model,
+            parallel,
             optimizer,
             section=CheckpointSection(save_consolidated=kind_of_save),
             config_yaml="seed: 1\n",
@@ -124,19 +123,18 @@ def saved(case: dict[str, Any], team: Team, root: Path) -> dict[str, Any]:
             placement=placement,
             is_best=False,
             is_last=True,
-            spread=layout,
         )
-        team.together(lambda own=own: finish_saving(own))
+        group.on_every_rank(lambda own=own: finish_saving(own))
     whole, sharded = (load(root / name / "step_000001") for name in ("every", "False"))
-    own = {**layout.own_tensors(), **optimizer_state_tensors(optimizer, model)}
+    own = {**parallel.own_tensors(), **optimizer_state_tensors(optimizer, model)}
     differs = {}
     for sees in (True, False):
-        read = restored(case, team, root / "False" / "step_000001", everybody_sees=sees)
+        read = restored(case, group, root / "False" / "step_000001", everybody_sees=sees)
         is_equal = equal({n: local(t) for n, t in read.items()}, {n: local(t) for n, t in own.items()})
-        differs[sees] = team.any(not is_equal)
+        differs[sees] = group.any(not is_equal)
     sizes = [
         sum(path.stat().st_size for path in (root / "False").glob(f"step_000001/[mo]*/*_rank{rank}*.safetensors"))
-        for rank in range(team.place.world_size)
+        for rank in range(group.world_size)
     ]
     return {
         "weights": equal(sharded.model_tensors, whole.model_tensors),
@@ -144,7 +142,7 @@ def saved(case: dict[str, Any], team: Team, root: Path) -> dict[str, Any]:
         "each rank reads its own": not differs[True],
         "rank 0 reads for all": not differs[False],
         "config": sharded.model_config == whole.model_config,
-        "generators": len(sharded.peer_rng_tensors) + 1 == team.place.world_size,
+        "generators": len(sharded.peer_rng_tensors) + 1 == group.world_size,
         "bytes by rank": sizes,
     }
 
@@ -162,10 +160,8 @@ def main() -> None:
     )
     results = {}
     for number, (name, case) in enumerate(json.loads(Path(cases).read_text()).items()):
-        degrees = degrees_of(DistributedSection(**case["layout"]), place.world_size)
-        sizes = (degrees.dp_replicate, degrees.dp_shard, degrees.cp, degrees.tp)
-        team = Team(place, degrees, init_device_mesh("cpu", sizes, mesh_dim_names=DIMENSIONS), torch.device("cpu"))
-        results[name] = saved(case, team, Path(out).with_name(f"case{number}"))
+        group = distributed_group(place, DistributedSection(**case["layout"]), CPU)
+        results[name] = saved(case, group, Path(out).with_name(f"case{number}"))
     if place.rank == 0:
         Path(out).write_text(json.dumps(results))
     os._exit(0)  # a case that failed may have left a peer in a collective

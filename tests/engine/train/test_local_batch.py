@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +13,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.layout import divisors
+from automodel_cli.engine.distributed.parallel_model import ParallelModel
+from automodel_cli.engine.distributed.rank_group import SOLO
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.plan.derive import RESERVED_SHARE
@@ -85,13 +86,12 @@ def dry_run(optimizer_class: type[torch.optim.Optimizer], peak_bytes=lambda: 0) 
     model = build_gpt2_model(vocab_size=50, n_positions=8, n_embd=8, n_layer=1, n_head=2, dropout=0.5)
     ids = torch.arange(8)[None].numpy()
     return DryRun(
-        model=model,
+        model=ParallelModel(model),
         objective=Objective(MaskedCrossEntropy(), None, ""),
         optimizer=optimizer_class(model.parameters(), lr=0.1),
         sample={"input_ids": ids, "labels": ids},
         device=torch.device("cpu"),
         autocast_dtype=None,
-        spread=None,
         peak_bytes=peak_bytes,
     )
 
@@ -100,18 +100,19 @@ def dry_run(optimizer_class: type[torch.optim.Optimizer], peak_bytes=lambda: 0) 
 def test_a_trial_leaves_nothing_behind(optimizer_class):
     """Weights, modes, hyperparameters and generators are the same bits; gradients and state are gone."""
     trial = dry_run(optimizer_class)
-    trial.model.eval()
-    weights, generators = weights_of(trial.model), rng_tensors()
+    model = trial.model.module
+    model.eval()
+    weights, generators = weights_of(model), rng_tensors()
 
-    with undone(trial.model, trial.optimizer):
+    with undone(model, trial.optimizer):
         trial.peak(3, passes=2)
-        assert weights_of(trial.model) != weights
+        assert weights_of(model) != weights
 
-    assert weights_of(trial.model) == weights
+    assert weights_of(model) == weights
     assert all(torch.equal(value, generators[name]) for name, value in rng_tensors().items())
     assert not trial.optimizer.state
-    assert all(parameter.grad is None for parameter in trial.model.parameters())
-    assert not any(module.training for module in trial.model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module.training for module in model.modules())
 
 
 def test_a_trial_keeps_the_state_of_a_run_that_goes_on():
@@ -120,7 +121,7 @@ def test_a_trial_keeps_the_state_of_a_run_that_goes_on():
     trial.peak(2, passes=1)
     before = {key: value.clone() for key, value in next(iter(trial.optimizer.state.values())).items()}
 
-    with undone(trial.model, trial.optimizer):
+    with undone(trial.model.module, trial.optimizer):
         trial.peak(2, passes=1)
 
     after = next(iter(trial.optimizer.state.values()))
@@ -137,9 +138,9 @@ def test_a_trial_tells_a_lack_of_memory_from_a_defect(monkeypatch):
 
         return forward
 
-    monkeypatch.setattr(trial.model, "forward", failing(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(trial.model.module, "forward", failing(torch.OutOfMemoryError("CUDA out of memory")))
     assert trial.peak(1, passes=1) is None
-    monkeypatch.setattr(trial.model, "forward", failing(ValueError("a defect")))
+    monkeypatch.setattr(trial.model.module, "forward", failing(ValueError("a defect")))
     with pytest.raises(ValueError, match="a defect"):
         trial.peak(1, passes=1)
 
@@ -162,14 +163,14 @@ def test_fsdp_trains_on_after_a_trial_without_memory():
     """Masters are put back to the bit, whatever the modules held when it failed, and the next step trains them."""
     trial = dry_run(torch.optim.AdamW)
     mesh = init_device_mesh("cpu", (1,))
-    for module in (trial.model.transformer.h[0], trial.model):
+    for module in (trial.model.module.transformer.h[0], trial.model.module):
         fully_shard(module, mesh=mesh, reshard_after_forward=False)
-    trial = DryRun(**{**vars(trial), "optimizer": torch.optim.AdamW(trial.model.parameters(), lr=0.1)})
-    masters = [parameter.to_local() for parameter in trial.model.parameters()]
+    trial = DryRun(**{**vars(trial), "optimizer": torch.optim.AdamW(trial.model.module.parameters(), lr=0.1)})
+    masters = [parameter.to_local() for parameter in trial.model.module.parameters()]
     before = [master.clone() for master in masters]
-    block, whole = trial.model.transformer.h[0], trial.model.transformer.h[0].forward
+    block, whole = trial.model.module.transformer.h[0], trial.model.module.transformer.h[0].forward
 
-    with undone(trial.model, trial.optimizer):
+    with undone(trial.model.module, trial.optimizer):
         assert trial.peak(1, passes=1) is not None
         block.forward = lambda *arguments: FullBackward.apply(whole(*arguments))
         assert trial.peak(2, passes=1) is None
@@ -189,7 +190,7 @@ def test_on_a_cpu_the_estimate_and_the_cap_decide(tiny_run, monkeypatch, free, e
     placement = Placement(torch.device("cpu"), None, "cpu")
     config: Config = read_configs([tiny_run])
 
-    found, reason = local_batch._by_estimate(config, placement, 1024, None)
+    found, reason = local_batch._by_estimate(config, placement, 1024, SOLO)
 
     assert found == expected
     assert "4,096 tokens" in reason
@@ -200,19 +201,10 @@ def test_on_a_gpu_the_largest_that_fits_is_found():
     """Twice as much would exceed the limit that was searched with."""
     device = torch.device("cuda")
     trial = dry_run(torch.optim.AdamW)
-    trial.model.to(device)
+    trial.model.module.to(device)
     on_gpu = DryRun(**{**vars(trial), "device": device, "peak_bytes": local_batch._peak_of_gpu(device)})
     limit = on_gpu.peak(64, passes=1) or 0
 
-    found = local_batch._by_trial(on_gpu, 1024, int(limit / (1 - RESERVED_SHARE)), None, compiles=False)
+    found = local_batch._by_trial(on_gpu, 1024, int(limit / (1 - RESERVED_SHARE)), SOLO, compiles=False)
 
     assert 64 <= found < 1024
-
-
-def test_a_team_refuses_what_any_rank_refuses():
-    """The question travels: `any` says whether some rank has refused."""
-    asked = []
-    team = SimpleNamespace(any=lambda is_so: asked.append(is_so) or True)
-
-    assert not local_batch._agreed(team)(True)
-    assert asked == [False]

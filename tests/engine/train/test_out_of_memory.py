@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from automodel_cli.engine.config.config import read_configs
+from automodel_cli.engine.distributed.rank_group import SOLO
 from automodel_cli.engine.train.out_of_memory import doing_in_words, explained, is_out_of_memory
 from automodel_cli.errors import DataError, ExitCode, OutOfMemoryError
 
@@ -35,7 +36,7 @@ def test_other_failures_are_not(error):
 
 def test_a_real_failed_allocation_becomes_one_message(tiny_run):
     """More than any machine has: torch itself refuses, and the amount is in the message."""
-    with pytest.raises(OutOfMemoryError) as caught, explained(read_configs([tiny_run]), tiny_run.parent, None):
+    with pytest.raises(OutOfMemoryError) as caught, explained(read_configs([tiny_run]), tiny_run.parent, SOLO):
         torch.empty(2**60, dtype=torch.uint8)
 
     assert caught.value.exit_code == ExitCode.OUT_OF_MEMORY == 7
@@ -45,7 +46,7 @@ def test_a_real_failed_allocation_becomes_one_message(tiny_run):
 
 def test_other_exceptions_pass_as_they_are(tiny_run):
     """A defect keeps its type."""
-    with pytest.raises(ValueError, match="a defect"), explained(read_configs([tiny_run]), tiny_run.parent, None):
+    with pytest.raises(ValueError, match="a defect"), explained(read_configs([tiny_run]), tiny_run.parent, SOLO):
         raise ValueError("a defect")
 
 

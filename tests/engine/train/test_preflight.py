@@ -23,25 +23,25 @@ class Others:
 
     answers: list[str]
     rank: int = 0
-    told: list[Any] = field(default_factory=list)
+    sent: list[Any] = field(default_factory=list)
 
-    def tell(self, value: Any) -> Any:
-        self.told.append(value)
+    def broadcast(self, value: Any) -> Any:
+        self.sent.append(value)
         return value
 
-    def on_first(self, work: Callable[[], Any]) -> Any:
+    def on_first_rank(self, work: Callable[[], Any]) -> Any:
         return work()
 
-    def collect(self, value: str) -> list[str]:
+    def gather(self, value: str) -> list[str]:
         return [value, *self.answers]
 
 
 def test_ranks_that_do_not_see_the_directory_are_named(tmp_path: Path) -> None:
     """With what to do about it; nothing is left in the directory."""
-    team = Others(["", "rank 2 on node7", "rank 3 on node7"])
+    group = Others(["", "rank 2 on node7", "rank 3 on node7"])
 
     with pytest.raises(CheckpointError) as caught:
-        check_shared_directory(tmp_path / "run", team)
+        check_shared_directory(tmp_path / "run", group)
 
     assert "not seen by rank 2 on node7, rank 3 on node7" in caught.value.message
     assert "save_consolidated=every" in caught.value.help

@@ -16,16 +16,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.layout import degrees_of
 from automodel_cli.engine.config.load import load_config
 from automodel_cli.engine.config.sections import DistributedSection
+from automodel_cli.engine.distributed.distributed_group import distributed_group
 from automodel_cli.engine.distributed.environment import RankPlace
-from automodel_cli.engine.distributed.skeleton import all_tensors
-from automodel_cli.engine.distributed.spread import spread
-from automodel_cli.engine.distributed.team import DIMENSIONS, Team
+from automodel_cli.engine.distributed.module_tree import all_tensors
+from automodel_cli.engine.distributed.parallel_model import parallelised
+from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
 from automodel_cli.engine.train.device import place as placed
 from automodel_cli.engine.train.weights import build_model
 
@@ -52,21 +51,20 @@ def peak_bytes(*, reset: bool = False) -> int:
     return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def started(config: Config, layout: dict[str, Any], team: Team | None, *, is_large: bool) -> dict[str, Any]:
+def started(config: Config, layout: dict[str, Any], group: RankGroup, *, is_large: bool) -> dict[str, Any]:
     """A new model on its ranks, as a run makes it."""
     torch.manual_seed(7)  # as a run does, for what a constructor draws
     before = peak_bytes(reset=is_large)
-    model, weights = build_model(config, CPU, 7, team, None, None)
+    model, weights = build_model(config, CPU, 7, group, None, None)
     placed("cpu", "fp32", 1).put(model)
-    weights.before_spread(model)
-    lying = spread(model, team, DistributedSection(**layout)) if team else None
-    weights.after_spread(model, lying, CPU)
+    weights.read_whole(model)
+    parallel = parallelised(model, group, DistributedSection(**layout), CPU)
+    weights.fill(parallel)
     grown = peak_bytes() - before
     if is_large:
         return {"grown": grown}
-    whole = lying.whole_model() if lying else dict(model.named_parameters())
     return {
-        "weights": hashes(whole),
+        "weights": hashes(parallel.whole_model()),
         "buffers": hashes({name: all_tensors(model)[name] for name, _ in model.named_buffers()}),
         "words": weights.words,
         "grown": grown,
@@ -83,12 +81,10 @@ def main() -> None:
     results = {}
     for name, case in json.loads(Path(cases).read_text()).items():
         config = load_config([Path(case["config"])])
-        team = None
+        group: RankGroup = SOLO
         if case["layout"] is not None:
-            degrees = degrees_of(DistributedSection(**case["layout"]), place.world_size)
-            sizes = (degrees.dp_replicate, degrees.dp_shard, degrees.cp, degrees.tp)
-            team = Team(place, degrees, init_device_mesh("cpu", sizes, mesh_dim_names=DIMENSIONS), CPU)
-        results[name] = started(config, case["layout"] or {}, team, is_large="large" in name)
+            group = distributed_group(place, DistributedSection(**case["layout"]), CPU)
+        results[name] = started(config, case["layout"] or {}, group, is_large="large" in name)
         grown = torch.tensor(results[name]["grown"], dtype=torch.int64)
         dist.all_reduce(grown, op=dist.ReduceOp.MAX)
         results[name]["grown"] = int(grown)

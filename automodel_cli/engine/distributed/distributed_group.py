@@ -1,13 +1,11 @@
-"""The ranks of a run: who this one is, what it reads, and how all of them agree.
+"""The ranks of a run under `torch.distributed`: how a process joins them, and what they send each other.
 
-Two kinds of messages. Small integers travel between the hosts (`agree`), without waiting for a device: how
-many tokens a step has, whether anybody wants to stop, whether anybody failed. Losses and norms travel between
-the devices (`sum`). Every decision of the loop is made from values that all ranks have received alike.
+Small integers travel between the hosts: how many tokens a step has, whether a rank wants to stop, whether one has
+failed. Losses and norms travel between the devices.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import logging
 import os
@@ -15,21 +13,21 @@ import platform
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from automodel_cli.engine.config.check import Settings
-from automodel_cli.engine.config.layout import Degrees, degrees_of
+from automodel_cli.engine.config.layout import degrees_of
+from automodel_cli.engine.config.sections import DistributedSection
 from automodel_cli.engine.distributed.environment import LAUNCHER_PID, RankPlace, complete_environment
-from automodel_cli.engine.protocols import IGNORED_LABEL
+from automodel_cli.engine.distributed.rank_group import RankGroup, T
 from automodel_cli.errors import AmcliError, ConfigError, OutOfMemoryError, PeerFailedError
 
 DIMENSIONS = ("dp_replicate", "dp_shard", "cp", "tp")
@@ -37,12 +35,10 @@ _PR_SET_PDEATHSIG = 1
 # Our launcher, which sees all ranks of its machine, is the first to tell which of them hangs.
 _AFTER_THE_LAUNCHER = timedelta(seconds=5)
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
-class Team:
-    """The ranks of a run, seen from one of them.
+class DistributedGroup(RankGroup):
+    """The ranks of a run under `torch.distributed`.
 
     Args:
         place: This process among all.
@@ -51,138 +47,94 @@ class Team:
         device: Where this rank computes.
     """
 
-    place: RankPlace
-    degrees: Degrees
+    _: KW_ONLY
     mesh: DeviceMesh
     device: torch.device
 
     @property
-    def rank(self) -> int:
-        """Number of this rank over all."""
-        return self.place.rank
+    def is_alone(self) -> bool:
+        """False, also for one rank."""
+        return False
 
     @property
     def dp_rank(self) -> int:
-        """Which part of the global batch this rank reads: equal for tensor- and context-parallel peers."""
+        """See `RankGroup`."""
         return self.mesh.get_local_rank("dp_replicate") * self.degrees.dp_shard + self.mesh.get_local_rank("dp_shard")
 
     @property
     def cp_rank(self) -> int:
-        """Which part of every sequence this rank holds."""
+        """See `RankGroup`."""
         return self.mesh.get_local_rank("cp")
 
-    def agree(self, *numbers: int) -> list[int]:
-        """The sums of whole numbers over all ranks, by way of the hosts."""
+    @property
+    def tp_rank(self) -> int:
+        """See `RankGroup`."""
+        return self.mesh.get_local_rank("tp")
+
+    def submesh(self, name: str) -> DeviceMesh:
+        """The ranks that do something together, by torchtitan's names.
+
+        Args:
+            name: One of `DIMENSIONS`; `loss` for the ranks that hold different tokens, whose gradients are summed;
+                `fsdp` for those that shard a model, with the replicas as a second dimension where there are any.
+        """
+        if name == "loss":
+            return self._flat("dp_replicate", "dp_shard", "cp")
+        if name == "fsdp":
+            shards = "dp_shard" if self.degrees.cp == 1 else "dp_shard_cp"
+            if self.degrees.cp > 1:
+                flat = self._flat("dp_shard", "cp")
+                return self.mesh["dp_replicate", shards] if self.degrees.dp_replicate > 1 else flat
+            return self.mesh["dp_replicate", shards] if self.degrees.dp_replicate > 1 else self.mesh[shards]
+        return self.mesh[name]
+
+    def _flat(self, *names: str) -> DeviceMesh:
+        """Several dimensions as one, under their joined names."""
+        return self.mesh[names]._flatten("_".join(names))
+
+    def all_reduce_ints(self, *numbers: int) -> list[int]:
+        """See `RankGroup`."""
         sums = torch.tensor(numbers, dtype=torch.int64)
         dist.all_reduce(sums)
         return sums.tolist()
 
-    def any(self, is_so: bool) -> bool:
-        """Whether it is so on any rank."""
-        return self.agree(int(is_so))[0] > 0
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks, in place, by way of the devices."""
+    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """See `RankGroup`."""
         dist.all_reduce(values)
         return values
 
-    def tell(self, value: T | None) -> T:
-        """Rank 0's value, on every rank."""
+    def broadcast(self, value: T | None) -> T:
+        """See `RankGroup`."""
         box = [value]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]  # type: ignore[return-value]  # rank 0 gave one
 
-    def collect(self, value: T) -> list[T] | None:
-        """Every rank's value on rank 0, by rank; None on all others."""
-        box: list[Any] | None = [None] * self.place.world_size if self.rank == 0 else None
+    def gather(self, value: T) -> list[T] | None:
+        """See `RankGroup`."""
+        box: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
         dist.gather_object(value, box, dst=0)
         return box
 
-    def together(self, work: Callable[[], T]) -> T:
-        """Does some work that may fail on some ranks only; then all fail, and the others say nothing.
-
-        Raises:
-            PeerFailedError: It failed elsewhere.
-        """
-        failure: BaseException | None = None
-        result: T | None = None
-        try:
-            result = work()
-        except Exception as error:
-            failure = error
-        failed_somewhere = self.any(failure is not None)
-        if failure is not None:
-            raise failure
-        if failed_somewhere:
-            raise PeerFailedError("another rank failed")
-        return result  # type: ignore[return-value]  # the work has returned it
-
-    def on_first(self, work: Callable[[], T]) -> T | None:
-        """Does some work on rank 0 alone, while the others wait for its end; None on them."""
-        return self.together(lambda: work() if self.rank == 0 else None)
-
-    @contextmanager
-    def entered_on_first(self, open_: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-        """A context that rank 0 alone enters and leaves; entering may fail, and then all do."""
-        with contextlib.ExitStack() as stack:
-            self.on_first(lambda: stack.enter_context(open_()))
-            yield
-
-    def shared(self, tensors: Mapping[str, torch.Tensor] | None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Rank 0's tensors on every rank, one after another, so that nobody has to hold them all.
-
-        Args:
-            tensors: On the CPU; None on all ranks but 0.
-        """
+    def broadcast_tensors(self, tensors: Mapping[str, torch.Tensor] | None) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `RankGroup`."""
         described = None if tensors is None else [(name, item.shape, item.dtype) for name, item in tensors.items()]
-        for name, shape, dtype in self.tell(described):
+        for name, shape, dtype in self.broadcast(described):
             tensor = torch.empty(shape, dtype=dtype) if tensors is None else tensors[name].contiguous()
             if tensor.numel():
                 dist.broadcast(tensor.reshape(-1).view(torch.uint8), src=0)  # as bytes: gloo does not know every type
             yield name, tensor
 
-    def part_of_sequence(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """This rank's part of every sequence of a batch, with the positions that it stands at.
 
-        Args:
-            batch: Arrays (B, T), as the loader gives them; T is a multiple of the context-parallel ranks.
-
-        Raises:
-            ConfigError: T cannot be divided.
-        """
-        size = self.degrees.cp
-        if size == 1:
-            return batch
-        B, T = batch["input_ids"].shape
-        if T % size:
-            raise ConfigError(f"samples have {T} tokens, which cannot be divided among {size} context-parallel ranks")
-        begin, end = self.cp_rank * (T // size), (self.cp_rank + 1) * (T // size)
-        part = {name: values[:, begin:end] for name, values in batch.items()}
-        positions = np.broadcast_to(np.arange(begin, end, dtype=np.int64), (B, T // size)).copy()
-        return {**part, "position_ids": part.get("position_ids", positions)}
-
-    def dealt(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """This rank's share of some batches, equally many for every rank: what is missing is a batch without labels.
-
-        Ranks that share a model must use it together, and a masked batch adds nothing to a loss or a count.
-        """
-        mine: dict[str, Any] | None = None
-        begun: dict[str, Any] | None = None
-        for number, batch in enumerate(batches):
-            place = number % self.degrees.dp
-            begun = batch if place == 0 else begun
-            mine = batch if place == self.dp_rank else mine
-            if place == self.degrees.dp - 1 and mine is not None:
-                yield self.part_of_sequence(mine)
-                mine, begun = None, None
-        if mine is None and begun is not None:
-            mine = {**begun, "labels": np.full_like(begun["labels"], IGNORED_LABEL)}
-        if mine is not None:
-            yield self.part_of_sequence(mine)
+def distributed_group(place: RankPlace, section: DistributedSection, device: torch.device) -> DistributedGroup:
+    """Collective: the group of all ranks, once `torch.distributed` has connected them."""
+    degrees = degrees_of(section, place.world_size)
+    sizes = (degrees.dp_replicate, degrees.dp_shard, degrees.cp, degrees.tp)
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=DIMENSIONS)
+    return DistributedGroup(place, degrees, mesh=mesh, device=device)
 
 
 @contextmanager
-def joined(place: RankPlace, settings: Settings) -> Iterator[Team]:
+def joined(place: RankPlace, settings: Settings) -> Iterator[DistributedGroup]:
     """Joins the other ranks for the duration of the body.
 
     Raises:
@@ -204,9 +156,7 @@ def joined(place: RankPlace, settings: Settings) -> Iterator[Team]:
         timeout=timeout,
     )
     try:
-        degrees = degrees_of(settings.distributed, place.world_size)
-        sizes = (degrees.dp_replicate, degrees.dp_shard, degrees.cp, degrees.tp)
-        yield Team(place, degrees, init_device_mesh(device.type, sizes, mesh_dim_names=DIMENSIONS), device)
+        yield distributed_group(place, settings.distributed, device)
     except OutOfMemoryError:
         raise  # the others may be waiting in a collective, as after an exception that nobody expected
     except AmcliError:

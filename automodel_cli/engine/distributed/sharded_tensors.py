@@ -1,62 +1,23 @@
-"""Which part of every tensor this rank writes into a checkpoint, and which part it reads from one.
+"""This rank's part of every tensor: how it is gathered, written into a checkpoint and read from one.
 
 What several ranks hold alike is written by one of them, and large tensors by all of them in equal parts: so
-every rank writes about as much. All of it follows from the layout; the ranks need not talk about it.
+every rank writes about as much. All of it follows from the layout; the ranks need not talk about it. Tensors are
+gathered one at a time, so that no rank ever holds two copies of a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
-from automodel_cli.engine.distributed.region import Region, rows_in_model_order
+from automodel_cli.engine.distributed.region import Part, Region, TensorSource, rows_in_model_order
 
 # Smaller tensors are written whole by one of their holders: a piece costs a line in a header.
 _WORTH_DIVIDING = 2**16  # elements
-
-
-@dataclass(frozen=True)
-class Part:
-    """A block of a tensor.
-
-    Args:
-        name: Of the whole tensor.
-        region: Where it stands in the whole.
-        tensor: Its content, of the region's sizes.
-    """
-
-    name: str
-    region: Region
-    tensor: torch.Tensor
-
-
-class TensorSource(Protocol):
-    """Where parts of tensors are read from, such as the files of a checkpoint."""
-
-    def shape(self, name: str) -> Sequence[int]:
-        """Of a whole tensor."""
-
-    def region(self, name: str, region: Region) -> torch.Tensor:
-        """A part of a tensor, on the CPU."""
-
-
-class LazyTensorSource(TensorSource, Protocol):
-    """Tensors by name that are read in part, such as those of a checkpoint's files."""
-
-    def __iter__(self) -> Iterator[str]:
-        """The names."""
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        """A whole tensor."""
-
-    def without_content(self, name: str) -> torch.Tensor:
-        """One of its shape and type on the meta device."""
 
 
 def own_region(tensor: torch.Tensor) -> Region:
@@ -97,10 +58,10 @@ def own_parts(
             mine = _share(held, number, *_replica(tensor, mesh, rank))
         if mine is None:
             continue
-        local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
-        content = local[mine.within(held)] if local.dim() else local
+        held_content = local(tensor).detach()
+        content = held_content[mine.within(held)] if tensor.dim() else held_content
         owner = name.rpartition(".")[0] if owners else name
-        if owner not in reordered or not local.dim():
+        if owner not in reordered or not tensor.dim():
             found.append(Part(name, mine, content))
             continue
         begin = 0
@@ -128,14 +89,36 @@ def read_local(source: TensorSource, name: str, model: torch.Tensor, reordered_o
     return torch.cat(read) if len(read) > 1 else read[0]
 
 
-def wrapped(local: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+def wrapped(part: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
     """This rank's part as one tensor with those of the other ranks, sharded as `model` is."""
     if not isinstance(model, DTensor):
-        return local
-    local = local.contiguous().to(model.to_local().device)
+        return part
+    part = part.contiguous().to(model.to_local().device)
     return DTensor.from_local(
-        local, model.device_mesh, model.placements, run_check=False, shape=model.shape, stride=model.stride()
+        part, model.device_mesh, model.placements, run_check=False, shape=model.shape, stride=model.stride()
     )
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole tensor. Collective: every rank that holds a part must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(source: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, sharded as `model` is if it has its shape; of any type."""
+    if not isinstance(model, DTensor) or source.shape != model.shape:
+        return source
+    return wrapped(own_part(source, model), model)
+
+
+def own_part(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a whole tensor under the layout of another."""
+    return source[own_region(target).within(Region.whole(source.shape))]
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor; the tensor itself if it is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _tensor_parallel_ranks(mesh: DeviceMesh) -> int:

@@ -1,0 +1,212 @@
+"""The model of a run on several ranks, and what the training step must do differently because of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from automodel_cli.engine.config.layout import is_sharded
+from automodel_cli.engine.config.sections import DistributedSection
+from automodel_cli.engine.distributed import fsdp2
+from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks
+from automodel_cli.engine.distributed.ddp import ReplicaSync
+from automodel_cli.engine.distributed.distributed_group import DistributedGroup
+from automodel_cli.engine.distributed.module_tree import all_tensors, is_meta, materialise
+from automodel_cli.engine.distributed.ordered import OrderedReplicas, OrderedShards
+from automodel_cli.engine.distributed.parallel_model import ParallelModel
+from automodel_cli.engine.distributed.region import Part, Region, TensorSource
+from automodel_cli.engine.distributed.sharded_tensors import (
+    local,
+    own_part,
+    own_parts,
+    read_local,
+    sharded_like,
+    whole,
+    wrapped,
+)
+from automodel_cli.engine.distributed.tensor_parallel import rows_by_part, rows_by_rank, split_matrices
+from automodel_cli.engine.distributed.totals import loss_and_norm, scale_gradients
+
+
+@dataclass(frozen=True)
+class DistributedModel(ParallelModel):
+    """A model on the ranks of a `DistributedGroup`.
+
+    Args:
+        module: The model, parallelised in place.
+        group: The ranks.
+        attention: Attention over the ranks that share a sequence; None where none do.
+        is_sharded: Whether a rank holds a part of the model only.
+        sync: Sums gradients where every rank holds the whole model; None where FSDP2 does it.
+        defers_sync: Sum gradients only in the last backward pass of a step.
+        reordered: Names of the parameters whose rows stand in the order of the tensor-parallel ranks.
+        ordered: Replaces every other sum of gradients: after each micro-batch, in an order that does not depend on
+            the ranks; None where nobody asks for it.
+    """
+
+    _: KW_ONLY
+    group: DistributedGroup
+    sync: ReplicaSync | None
+    defers_sync: bool
+    reordered: frozenset[str] = frozenset()
+    ordered: OrderedReplicas | OrderedShards | None = None
+
+    def facts(self, section: DistributedSection) -> dict[str, str]:
+        """See `ParallelModel`."""
+        degrees = self.group.degrees
+        sizes = {"replicas": degrees.dp_replicate, "shards": degrees.dp_shard, "cp": degrees.cp, "tp": degrees.tp}
+        split = " x ".join(f"{size} {name}" for name, size in sizes.items() if size > 1) or "1"
+        return {"ranks": f"{degrees.world} ({section.chosen_strategy() or 'fsdp2'}: {split})"}
+
+    @contextmanager
+    def micro_batch(self, *, is_last: bool) -> Iterator[None]:
+        """See `ParallelModel`."""
+        if self.sync is not None and is_last:
+            self.sync.arm()
+        if isinstance(self.module, FSDPModule):
+            self.module.set_requires_gradient_sync(is_last or not self.defers_sync or self.ordered is not None)
+        with self.forward():
+            yield
+        if self.sync is not None and is_last:
+            self.sync.finish()
+        if self.ordered is not None:
+            self.ordered.take(is_last=is_last)
+
+    def reshard(self) -> None:
+        """See `ParallelModel`."""
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def clip(self, parameters: Sequence[torch.Tensor], loss: torch.Tensor, max_norm: float | None) -> torch.Tensor:
+        """See `ParallelModel`; the numbers are fp64."""
+        numbers = loss_and_norm(self.group, loss, parameters)
+        if max_norm is not None:
+            self.scale_gradients(parameters, torch.clamp(max_norm / (numbers[1] + 1e-6), max=1.0))
+        return numbers
+
+    def scale_gradients(self, parameters: Sequence[torch.Tensor], factor: torch.Tensor) -> None:
+        """See `ParallelModel`."""
+        scale_gradients(parameters, factor)
+
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See `ParallelModel`."""
+        return whole(tensor)
+
+    def whole_model(self) -> dict[str, torch.Tensor]:
+        """See `ParallelModel`."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, tensor in self.own_tensors().items():
+            self._gather(tensors, name, name, tensor)
+        return tensors
+
+    def whole_state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """See `ParallelModel`."""
+        found: dict[str, torch.Tensor] = {}
+        for name, tensor in tensors.items():
+            self._gather(found, name, name.rpartition(".")[0], tensor)
+        return found
+
+    def parts(self, tensors: Mapping[str, torch.Tensor], *, are_state: bool = False) -> list[Part]:
+        """See `ParallelModel`."""
+        return own_parts(tensors, self.group.mesh, self.group.rank, self.reordered, owners=are_state)
+
+    @torch.no_grad()
+    def read_model(self, source: TensorSource) -> None:
+        """See `ParallelModel`."""
+        for name, tensor in self.own_tensors().items():
+            local(tensor).copy_(read_local(source, name, tensor, self._reordered_over(name)))
+
+    @torch.no_grad()
+    def fill(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """See `ParallelModel`."""
+        own = all_tensors(self.module)
+        for name, tensor in tensors:
+            local(own[name]).copy_(own_part(self._in_rank_order(name, tensor), own[name]))
+
+    def read_state(self, source: TensorSource, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """See `ParallelModel`."""
+        parameters = dict(self.module.named_parameters())
+        found: dict[str, torch.Tensor] = {}
+        for name in names:
+            owner, shape = name.rpartition(".")[0], tuple(source.shape(name))
+            parameter = parameters.get(owner)
+            if parameter is not None and shape == parameter.shape:
+                found[name] = wrapped(read_local(source, name, parameter, self._reordered_over(owner)), parameter)
+            else:
+                found[name] = source.region(name, Region.whole(shape))
+        return found
+
+    def own_state(self, tensors: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+        """See `ParallelModel`; sharded as the parameters are."""
+        parameters = dict(self.module.named_parameters())
+        found: dict[str, torch.Tensor] = {}
+        for name, tensor in self.group.broadcast_tensors(tensors):
+            owner = name.rpartition(".")[0]
+            parameter = parameters.get(owner)
+            if parameter is not None and tensor.shape == parameter.shape:
+                tensor = sharded_like(self._in_rank_order(owner, tensor), parameter)
+            found[name] = tensor
+        return found
+
+    def _gather(self, found: dict[str, torch.Tensor], name: str, owner: str, tensor: torch.Tensor) -> None:
+        """Gathers one tensor on every rank that holds a part of it, and keeps it on rank 0."""
+        gathered = whole(tensor)
+        if self.group.rank == 0:
+            # A counter has no rows that could stand in another order.
+            if owner in self.reordered and gathered.dim():
+                gathered = rows_by_part(gathered, self.group.degrees.tp).contiguous()
+            found[name] = gathered.cpu()
+
+    def _reordered_over(self, name: str) -> int:
+        """The number of ranks in whose order the rows of a parameter stand."""
+        return self.group.degrees.tp if name in self.reordered else 1
+
+    def _in_rank_order(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A whole tensor with its rows in the order of the tensor-parallel ranks, where the parameter has them so."""
+        return rows_by_rank(tensor, self.group.degrees.tp).contiguous() if name in self.reordered else tensor
+
+
+def distributed_model(
+    model: nn.Module, group: DistributedGroup, section: DistributedSection, device: torch.device, *, is_elastic: bool
+) -> DistributedModel:
+    """As `parallelised`, which is what others call."""
+    degrees = group.degrees
+    reordered: frozenset[str] = frozenset()
+    if degrees.tp > 1:
+        reordered = split_matrices(model, group.submesh("tp"), sequence_parallel=section.sequence_parallel)
+    is_ddp = section.chosen_strategy() == "ddp"
+    is_fsdp = not is_ddp and bool(degrees.dp * degrees.cp > 1 or section.mp_policy or section.offload_policy)
+    if is_fsdp:
+        fsdp2.shard(model, group.submesh("fsdp"), section)
+    if is_meta(model):
+        materialise(model, torch.device("cpu") if section.offload_policy else device)
+    sync: ReplicaSync | None = None
+    ordered: OrderedReplicas | OrderedShards | None = None
+    if is_ddp:
+        # Ranks that share a sequence hold gradients of different tokens: for the weights they are data-parallel.
+        replicas = group.submesh("loss").get_group()
+        if is_elastic:
+            ordered = OrderedReplicas(model.parameters(), replicas)
+        else:
+            sync = ReplicaSync(model.parameters(), replicas)
+    elif is_fsdp and is_elastic and degrees.dp > 1:
+        ordered = OrderedShards(model)
+    attention: AttentionOverRanks | None = None
+    if degrees.cp > 1:
+        attention = AttentionOverRanks(group.submesh("cp").get_group(), group.cp_rank, device)
+    return DistributedModel(
+        module=model,
+        group=group,
+        attention=attention,
+        is_sharded=is_sharded(section, degrees),
+        sync=sync,
+        defers_sync=section.defer_fsdp_grad_sync,
+        reordered=reordered,
+        ordered=ordered,
+    )
