@@ -22,7 +22,7 @@ from automodel_cli.engine.distributed.distributed_group import distributed_group
 from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.module_tree import move_to_meta
 from automodel_cli.engine.distributed.parallel_model import parallelised
-from automodel_cli.engine.distributed.rank_group import RankGroup
+from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim import muon
 from automodel_cli.engine.optim.optimizer import build_optimizer, optimizer_state_tensors
@@ -127,7 +127,7 @@ def main() -> None:
             continue
         key = json.dumps([case[part] for part in ("model", "optimizer", "accumulation", "uneven")])
         if key not in alone:
-            alone[key] = trained({**case, "layout": {}}, None)
+            alone[key] = trained({**case, "layout": {}}, SOLO)
         expected_curve, expected_weights, expected_state = alone[key]
         results[name] = {
             "loss": max(abs(ours[0] - theirs[0]) for ours, theirs in zip(curve, expected_curve, strict=True)),
