@@ -38,10 +38,8 @@ from automodel_cli.commands.resume import resume
 from automodel_cli.commands.sample import sample
 from automodel_cli.commands.verify_resume import verify_resume
 from automodel_cli.engine.config.secrets import masked_message
-from automodel_cli.engine.distributed.environment import rank_place
-from automodel_cli.engine.distributed.pages import ask_for_huge_pages
-from automodel_cli.engine.distributed.report import is_symptom, write_report
-from automodel_cli.engine.distributed.threads import wait_without_spinning
+from automodel_cli.engine.distributed.environment import ask_for_huge_pages, rank_place, wait_without_spinning
+from automodel_cli.engine.distributed.rank_report import is_symptom, write_report
 from automodel_cli.errors import AmcliError, ExitCode, InterruptedTrainingError
 
 TRACEBACK_OPTION = "--traceback"

@@ -30,8 +30,7 @@ from typing import Any
 import torch
 from train_peers.variants import WAYS, Setting, left_out
 
-from automodel_cli.engine.distributed.pages import ask_for_huge_pages
-from automodel_cli.engine.distributed.threads import wait_without_spinning
+from automodel_cli.engine.distributed.environment import ask_for_huge_pages, wait_without_spinning
 from automodel_cli.engine.observe.speed import flops_per_token, peak_flops
 
 RESULTS = Path(__file__).parent / "results"

@@ -29,7 +29,7 @@ from torch.distributed.launcher.api import elastic_launch
 from automodel_cli import terminal
 from automodel_cli.engine.distributed.environment import LAUNCHER_PID, REPORT_DIRECTORY, own_command, stop_signals
 from automodel_cli.engine.distributed.launch_plan import LaunchPlan, num_cores, port_is_taken, taken_endpoint
-from automodel_cli.engine.distributed.report import RankReport, announced, read_reports, root_cause
+from automodel_cli.engine.distributed.rank_report import RankReport, announced, read_reports, root_cause
 from automodel_cli.engine.distributed.watch import Watch
 from automodel_cli.errors import AmcliError, ExitCode, RankFailedError
 

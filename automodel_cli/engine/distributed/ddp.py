@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from automodel_cli.engine.distributed.sharded_tensors import local
+from automodel_cli.engine.distributed.sharded_tensors import local, settle
 
 # Large enough to use the network well, small enough that the first messages leave early in the backward pass.
 BUCKET_BYTES = 25 * 2**20
@@ -93,13 +92,6 @@ class ReplicaSync:
         flat = flatten(self._buckets[len(self._sent)])
         work = dist.all_reduce(flat, group=self._group, async_op=True)
         self._sent.append((flat, work))
-
-
-def settle(parameter: torch.Tensor) -> None:
-    """Brings the gradient of a sharded parameter to the parameter's own layout: a part of a sum is summed."""
-    grad = parameter.grad
-    if isinstance(parameter, DTensor) and isinstance(grad, DTensor) and grad.placements != parameter.placements:
-        parameter.grad = grad.redistribute(placements=parameter.placements)
 
 
 def buckets_of(parameters: list[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:

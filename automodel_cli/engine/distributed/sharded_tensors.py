@@ -121,6 +121,13 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def settle(parameter: torch.Tensor) -> None:
+    """Brings the gradient of a sharded parameter to the parameter's own layout: a part of a sum is summed."""
+    grad = parameter.grad
+    if isinstance(parameter, DTensor) and isinstance(grad, DTensor) and grad.placements != parameter.placements:
+        parameter.grad = grad.redistribute(placements=parameter.placements)
+
+
 def _tensor_parallel_ranks(mesh: DeviceMesh) -> int:
     return int(mesh.mesh.shape[-1])
 

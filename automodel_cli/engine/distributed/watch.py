@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from automodel_cli.engine.distributed.heartbeat import Beat, Phase, frames_of, process_state, read_beats
-from automodel_cli.engine.distributed.report import RankReport, read_reports, root_cause
+from automodel_cli.engine.distributed.rank_report import RankReport, read_reports, root_cause
 from automodel_cli.errors import AmcliError, ExitCode, RankFailedError
 
 _SECONDS_BETWEEN_LOOKS = 0.5

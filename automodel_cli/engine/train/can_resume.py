@@ -20,7 +20,7 @@ from automodel_cli.engine.config.config import TARGET
 from automodel_cli.engine.config.instantiate import instantiate
 from automodel_cli.engine.data.packed_dataset import pack_documents
 from automodel_cli.engine.train.continuation import Continuation, plan_resume
-from automodel_cli.engine.train.sample_identity import order_key_of
+from automodel_cli.engine.train.resume_rules import order_key_of
 from automodel_cli.errors import AmcliError
 
 

@@ -1,16 +1,20 @@
-"""The device, the precision and the threads of a run: chosen once, shown at the start."""
+"""The machine of a run: its device, precision and threads, chosen once and shown at the start; and its memory."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from automodel_cli.engine.distributed.launch_plan import num_cores
 from automodel_cli.engine.distributed.module_tree import is_meta
+from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.models.float8 import check_float8
 from automodel_cli.engine.train.cpu_products import multiply_by_onednn
 from automodel_cli.errors import ConfigError
@@ -122,3 +126,90 @@ def _be_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+
+
+_GROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes.
+
+    Args:
+        used: By this process: allocated by torch on a GPU, resident in RAM on a CPU.
+        free: What this process could still take, its own unused reserve included.
+        total: Of the device, or what this process is allowed of it.
+    """
+
+    used: int
+    free: int
+    total: int
+
+
+def device_memory(device: torch.device) -> DeviceMemory:
+    """The memory of a device, now."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        used, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+        return DeviceMemory(used, free + reserved - used, total)
+    return _host_memory()
+
+
+def _host_memory() -> DeviceMemory:
+    """Of this machine, of the control group and of the process's own limit, whichever is tightest."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    # macOS has no such file; there the whole of the memory counts as free.
+    sizes = _numbers(Path("/proc/self/statm"))
+    address_space, used = (sizes[0] * page, sizes[1] * page) if len(sizes) > 1 else (0, 0)
+    total = os.sysconf("SC_PHYS_PAGES") * page
+    free = _available() or total - used
+    limit = _numbers(_GROUP / "memory.max")
+    taken = _numbers(_GROUP / "memory.current")
+    if limit and taken and limit[0] < total:
+        total, free = limit[0], min(free, limit[0] - taken[0] + _reclaimable())
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if allowed != resource.RLIM_INFINITY and allowed < total:
+        total, free = allowed, min(free, allowed - address_space)
+    return DeviceMemory(used, max(0, free), total)
+
+
+def _numbers(path: Path) -> list[int]:
+    """The whole numbers of a small file; none where it is not there."""
+    with contextlib.suppress(OSError):
+        return [int(word) for word in path.read_text().split() if word.isdecimal()]
+    return []
+
+
+def _reclaimable() -> int:
+    """Pages of files that count as taken, and that the kernel gives up when memory is asked for."""
+    with contextlib.suppress(OSError):
+        for line in (_GROUP / "memory.stat").read_text().splitlines():
+            if line.startswith("inactive_file "):
+                return int(line.split()[1])
+    return 0
+
+
+def _available() -> int | None:
+    """What Linux could give without swapping."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def threads_of(saved: int, group: RankGroup, *, is_elastic: bool = False) -> int | None:
+    """Those of the saved run, as other numbers give other bits; None leaves the choice to torch.
+
+    Args:
+        saved: Of the run that goes on; 0 for a new one.
+        group: The ranks.
+        is_elastic: Whether the bits must not depend on how many ranks share a machine.
+    """
+    if is_elastic:
+        return 1
+    if group.is_alone:
+        return saved or None
+    # Each rank gets its share of the machine: a run that was saved alone must not start all cores in every rank.
+    share = max(1, num_cores() // group.place.local_world_size)
+    return min(saved or share, share)

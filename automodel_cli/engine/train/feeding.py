@@ -11,7 +11,7 @@ from automodel_cli.engine.config.validation_sets import SECTION
 from automodel_cli.engine.data.loader import BatchLoader, eval_batches
 from automodel_cli.engine.data.order import order_of
 from automodel_cli.engine.data.stream_loader import StreamLoader, is_stream, stream_batches
-from automodel_cli.engine.train.run_parts import RunParts
+from automodel_cli.engine.train.build import RunParts
 from automodel_cli.engine.train.state import TrainState, restore_rng, rng_tensors
 from automodel_cli.engine.train.validation import Validation, up_to_tokens
 from automodel_cli.errors import ConfigError

@@ -26,10 +26,9 @@ from automodel_cli.engine.data.loader import eval_batches
 from automodel_cli.engine.data.stream_loader import is_stream
 from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.plan.derive import RESERVED_SHARE, derive, memory_of_batch
-from automodel_cli.engine.train.device import Placement
-from automodel_cli.engine.train.device_memory import device_memory
+from automodel_cli.engine.train.build import RunParts
+from automodel_cli.engine.train.device import Placement, device_memory
 from automodel_cli.engine.train.dry_run import DryRun, undone
-from automodel_cli.engine.train.run_parts import RunParts
 from automodel_cli.errors import ConfigError, OutOfMemoryError
 
 KEY = ("step_scheduler", "local_batch_size")

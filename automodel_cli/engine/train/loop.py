@@ -24,8 +24,7 @@ from automodel_cli.engine.train.saves import Saves
 from automodel_cli.engine.train.signals import StoppedWaitingError, StopSignal
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import EvalResult, evaluate, label_tokens, queue_step
-from automodel_cli.engine.train.step_numbers import DeviceGuard
-from automodel_cli.engine.train.step_reports import QueuedStep, StepReports
+from automodel_cli.engine.train.step_numbers import DeviceGuard, QueuedStep, StepReports
 from automodel_cli.engine.train.step_scheduler import StepScheduler
 from automodel_cli.engine.train.validation import Validation
 from automodel_cli.errors import PeerFailedError, TrainingDivergedError

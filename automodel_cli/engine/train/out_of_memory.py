@@ -22,8 +22,7 @@ from automodel_cli.engine.config.origin import DEFAULT
 from automodel_cli.engine.config.suggest import command
 from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.plan.savings import Saving, needed, savings
-from automodel_cli.engine.train.device import Placement
-from automodel_cli.engine.train.device_memory import DeviceMemory, device_memory
+from automodel_cli.engine.train.device import DeviceMemory, Placement, device_memory
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.errors import AmcliError, OutOfMemoryError
 
@@ -35,7 +34,7 @@ _WANTED = re.compile(r"(?:[Tt]ried|Unable) to allocate (\d+(?:\.\d+)?) (bytes|[K
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 # Functions of a traceback, outermost first, that tell what was being done.
 _DOING = {
-    "_build": "while the model was built",
+    "build_parts": "while the model was built",
     "evaluate": "in validation",
     "micro_batch_loss": "in a forward pass",
     "backward": "in a backward pass",

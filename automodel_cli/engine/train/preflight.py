@@ -22,7 +22,7 @@ from automodel_cli.engine.config.suggest import on_run
 from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.heartbeat import beating
 from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
-from automodel_cli.engine.distributed.report import announce
+from automodel_cli.engine.distributed.rank_report import announce
 from automodel_cli.engine.observe.build import TENSORBOARD_DIRECTORY
 from automodel_cli.engine.observe.jsonl import METRICS_FILE
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare

@@ -18,49 +18,33 @@ import torch
 from automodel_cli.engine.checkpoint.save import Saving
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.config.check import Settings
-from automodel_cli.engine.config.config import TARGET, Config
+from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.emit import to_yaml
-from automodel_cli.engine.config.instantiate import bind, instantiate
-from automodel_cli.engine.config.origin import dotted
 from automodel_cli.engine.config.suggest import command
-from automodel_cli.engine.config.validation_sets import validation_sets
-from automodel_cli.engine.data.packed_dataset import pack_documents
 from automodel_cli.engine.data.stream_loader import StreamLoader
 from automodel_cli.engine.distributed.heartbeat import Phase, enter
-from automodel_cli.engine.distributed.parallel_model import parallelised
 from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.optim.lr_schedule import schedule_of
-from automodel_cli.engine.optim.optimizer import avoid_fused_kernels, build_optimizer
-from automodel_cli.engine.optim.param_groups import group_rules
-from automodel_cli.engine.protocols import MapDataset
-from automodel_cli.engine.train.device import Placement, place
+from automodel_cli.engine.train.build import RunParts, build_parts
+from automodel_cli.engine.train.device import Placement, place, threads_of
 from automodel_cli.engine.train.elastic import elastic_of
 from automodel_cli.engine.train.feeding import loader_of, validation_of
-from automodel_cli.engine.train.fit import check_fit, data_sections, vocab_size_by_layers
 from automodel_cli.engine.train.local_batch import with_local_batch
 from automodel_cli.engine.train.loop import Run, train
-from automodel_cli.engine.train.model_setup import context_in_words, set_up
-from automodel_cli.engine.train.objective import objective_of
 from automodel_cli.engine.train.out_of_memory import Situation, explained
-from automodel_cli.engine.train.report import speed_of
-from automodel_cli.engine.train.restoring import (
+from automodel_cli.engine.train.restore import (
     load_optimizer,
     own_generators,
     restore_generators,
-    seed_everything,
 )
-from automodel_cli.engine.train.run_parts import RunParts
-from automodel_cli.engine.train.sample_identity import order_key_of
+from automodel_cli.engine.train.resume_rules import order_key_of
+from automodel_cli.engine.train.run_facts import speed_of, start_facts
 from automodel_cli.engine.train.saves import Saves
 from automodel_cli.engine.train.saving import begin_run_save
 from automodel_cli.engine.train.signals import StopSignal
-from automodel_cli.engine.train.start_facts import start_facts
 from automodel_cli.engine.train.state import TrainState
-from automodel_cli.engine.train.step_numbers import guard_of
 from automodel_cli.engine.train.step_scheduler import StepScheduler
-from automodel_cli.engine.train.thread_count import threads_of
-from automodel_cli.engine.train.weights import build_model
 from automodel_cli.errors import InterruptedTrainingError
 
 OpenSink = Callable[[], AbstractContextManager[Sink]]
@@ -146,7 +130,7 @@ def _run(
         cpu_matmul=general.cpu_matmul,
     )
     situation.state, situation.placement = state, placement
-    parts = _build(config, settings, placement, root, snapshot, group)
+    parts = build_parts(config, settings, placement, root, snapshot, group)
     state.order_key = order_key_of(parts.dataset, general.seed, state.order_key)
     state.num_threads = torch.get_num_threads()
     # From the operating system: a generator that has a seed would give every run of a sweep the same name.
@@ -183,54 +167,6 @@ def _run(
         checkpoint=root / "LATEST" if saved else None,
         has_tokenizer=bool(state.tokenizer),
     )
-
-
-def _build(
-    config: Config,
-    settings: Settings,
-    placement: Placement,
-    root: Path,
-    snapshot: Snapshot | None,
-    group: RankGroup,
-) -> RunParts:
-    """Every part with a `_target_`, checked against the others; cheap parts come first."""
-    seed = settings.general.seed
-    seed_everything(seed)
-    dataset: MapDataset = instantiate(config, "dataset", {"seed": seed, "dp_rank": 0, "dp_world_size": 1})
-    validation = {name: instantiate(config, dotted(path)) for name, path in validation_sets(config).items()}
-    pack_size = settings.packed_sequence.packed_sequence_size
-    if pack_size:
-        dataset = pack_documents(dataset, pack_size)
-        validation = {name: pack_documents(one, pack_size) for name, one in validation.items()}
-    loss = instantiate(config, "loss_fn") if config.get("loss_fn") else None
-    optimizer_factory, optimizer_arguments = bind(config, "optimizer", supplied=("params",))
-    model, weights = build_model(config, placement.device, seed, group, snapshot, settings.checkpoint.init_from)
-    vocab_size = check_fit(config, model, dataset, validation)
-    placement.put(model)
-    # Before it is parallelised: whether the head can be replaced is seen on whole modules.
-    loss_where, model_where = (str(config.origin(path)) for path in (("loss_fn", TARGET), ("model", TARGET)))
-    loss_fn = objective_of(loss, model, loss_where if loss else None, tp_size=group.degrees.tp, model_where=model_where)
-    if vocab_size is None:
-        vocab_size = vocab_size_by_layers(model, loss_fn.head)
-    sections = data_sections(config, settings, model)
-    weights.read_whole(model)
-    has_documents = bool(pack_size) or bool(getattr(dataset, "document_mask", False))
-    names_attention = any(config.get(f"model{place}.attn_implementation") for place in ("", ".config"))
-    how = set_up(
-        model, loss_fn, settings, placement, root, has_documents=has_documents, names_attention=names_attention
-    )
-    is_elastic = settings.general.deterministic == "elastic"
-    parallel = parallelised(model, group, settings.distributed, placement.device, is_elastic=is_elastic)
-    if parallel.attention is not None:
-        how["context"] = context_in_words(model, parallel.attention, settings, placement)
-    weights.fill(parallel)
-    how["weights"] = weights.words
-    optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model, group_rules(config))
-    if is_elastic:
-        avoid_fused_kernels(optimizer)
-    guard, words = guard_of(optimizer, placement.device)
-    how |= {"numbers": words} if words else {}
-    return RunParts(dataset, validation, parallel, vocab_size, sections, loss_fn, optimizer, how, guard)
 
 
 def _assemble(

@@ -7,10 +7,12 @@ import pytest
 
 from automodel_cli.engine.distributed.environment import (
     ALONE,
+    ask_for_huge_pages,
     complete_environment,
     first_host,
     own_command,
     rank_place,
+    wait_without_spinning,
 )
 from automodel_cli.errors import UsageError
 
@@ -85,3 +87,32 @@ def test_a_process_of_our_own_imports_nothing_from_the_working_directory(tmp_pat
     assert "-P" in command
     assert own_command()[0] == sys.executable
     assert "-P" not in own_command()
+
+
+def test_threads_sleep_by_default():
+    """An environment without a choice gets one."""
+    environment: dict[str, str] = {}
+
+    wait_without_spinning(environment)
+
+    assert environment == {"OMP_WAIT_POLICY": "passive"}
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_the_users_own_choice_stands(name):
+    """Whichever variable it was made with."""
+    environment = {name: "7"}
+
+    wait_without_spinning(environment)
+
+    assert environment == {name: "7"}
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, "1"), ({"THP_MEM_ALLOC_ENABLE": "0"}, "0")])
+def test_torch_is_asked_for_huge_pages_unless_the_user_has_chosen(before, after):
+    """The variable that torch reads when it allocates first; a choice in the environment stands."""
+    environment = dict(before)
+
+    ask_for_huge_pages(environment)
+
+    assert environment == {"THP_MEM_ALLOC_ENABLE": after}

@@ -15,7 +15,7 @@ import pytest
 from automodel_cli.engine.distributed import heartbeat, watch
 from automodel_cli.engine.distributed.environment import REPORT_DIRECTORY, RankPlace
 from automodel_cli.engine.distributed.heartbeat import Phase, beating, enter, process_state, read_beats
-from automodel_cli.engine.distributed.report import RankReport
+from automodel_cli.engine.distributed.rank_report import RankReport
 from automodel_cli.engine.distributed.watch import Watch
 
 TIMEOUT = 60.0

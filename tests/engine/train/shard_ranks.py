@@ -31,7 +31,7 @@ from automodel_cli.engine.optim import muon
 from automodel_cli.engine.optim.optimizer import build_optimizer, optimizer_state_tensors
 from automodel_cli.engine.train.device import place as placed
 from automodel_cli.engine.train.objective import objective_of
-from automodel_cli.engine.train.restoring import broadcast_snapshot, load_optimizer
+from automodel_cli.engine.train.restore import broadcast_snapshot, load_optimizer
 from automodel_cli.engine.train.saving import begin_run_save, finish_saving
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import train_step

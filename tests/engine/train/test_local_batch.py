@@ -19,8 +19,7 @@ from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.plan.derive import RESERVED_SHARE
 from automodel_cli.engine.train import local_batch
-from automodel_cli.engine.train.device import Placement
-from automodel_cli.engine.train.device_memory import DeviceMemory
+from automodel_cli.engine.train.device import DeviceMemory, Placement
 from automodel_cli.engine.train.dry_run import DryRun, undone
 from automodel_cli.engine.train.local_batch import fits_by_line, largest_that_fits
 from automodel_cli.engine.train.objective import Objective

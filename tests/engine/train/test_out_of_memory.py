@@ -50,7 +50,7 @@ def test_other_exceptions_pass_as_they_are(tiny_run):
         raise ValueError("a defect")
 
 
-@pytest.mark.parametrize("place", ["evaluate", "backward", "_build", "step"])
+@pytest.mark.parametrize("place", ["evaluate", "backward", "build_parts", "step"])
 def test_the_place_is_told_by_the_functions(place):
     """The outermost that is known: a forward pass of validation is validation."""
     scope: dict[str, object] = {}
@@ -59,5 +59,9 @@ def test_the_place_is_told_by_the_functions(place):
     with pytest.raises(MemoryError) as caught:
         scope[place]()  # type: ignore[operator]
 
-    expected = {"evaluate": "in validation", "backward": "in a forward pass", "_build": "while the model was built"}
+    expected = {
+        "evaluate": "in validation",
+        "backward": "in a forward pass",
+        "build_parts": "while the model was built",
+    }
     assert doing_in_words(caught.value) == expected.get(place, "in a forward pass")

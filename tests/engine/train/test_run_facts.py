@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from automodel_cli.engine.models.calling import call
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.models.outputs import logits_of
-from automodel_cli.engine.train.token_cost import model_flops_per_token
+from automodel_cli.engine.train.run_facts import model_flops_per_token
 
 SIZES = {"vocab_size": 211, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA = {**SIZES, "intermediate_size": 80, "num_key_value_heads": 2, "max_position_embeddings": 64}
