@@ -116,10 +116,10 @@ def pretrain(
 
     root = Path(settings.checkpoint.checkpoint_dir)
     is_first = ranks.plan is not None or (ranks.place.world_size == 1 and not ranks.place.is_ours)
-    if overwrite and is_first and run_begun(settings):
+    if overwrite and is_first and run_begun(settings.checkpoint):
         consent.ask(f"delete the checkpoints and metrics of the run in {root}", yes=yes)
     # Started again after a failure: from the last good checkpoint, not from the beginning.
-    goes_on = (resume == "auto" or bool(ranks.place.restart_count)) and run_begun(settings)
+    goes_on = (resume == "auto" or bool(ranks.place.restart_count)) and run_begun(settings.checkpoint)
     plan: Continuation | None = None
     if goes_on:
         from automodel_cli.engine.train.continuation import plan_resume
@@ -136,7 +136,7 @@ def pretrain(
     ranks.remember_code(final if plan is None else plan.config, root, say)
     if ranks.plan is not None:
         if plan is None:
-            check_new_run(settings, overwrite=overwrite)
+            check_new_run(settings.checkpoint, overwrite=overwrite)
             ensure_embedded_corpus(final, say)
         ranks.start(context, ranks.plan, until, timeout_minutes=settings.dist_env.timeout_minutes)
         return
@@ -146,7 +146,7 @@ def pretrain(
 
     @contextmanager
     def prepared() -> Iterator[None]:
-        with new_run(settings, overwrite=overwrite):
+        with new_run(settings.checkpoint, overwrite=overwrite):
             ensure_embedded_corpus(final, say)
             yield
 

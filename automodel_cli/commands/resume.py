@@ -103,7 +103,7 @@ def continue_run(
 
     from automodel_cli.engine.train.preflight import on_ranks, owned
 
-    with on_ranks(ranks.place, plan.settings, plan.root, lambda: owned(plan.settings, plan.root)) as group:
+    with on_ranks(ranks.place, plan.settings, plan.root, lambda: owned(plan.settings.checkpoint, plan.root)) as group:
         from automodel_cli.engine.train import recipe
         from automodel_cli.engine.train.restore import open_checkpoint
 

@@ -1,9 +1,8 @@
-"""Starts the ranks of a run on this machine under torchrun's agent, and ends as they end.
+"""Starts the ranks of a run on this machine under torchrun's agent, and ends with their exit code.
 
-The agent of `torch.distributed.run` meets the other machines, starts the processes, watches them and
-passes signals on. What is added here: one message about a failure instead of one per rank, the exit
-code of its kind, a grace period after a signal that is long enough to save, and a watch for ranks that
-hang (`watch.py`).
+The agent of `torch.distributed.run` connects to the other machines, starts the processes, watches them and
+forwards signals. This module adds one message about a failure instead of one per rank, an exit code for each kind of
+failure, a grace period after a signal that is long enough to save, and a watch for ranks that hang (`watch.py`).
 """
 
 from __future__ import annotations
@@ -49,11 +48,11 @@ def run_ranks(
     """Runs `amcli *arguments` on every rank of this machine, until all have ended.
 
     Args:
-        plan: How many, and how they meet.
-        arguments: The command line of each rank.
-        grace_seconds: How long a rank may take to save after a signal, before it is killed.
-        timeout_seconds: How long a rank may let the others wait, before it counts as hung.
-        say: Is told why the ranks are started again.
+        plan: Number of ranks, and where machines meet.
+        arguments: Command line of each rank.
+        grace_seconds: Time to save after a signal, before a rank is killed.
+        timeout_seconds: Time that a rank may let the others wait, before it counts as hung.
+        say: Called with the reason when the ranks are started again.
 
     Raises:
         RankFailedError: A rank failed; the message says which and why, the exit code is that rank's.
@@ -61,7 +60,7 @@ def run_ranks(
     """
     _quiet()
     _check_endpoint(plan)
-    # torchrun would set 1 for several processes and nothing for one; who has chosen a number keeps it.
+    # torchrun would set 1 for several processes and nothing for one; the user's own number stays.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // plan.ranks_per_node)))
     with tempfile.TemporaryDirectory(prefix="amcli-ranks-") as directory:
         os.environ[REPORT_DIRECTORY], os.environ[LAUNCHER_PID] = directory, str(os.getpid())
@@ -84,10 +83,10 @@ def run_ranks(
 
 
 def _check_endpoint(plan: LaunchPlan) -> None:
-    """Refuses a port of this machine at which something listens that is no launcher: it would be waited for.
+    """Refuses a port of this machine at which another program listens: the launcher would wait for it.
 
     Raises:
-        UsageError: That is so.
+        UsageError: The port is in use by a program that is no launcher.
     """
     taken = taken_endpoint(plan)
     if taken is not None and not _answers_as_a_store(*taken):
@@ -95,7 +94,7 @@ def _check_endpoint(plan: LaunchPlan) -> None:
 
 
 def _answers_as_a_store(host: str, port: int) -> bool:
-    """Whether a store of torch listens there, that of another launcher: asked by a process that can be given up."""
+    """Whether torch's store, that of another launcher, listens there; a child process asks, as it can be killed."""
     child = os.fork()
     if child == 0:
         try:
@@ -117,7 +116,7 @@ def _answers_as_a_store(host: str, port: int) -> bool:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Ends the agent by the first stop signal: it passes it on to the ranks, and waits for them to save.
+    """Ends the agent at the first stop signal: it forwards the signal to the ranks, and waits for them to save.
 
     The agent's own handlers would also end a run that was started by `nohup`, and end the wait by the second SIGHUP
     of a terminal that is closed.
@@ -142,7 +141,7 @@ def _stopped_by_signals() -> Iterator[None]:
 
 @contextmanager
 def _save_requests_passed_on(directory: Path) -> Iterator[None]:
-    """Passes SIGUSR1 on to the ranks: torchrun's agent passes on only what ends them, and would die of this one."""
+    """Forwards SIGUSR1 to the ranks: torchrun's agent forwards only signals that end them, and dies of this one."""
 
     def pass_on(number: int, frame: object) -> None:
         for process in announced(directory):
@@ -157,7 +156,7 @@ def _save_requests_passed_on(directory: Path) -> Iterator[None]:
 
 
 def _quiet() -> None:
-    """What torchrun would say is said once, below; each of its loggers has a level of its own."""
+    """Silences torchrun's loggers, each of which has its own level: failures are reported once, by this module."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -177,10 +176,10 @@ def _torchrun_arguments(plan: LaunchPlan, arguments: Sequence[str]) -> Any:
 
 
 def _raise_if_stopped(directory: Path) -> None:
-    """Ends as the ranks would have: they stopped early, all in order, so that nothing was started again.
+    """Reports ranks that were interrupted and saved; torchrun takes this for success.
 
     Raises:
-        RankFailedError: With the exit code of a run that was interrupted.
+        RankFailedError: With the exit code of an interrupted run.
     """
     stopped = [report for report in read_reports(directory) if report.exit_code == ExitCode.INTERRUPTED]
     cause = root_cause(stopped)
@@ -189,7 +188,7 @@ def _raise_if_stopped(directory: Path) -> None:
 
 
 def _after_signal(directory: Path, received: signal.Signals) -> AmcliError:
-    """What the ranks reported when the signal had reached them; without a report, the shell's code for the signal."""
+    """The error that the ranks reported after the signal; without a report, the shell's exit code of the signal."""
     report = root_cause(read_reports(directory))
     if report is not None:
         return _failed(report)
@@ -205,8 +204,8 @@ def _after_failure(directory: Path, failures: dict[int, ProcessFailure]) -> Amcl
     cause = root_cause(reports)
     if cause is not None:
         return _failed(cause)
-    # A process that was killed from outside leaves no report; those that noticed have left theirs.
-    # SIGTERM is what the agent itself ends the others with, so any other end comes first.
+    # A process that was killed from outside leaves no report; peers that noticed have left theirs.
+    # The agent ends the others with SIGTERM, so a process that ended in another way comes first.
     by_blame = sorted(failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].exitcode > 0))
     for rank, failure in by_blame:
         if not any(report.rank == rank for report in reports):
@@ -226,7 +225,7 @@ def _failed(report: RankReport) -> RankFailedError:
 
 
 def _tail(directory: Path, local_rank: int) -> str:
-    """The last lines that a rank without a voice wrote on its standard error."""
+    """The last lines of standard error of a rank that left no report."""
     files = sorted(directory.glob(f"logs/**/{local_rank}/stderr.log"))
     if not files:
         return ""

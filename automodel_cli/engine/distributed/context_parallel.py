@@ -1,10 +1,10 @@
 """Attention over sequences that are split among ranks, for every model that calls torch's attention.
 
 Every rank holds a contiguous part of each sequence. Inside `AttentionOverRanks`, causal
-`scaled_dot_product_attention` goes round torch's ring on GPUs where a flash kernel takes it (ring_attention.py), after
-the ring has proved itself on the machine at hand. Elsewhere it gathers the keys and values of all parts up to its own;
-gradients flow back to the rank that they belong to, as sums. A gather that is not differentiable gives the right loss
-once and trains another model from then on.
+`scaled_dot_product_attention` uses torch's ring on GPUs where a flash kernel supports it (ring_attention.py), after
+a test of the ring on this machine. Elsewhere it gathers the keys and values of all parts up to its own, with a gather
+that is differentiable: gradients are summed on the rank that owns the part. Without that, the first loss would be
+right and the training wrong.
 
 Shapes: B batch, H heads, T sequence, t this rank's part of it, D head size.
 """
@@ -28,8 +28,8 @@ class AttentionOverRanks(TorchFunctionMode):
 
     Args:
         group: The ranks that share a sequence, in its order.
-        rank: Place of this rank in the group.
-        device: Where the ranks compute; on a GPU they try the ring here, together.
+        rank: Number of this rank in the group.
+        device: Where the ranks compute; on a GPU the ring is tested here, which is a collective.
     """
 
     def __init__(self, group: dist.ProcessGroup, rank: int, device: torch.device | None = None) -> None:
@@ -41,12 +41,12 @@ class AttentionOverRanks(TorchFunctionMode):
             self._ring_fault = ring_fault(self._over_gathered, group, device)
 
     def in_words(self, device: torch.device, dtype: torch.dtype, head_size: int | None, dropout_p: float) -> str:
-        """Which way attention of this kind takes, and what keeps it from the faster one.
+        """How attention of this kind is computed, and why not in the faster way.
 
         Args:
-            device: Where it computes.
-            dtype: Of its queries, keys and values.
-            head_size: Numbers of a query of one head; None where a model does not state it.
+            device: Where it is computed.
+            dtype: Type of queries, keys and values.
+            head_size: D; None where a model does not state it.
             dropout_p: Probability of dropping an attention weight.
         """
         obstacle = self._obstacle(device.type, dtype, head_size, dropout_p)
@@ -62,7 +62,7 @@ class AttentionOverRanks(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Replaces attention; everything else is what it was."""
+        """Replaces attention, and leaves every other function as it is."""
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -84,7 +84,7 @@ class AttentionOverRanks(TorchFunctionMode):
                 help="set distributed.cp_size to 1; tensor parallelism also divides the memory of attention",
             )
         device = query.device.type
-        if torch.is_autocast_enabled(device):  # it reaches torch's attention, which comes after this
+        if torch.is_autocast_enabled(device):  # autocast acts inside of torch's attention, so after this
             query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
         if self._obstacle(device, query.dtype, query.shape[3], dropout_p) is None:
             return ring_attention(query, key, value, self._group, others.get("scale"))

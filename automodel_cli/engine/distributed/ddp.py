@@ -1,9 +1,9 @@
-"""Data parallelism in which every rank holds the whole model: gradients are summed, each exactly once per step.
+"""Data parallelism in which every rank holds the whole model: each gradient is summed exactly once per step.
 
-Not `torch.nn.parallel.DistributedDataParallel`, for three reasons. It rebuilds its buckets after the first step,
-so that with three ranks or more a resumed run adds in another order than the run that was never stopped, and
-ends in other bits; here the buckets are fixed. It takes part only in calls of the wrapper's `forward`; here a
-loss may use any method of the model. And it divides by the ranks, while the engine's loss is a sum already.
+Not `torch.nn.parallel.DistributedDataParallel`, for three reasons. It rebuilds its buckets after the first step, so
+with three ranks or more a resumed run would add in another order than a run that was never stopped, and end with other
+bits; here the buckets are fixed. It acts only in calls of the wrapper's `forward`; here a loss may use any method of
+the model. And it divides by the number of ranks, while the engine's loss is a sum already.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class ReplicaSync:
             parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
     def arm(self) -> None:
-        """The next backward pass is the last of the step: its gradients are summed.
+        """Has the next backward pass, the last of the step, sum its gradients.
 
-        What a pass has sent that an exception ended belongs to nothing any more.
+        Messages of a pass that an exception has ended are dropped.
         """
         for _, work in self._sent:
             work.wait()
@@ -84,7 +84,7 @@ class ReplicaSync:
         if not self._missing:
             return
         self._missing[self._bucket_of[parameter]] -= 1  # type: ignore[index]  # hooks are set on parameters alone
-        # In the order of the buckets, whatever order the gradients come in: the ranks must send alike.
+        # In the order of the buckets, whatever the order of the gradients: all ranks must send in one order.
         while len(self._sent) < len(self._buckets) and self._missing[len(self._sent)] == 0:
             self._send_next()
 
@@ -95,7 +95,7 @@ class ReplicaSync:
 
 
 def buckets_of(parameters: list[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
-    """Neighbours of one type, together about `bucket_bytes` large."""
+    """Groups of consecutive parameters of one type, each of about `bucket_bytes`."""
     buckets: list[list[nn.Parameter]] = []
     filled, dtype = 0, None
     for parameter in parameters:
@@ -120,7 +120,7 @@ def flatten(bucket: list[nn.Parameter]) -> torch.Tensor:
 
 
 def unflatten(bucket: list[nn.Parameter], flat: torch.Tensor) -> None:
-    """The inverse of `flatten`: a parameter that no rank has a gradient of keeps none."""
+    """The inverse of `flatten`; a parameter without a gradient on any rank keeps none."""
     sizes = [local(parameter).numel() for parameter in bucket]
     *parts, flags = flat.split([*sizes, len(bucket)])
     has_grad = [parameter.grad is not None for parameter in bucket]

@@ -1,8 +1,8 @@
-"""What the environment says and what it is told, before torch is imported. Torch-free.
+"""Variables of the environment that are read or set before torch is imported. Torch-free.
 
-Which of how many processes this one is, as torchrun, srun or mpirun tell it: a process that one of them started joins
-the others. Everything else is a single process: a shell inside a Slurm allocation, too, whose variables look alike but
-which nobody started as a task. And how the CPU threads of torch wait, and which pages its tensors lie in.
+Read: the rank of this process and the number of ranks, as torchrun, srun or mpirun state them. A process that none of
+them started is alone; so is a shell inside a Slurm allocation, which has similar variables but is no task of a step.
+Set: how the CPU threads of torch wait, and the size of the memory pages of its tensors.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 
 from automodel_cli.errors import UsageError
 
-# Set by `amcli ... --nproc-per-node` for the ranks that it starts: it has said the notes already, and it reports
+# Set by `amcli ... --nproc-per-node` for the ranks that it starts: it has printed the notes already, and reports
 # their failures.
 REPORT_DIRECTORY = "AMCLI_REPORT_DIR"
 LAUNCHER_PID = "AMCLI_LAUNCHER_PID"
-_PORTS = (20_000, 20_000)  # the first, and how many: clear of the range that systems hand out by themselves
+_PORTS = (20_000, 20_000)  # the first, and how many: below the range that systems choose from by themselves
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -44,8 +44,8 @@ class RankPlace:
         world_size: Number of processes.
         local_rank: Number on this machine; chooses the device.
         local_world_size: Processes on this machine.
-        restart_count: How often the whole group was started again after a failure.
-        launcher: Who started it: `torchrun`, `srun` or `mpirun`; empty for a process alone.
+        restart_count: Number of restarts of all ranks after a failure.
+        launcher: What started it: `torchrun`, `srun` or `mpirun`; empty for a process alone.
     """
 
     rank: int = 0
@@ -80,7 +80,7 @@ def own_command() -> list[str]:
 
 
 def rank_place(environment: Mapping[str, str] = os.environ) -> RankPlace:
-    """Where this process stands, by the environment.
+    """The rank of this process, read from the environment.
 
     Raises:
         UsageError: The variables of the launcher contradict each other.
@@ -129,7 +129,7 @@ def complete_environment(place: RankPlace, environment: MutableMapping[str, str]
     """Adds what `torch.distributed` needs to find the other processes, where torchrun has not set it.
 
     Raises:
-        UsageError: mpirun spans several machines, and nobody says which of them is to be met at.
+        UsageError: mpirun spans several machines, and no variable names the one to meet at.
     """
     environment.setdefault("RANK", str(place.rank))
     environment.setdefault("WORLD_SIZE", str(place.world_size))
@@ -160,7 +160,7 @@ def first_host(node_list: str) -> str:
     return f"{match[1]}{match[2] or ''}" if match else ""
 
 
-# Whoever sets one of these has made a choice about waiting, which stands.
+# Variables by which a user may have chosen already how threads wait.
 _CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
@@ -168,7 +168,7 @@ def wait_without_spinning(environment: MutableMapping[str, str] = os.environ) ->
     """Lets threads sleep while they wait for the others of a parallel region, instead of spinning.
 
     Spinning saves 1 to 2% on an idle machine. On one that is shared, or whose cores are all in use,
-    a spinning thread holds the core that the awaited one needs: training the built-in model on
+    a spinning thread holds the core that the other thread needs: training the built-in model on
     two busy cores then took 2 to 4 times as long (docs/adr/0004). The results are the same bits.
 
     Args:
@@ -182,7 +182,7 @@ _TORCH_SWITCH = "THP_MEM_ALLOC_ENABLE"
 
 
 def ask_for_huge_pages(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Has torch ask Linux for pages of 2 MiB for its tensors on the CPU, where Linux gives them on request.
+    """Lets torch ask Linux for pages of 2 MiB for its tensors on the CPU, where Linux gives them on request.
 
     A large tensor is fresh memory every time, and the first touch of each of its pages costs a fault: with pages
     of 4 KiB a step of a GPT-2 with 124M weights in bf16 spent 2.05 s of a core where it now spends 1.74 s

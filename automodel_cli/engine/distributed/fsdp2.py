@@ -1,7 +1,7 @@
 """Data parallelism in which the model is sharded over the ranks (FSDP2), or over groups of them (HSDP).
 
-Every transformer block is gathered when it is needed and freed after, and the rest of the model is one more
-such unit. Gradients are summed, not averaged: the engine's loss is divided by all tokens of the step already.
+Every transformer block is one unit that is gathered for use and freed afterwards; the rest of the model is one more
+unit. Gradients are summed, not averaged: the engine's loss is divided by all tokens of the step already.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, section: DistributedSection) -> No
     """
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     mp_policy = mixed if section.mp_policy == "bf16" else MixedPrecisionPolicy()
-    # Pinned pages make copies to a GPU asynchronous; without one torch has nothing to pin them for, and raises.
+    # Pinned pages make copies to a GPU asynchronous; on a machine without a GPU torch raises when asked for them.
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if section.offload_policy else OffloadPolicy()
     for block in transformer_blocks(model):
         fully_shard(

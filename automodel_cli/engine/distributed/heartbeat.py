@@ -1,7 +1,7 @@
-"""What every rank is doing, for the launcher that watches it: one small file per rank, mapped into memory. No torch.
+"""What every rank is doing, for the launcher that watches it: one small file per rank, mapped into memory. Torch-free.
 
-A thread renews the time in it every second, so a process that does not run any more (stopped, frozen, stuck in
-the kernel) can be told from one that runs and does not get on. Changing the phase costs about a microsecond.
+A thread renews the time in it every second. So a process that does not run any more (stopped, frozen, stuck in the
+kernel) differs from one that runs without progress. Changing the phase costs about a microsecond.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _FORM = struct.Struct("=qqdd48s")
 _BEAT_AT = struct.calcsize("=qq")
 _NAME = re.compile(r"attempt([0-9]{1,9})-rank([0-9]{1,9})\.beat")
 _SECONDS_BETWEEN_BEATS = 1.0
-# What makes a rank write where it stands; ranks are never sent it from elsewhere.
+# Makes a rank write its stack; only the launcher sends it.
 STACK_SIGNAL = signal.SIGUSR2
 
 
 class Phase(StrEnum):
-    """What a rank may be doing; `step` is the one that it works on."""
+    """What a rank may be doing."""
 
     STARTING = "starting"
     BUILDING = "building the model"
     READING = "waiting for data"
-    AGREEING = "waiting for the other ranks"
+    SYNCHRONISING = "waiting for the other ranks"
     TRAINING = "training"
     VALIDATING = "validating"
     SAVING = "saving"
@@ -49,16 +49,16 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank was doing when it was looked at.
+    """What a rank was doing when its file was read.
 
     Args:
-        attempt: How often the whole group had been started again.
-        rank: Its number.
-        pid: Its process.
-        step: The optimisation step that it works on; 0 before the first.
+        attempt: Number of restarts of all ranks before this attempt.
+        rank: Number over all ranks.
+        pid: Process id.
+        step: Optimisation step that it works on; 0 before the first.
         phase: What it does.
         beat_age: Seconds since its last sign of life.
-        phase_age: Seconds since it began what it does.
+        phase_age: Seconds since it entered the phase.
     """
 
     attempt: int
@@ -107,9 +107,9 @@ _heart: _Heart | None = None
 
 @contextmanager
 def beating(place: RankPlace) -> Iterator[None]:
-    """Lets the launcher watch this rank during the body; does nothing where no launcher of ours does.
+    """Lets the launcher watch this rank during the body; without a launcher of ours it does nothing.
 
-    After an exception the last phase stays, as that in which the rank failed.
+    After an exception the file keeps the phase in which the rank failed.
     """
     global _heart
     directory = os.environ.get(REPORT_DIRECTORY)
@@ -130,7 +130,7 @@ def beating(place: RankPlace) -> Iterator[None]:
 
 
 def enter(phase: Phase, step: int | None = None) -> None:
-    """Says what this rank does from now on.
+    """States what this rank does from now on.
 
     Args:
         phase: What it does.
@@ -141,7 +141,7 @@ def enter(phase: Phase, step: int | None = None) -> None:
 
 
 def read_beats(directory: Path) -> list[Beat]:
-    """Those of the last attempt, by rank; a file that cannot be read is left out."""
+    """The ranks of the last attempt, in order; a file that cannot be read is left out."""
     found = {path: match for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))}
     last = max((int(match[1]) for match in found.values()), default=0)
     beats = []
@@ -176,7 +176,7 @@ def process_state(pid: int) -> str:
 
 
 def frames_of(directory: Path, beat: Beat, *, most: int = 3, wait_seconds: float = 1.0) -> tuple[str, ...]:
-    """The innermost frames of a rank that runs, as it wrote them on demand; none if it does not answer in time."""
+    """The innermost frames of a running rank, which it writes on a signal; none if it does not answer in time."""
     path = directory / f"attempt{beat.attempt}-rank{beat.rank}.stack"
     with contextlib.suppress(OSError):
         size = path.stat().st_size

@@ -21,12 +21,12 @@ class LaunchPlan:
 
     Args:
         ranks_per_node: Processes on this machine.
-        min_nodes: Machines that are needed to begin.
+        min_nodes: Machines that are needed to start.
         max_nodes: Machines that may take part.
         node_rank: Number of this machine; None lets the rendezvous number them.
         rdzv_endpoint: `host:port` at which machines meet; empty for one machine.
-        rdzv_backend: What they meet by; empty for torchrun's choice.
-        max_restarts: How often the group is started again after a failure.
+        rdzv_backend: Rendezvous backend; empty for torchrun's choice.
+        max_restarts: Number of restarts of all ranks after a failure.
     """
 
     ranks_per_node: int
@@ -39,7 +39,7 @@ class LaunchPlan:
 
     @property
     def world_size(self) -> int:
-        """Processes in all, when every machine has come."""
+        """Number of processes when all machines take part."""
         return self.ranks_per_node * self.max_nodes
 
     @property
@@ -58,7 +58,7 @@ def launch_plan(
     max_restarts: int = 0,
     device: str = "auto",
 ) -> LaunchPlan | None:
-    """What the options ask for; None where one process that needs no launcher will do.
+    """The plan of the options; None where one process without a launcher is enough.
 
     Args:
         nproc_per_node: A number, or `auto` (GPUs, else cores), `gpu`, `cpu`; None starts nothing.

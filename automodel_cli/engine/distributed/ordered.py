@@ -1,9 +1,9 @@
 """Sums of gradients over ranks in the order of the micro-batches, so that their bits do not depend on the ranks.
 
 Rank r of R computes the micro-batches r, R + r, 2 R + r, ... of a step (`interleaved` of the loader). After each of
-them the ranks exchange their gradients, and whoever holds a part of the sum adds what they gave, rank by rank: micro-
-batch 0, 1, 2 and so on, one addition each, in the type of the gradient. That is what the backward passes of a process
-alone do, which meets all micro-batches in that order. Where a sum is not of these terms in this order, it is refused.
+them the ranks exchange their gradients, and each rank adds the received ones to its part of the sum, rank by rank:
+micro-batch 0, 1, 2 and so on, one addition each, in the type of the gradient. The backward passes of a process alone
+add in the same order. A sum of other terms or in another order is refused.
 
 Slow by design: all gradients travel once per micro-batch, and nothing of it overlaps with the backward pass.
 """
@@ -57,7 +57,7 @@ class OrderedReplicas:
 
     @torch.no_grad()
     def take(self, *, is_last: bool) -> None:
-        """Adds the gradients of a micro-batch of every rank, and with the last one of a step gives their sums."""
+        """Adds the gradients of one micro-batch of every rank; with the last of a step, sets the sums as gradients."""
         for index, bucket in enumerate(self._buckets):
             flat = flatten(bucket)
             num_elements = flat.numel()
@@ -76,7 +76,7 @@ class OrderedShards:
     """The gradients of a model that FSDP2 shards over more than one rank.
 
     Args:
-        model: Sharded; how its gradients are summed is replaced.
+        model: Sharded; its reduce-scatter is replaced, in place.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -88,7 +88,7 @@ class OrderedShards:
                 module.set_custom_reduce_scatter(self._sums[-1])  # type: ignore[arg-type]  # has no public type
 
     def take(self, *, is_last: bool) -> None:
-        """After the backward pass of a micro-batch: keeps the sums so far, or with the last one leaves them."""
+        """After a backward pass: removes the sum so far from the gradients, unless it was the last of the step."""
         for each in self._sums:
             each.end_micro_batch(is_last=is_last)
         if not is_last:
@@ -97,7 +97,7 @@ class OrderedShards:
 
 
 class _OrderedReduceScatter:
-    """Gives FSDP2, in place of the sum of one micro-batch over the ranks, the running sum of the step."""
+    """Replaces FSDP2's sum of one micro-batch over the ranks by the running sum of the step."""
 
     def __init__(self) -> None:
         self._total: torch.Tensor | None = None
@@ -115,7 +115,7 @@ class _OrderedReduceScatter:
         op: object,
         async_op: bool = False,
     ) -> None:
-        """As FSDP2 calls its own; `input_tensor` holds one part for each rank, `output_tensor` is this rank's."""
+        """FSDP2's signature: `input_tensor` has one part for each rank, `output_tensor` is this rank's."""
         self._calls += 1
         if self._calls > 1 or (self._total is not None and self._total.numel() != output_tensor.numel()):
             raise ConfigError(
@@ -127,7 +127,7 @@ class _OrderedReduceScatter:
         output_tensor.copy_(self._total)
 
     def end_micro_batch(self, *, is_last: bool) -> None:
-        """The next call is of another micro-batch, and after the last one of another step."""
+        """Prepares for the next micro-batch, and after the last one for the next step."""
         self._calls = 0
         if is_last:
             self._total = None

@@ -1,7 +1,7 @@
-"""How a rank tells why it ended, to whoever started it. Torch-free.
+"""Why a rank ended, reported to the process that started it. Torch-free.
 
-Each failing rank leaves one JSON file; the launcher shows the first real cause once and ends with the exit
-code that belongs to it, which torchrun itself would turn into 1.
+Each failing rank writes one JSON file. The launcher shows the first real cause once, and ends with its exit code,
+which torchrun itself would turn into 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from automodel_cli.errors import AmcliError, ExitCode, PeerFailedError
 _TORCHRUN_FILE = "TORCHELASTIC_ERROR_FILE"
 _MAX_FRAMES = 3
 _MAX_FILE_BYTES = 1_000_000
-# What a rank says whose partner has gone: true, and never the reason.
+# Errors of a rank whose peer has ended: true, but never the cause.
 _SYMPTOMS = ("connection closed by peer", "connection reset by peer", "broken pipe", "connection refused", "gloo")
 
 
@@ -36,11 +36,11 @@ class RankReport:
     Args:
         rank: Its number.
         host: Its machine.
-        exit_code: What it would have ended with alone.
+        exit_code: Exit code of the same error in a process alone.
         message: The error as users read it.
         frames: The innermost frames of its traceback, for what is not an error of amcli.
-        is_symptom: Another rank had failed before, and this one noticed.
-        at: Seconds since the epoch.
+        is_symptom: Whether it failed only because another rank had failed before.
+        at: Time of the report, in seconds since the epoch.
     """
 
     rank: int
@@ -53,7 +53,7 @@ class RankReport:
 
 
 def write_report(place: RankPlace, error: BaseException, message: str) -> None:
-    """Leaves the report of this rank; failing to is no second failure."""
+    """Writes the report of this rank; a report that cannot be written is left out."""
     is_known = isinstance(error, AmcliError)
     frames = () if is_known else tuple(_frame_line(frame) for frame in traceback.extract_tb(error.__traceback__))
     report = RankReport(
@@ -78,14 +78,14 @@ def write_report(place: RankPlace, error: BaseException, message: str) -> None:
 
 
 def announce(place: RankPlace) -> None:
-    """Tells the launcher this rank's process id, once a signal that is passed on can do it no harm."""
+    """Writes this rank's process id for the launcher, once a forwarded signal cannot kill the process any more."""
     if directory := os.environ.get(REPORT_DIRECTORY):
         with contextlib.suppress(OSError):
             (Path(directory) / f"rank{place.rank}.pid").write_text(str(os.getpid()))
 
 
 def announced(directory: Path) -> list[int]:
-    """Process ids of the ranks that have announced themselves."""
+    """Process ids of the ranks that have called `announce`."""
     texts = [path.read_text() for path in directory.glob("rank*.pid")]
     return [int(text) for text in texts if text.isdigit()]
 
@@ -102,8 +102,8 @@ def read_reports(directory: Path, attempt: int | None = None) -> list[RankReport
     """The reports of an attempt, earliest first; what cannot be read is left out.
 
     Args:
-        directory: Where the ranks leave them.
-        attempt: Which one; None is the last that has any.
+        directory: Where the ranks write them.
+        attempt: Number of the attempt; None for the last one with a report.
     """
     reports = []
     if attempt is None:
@@ -122,7 +122,7 @@ def _number(name: str) -> int:
 def root_cause(reports: Iterable[RankReport]) -> RankReport | None:
     """The earliest report that is not about another rank; None if there is none.
 
-    Where rank 0 ended for the same reason, because all have agreed on it, rank 0 speaks for all.
+    If rank 0 ended with the same exit code, its report is taken: all ranks had decided the same.
     """
     causes = [report for report in reports if not report.is_symptom]
     alike = [report for report in causes if report.rank == 0 and report.exit_code == causes[0].exit_code]

@@ -1,6 +1,6 @@
 """Parts of tensors: which part of a whole is held, written or read. Arithmetic alone, without torch.
 
-A region is a box: where it begins in the whole tensor, and how far it reaches in each dimension.
+A region is a box: where it begins in the whole tensor, and its size in each dimension.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Region:
     """A box inside a tensor; both tuples have one entry for each dimension.
 
     Args:
-        offsets: Where it begins.
-        sizes: How far it reaches.
+        offsets: First index in each dimension.
+        sizes: Number of elements along each dimension.
     """
 
     offsets: tuple[int, ...]
@@ -58,7 +58,7 @@ class Region:
         return Region(tuple(offsets), tuple(sizes))
 
     def common(self, other: Region) -> Region | None:
-        """What two regions of one tensor share; None for nothing."""
+        """The intersection of two regions of one tensor; None if it is empty."""
         begins = [max(pair) for pair in zip(self.offsets, other.offsets, strict=True)]
         ends = [
             min(mine + size, theirs + other_size)
@@ -84,8 +84,8 @@ class Part:
     """A part of a tensor, with its content.
 
     Args:
-        name: Of the whole tensor.
-        region: Where it stands in the whole.
+        name: Name of the whole tensor.
+        region: Its place in the whole tensor.
         tensor: Its content, of the region's sizes.
     """
 
@@ -118,10 +118,10 @@ class LazyTensorSource(TensorSource, Protocol):
 
 
 def rows_in_model_order(region: Region, num_rows: int, num_ranks: int) -> list[Region]:
-    """Where rows of a fused projection, which stand in the order of the ranks, stand in the model.
+    """The places in the model of rows of a fused projection that are in the order of the ranks.
 
-    Ranks hold [q0; k0; v0], [q1; k1; v1], ...; the model has [q; k; v]. What is one region of the one order is
-    up to three of the other, in the same sequence.
+    Ranks hold [q0; k0; v0], [q1; k1; v1], ...; the model has [q; k; v]. One region of the first order is up to three
+    regions of the second, in the same sequence.
 
     >>> [part.offsets for part in rows_in_model_order(Region((3,), (3,)), num_rows=6, num_ranks=2)]
     [(1,), (3,), (5,)]
@@ -151,7 +151,7 @@ def tiles(shape: Sequence[int], regions: Iterable[Region]) -> bool:
     whole = Region.whole(shape)
     if any(box.common(whole) != box for box in boxes):
         return False
-    # In most dimensions every region is whole; what is left is few, or the format is not one that is written.
+    # Checkpoints of amcli cut few dimensions; a file that cuts more was not written by it.
     cut = [axis for axis, bound in enumerate(shape) if any(box.sizes[axis] != bound for box in boxes)]
     if len(cut) > 4:
         return False

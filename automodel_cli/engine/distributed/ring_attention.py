@@ -1,10 +1,10 @@
 """Causal attention over sequences split among ranks, by torch's own ring: keys and values go round, queries stay.
 
 Every rank attends to the part of the keys and values that it holds, passes them on, and merges the results by their
-log-sum-exp, so that a flash kernel does all of it and nobody holds a mask or the scores. The ring is torch's
-(`torch.distributed.tensor.experimental`, after Liu et al. 2023, "Ring Attention with Blockwise Transformers"); here are
-the kernels that it is given, when it may be taken, and a proof on the machine at hand. Torch gives it no kernel for
-CPUs and this module does: that is how it is tested without a GPU.
+log-sum-exp, so that a flash kernel computes everything and no rank holds a mask or the scores. The ring is torch's
+(`torch.distributed.tensor.experimental`, after Liu et al. 2023, "Ring Attention with Blockwise Transformers"). This
+module has the kernels that it uses, the conditions under which it is used, and a test of it on this machine. Torch has
+no kernel of the ring for CPUs; the one here lets tests run without a GPU.
 
 Shapes: B batch, H heads, T sequence, t this rank's part of it, D head size.
 """
@@ -32,12 +32,12 @@ _KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 
 
 def ring_obstacle(device_type: str, dtype: torch.dtype, head_size: int | None, dropout_p: float = 0.0) -> str | None:
-    """Why attention of this kind is not computed by the ring, in words; None where it is.
+    """Why attention of this kind is not computed by the ring; None where it is.
 
     Args:
-        device_type: Of queries, keys and values.
-        dtype: Theirs.
-        head_size: D; None where a model does not state it, and every call is asked for anew.
+        device_type: Device of queries, keys and values.
+        dtype: Type of queries, keys and values.
+        head_size: D; None where a model does not state it, so that it is not checked.
         dropout_p: Probability of dropping an attention weight.
     """
     if device_type != "cuda":
@@ -55,7 +55,7 @@ def ring_obstacle(device_type: str, dtype: torch.dtype, head_size: int | None, d
 def ring_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: dist.ProcessGroup, scale: float | None = None
 ) -> torch.Tensor:
-    """Causal attention of this rank's queries over the whole sequence, parts of which stand in the order of the ranks.
+    """Causal attention of this rank's queries over the whole sequence, whose parts are in the order of the ranks.
 
     Args:
         query: (B, H, t, D).
@@ -80,15 +80,15 @@ def ring_fault(
     device: torch.device,
     dtype: torch.dtype = torch.bfloat16,
 ) -> str | None:
-    """What is wrong with the ring on this machine, found by comparing it with another way; None for nothing.
+    """What is wrong with the ring on this machine, found by comparing it with another method; None for nothing.
 
-    All ranks of the group ask, and get one answer; if one of them alone raises, the others wait for the timeout.
+    Collective: every rank of the group must call this. All get the same answer.
 
     Args:
-        gathered: Attention of (B, H, t, D) that is known to be right.
+        gathered: Another attention of (B, H, t, D), known to be right.
         group: The ranks that share a sequence.
         device: Where to compute.
-        dtype: In which type.
+        dtype: Type of queries, keys and values.
     """
     generator = torch.Generator().manual_seed(dist.get_rank(group))
     parts = [torch.randn(1, 2, 64, 64, generator=generator).to(device, dtype) for _ in range(4)]
@@ -103,7 +103,7 @@ def ring_fault(
         largest = max(
             float((ours - theirs).abs().max() / theirs.abs().max()) for ours, theirs in zip(*found, strict=True)
         )
-        # Two roundings of the type, as far as sums of this length carry them.
+        # Rounding errors of the type, as they add up in sums of this length.
         if not largest < 16 * torch.finfo(dtype).eps:
             fault = f"it differs from attention over gathered keys by {largest:.1e}"
     except (ImportError, AttributeError, RuntimeError, TypeError, NotImplementedError) as error:
@@ -125,7 +125,7 @@ class _Ring(torch.autograd.Function):
         group: dist.ProcessGroup,
         scale: float | None,
     ) -> torch.Tensor:
-        """Keeps the result and its log-sum-exp, and nothing of the other ranks."""
+        """Keeps the result and its log-sum-exp, and no tensors of other ranks."""
         with _in_order_of_ranks() as ring:
             out, logsumexp, *rest = ring._templated_ring_attention(
                 group,
@@ -171,7 +171,7 @@ class _Ring(torch.autograd.Function):
 
 @contextmanager
 def _in_order_of_ranks() -> Iterator[Any]:
-    """Torch's ring, told that the parts of a sequence are contiguous and not dealt for balance."""
+    """Torch's ring, set to contiguous parts of a sequence instead of load-balanced ones."""
     from torch.distributed.tensor.experimental._context_parallel import _attention as ring
 
     options: Any = ring._cp_options

@@ -1,8 +1,8 @@
 """This rank's part of every tensor: how it is gathered, written into a checkpoint and read from one.
 
-What several ranks hold alike is written by one of them, and large tensors by all of them in equal parts: so
-every rank writes about as much. All of it follows from the layout; the ranks need not talk about it. Tensors are
-gathered one at a time, so that no rank ever holds two copies of a model.
+A small tensor that several ranks hold is written by one of them, a large one by all of them in equal parts: so every
+rank writes about as much. This follows from the layout alone, without messages. Tensors are gathered one at a time, so
+that no rank ever holds two copies of a model.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from automodel_cli.engine.distributed.region import Part, Region, TensorSource, rows_in_model_order
 
-# Smaller tensors are written whole by one of their holders: a piece costs a line in a header.
+# Smaller tensors are written whole by one rank: every piece costs a line in a header.
 _WORTH_DIVIDING = 2**16  # elements
 
 
 def own_region(tensor: torch.Tensor) -> Region:
     """What this rank holds of a tensor.
 
-    From the last dimension of the mesh to the first: a tensor-parallel part is sharded further, not the other way.
+    From the last dimension of the mesh to the first, as FSDP2 shards the parts that tensor parallelism has made.
     """
     region = Region.whole(tensor.shape)
     if isinstance(tensor, DTensor):
@@ -40,20 +40,20 @@ def own_parts(
 ) -> list[Part]:
     """What this rank writes of some tensors, in the order of the model.
 
-    Every element of every tensor is in the part of exactly one rank, if all ranks ask with the same names.
+    Every element of every tensor is in the part of exactly one rank, if all ranks pass the same names.
 
     Args:
         tensors: Whole, or sharded over a part of `mesh`.
         mesh: All ranks of the run.
         rank: This one.
-        reordered: Names of parameters whose rows stand in the order of the tensor-parallel ranks.
+        reordered: Names of parameters whose rows are in the order of the tensor-parallel ranks.
         owners: Whether the names are those of an optimizer's state, `<parameter>.<state>`.
     """
     found = []
     for number, (name, tensor) in enumerate(tensors.items()):
         held = own_region(tensor)
         if tensor.numel() == 0:
-            mine = held if rank == 0 else None  # it is held alike by all, and stands in a checkpoint once
+            mine = held if rank == 0 else None  # all ranks hold it, and a checkpoint has it once
         else:
             mine = _share(held, number, *_replica(tensor, mesh, rank))
         if mine is None:
@@ -73,13 +73,13 @@ def own_parts(
 
 
 def read_local(source: TensorSource, name: str, model: torch.Tensor, reordered_over: int = 1) -> torch.Tensor:
-    """What this rank holds of a stored tensor that is sharded as `model` is: it reads that, and nothing else.
+    """Reads this rank's part, and nothing else, of a stored tensor that is sharded as `model` is.
 
     Args:
         source: Holds the whole tensor, of the shape of `model`, in the order of the model.
-        name: Of the stored tensor.
-        model: How it is wanted; its type does not matter.
-        reordered_over: Tensor-parallel ranks, if the rows of `model` stand in their order.
+        name: Name of the stored tensor.
+        model: Has the wanted layout; its type does not matter.
+        reordered_over: Number of tensor-parallel ranks, if the rows of `model` are in their order.
     """
     mine = own_region(model)
     places = [mine]
@@ -90,7 +90,7 @@ def read_local(source: TensorSource, name: str, model: torch.Tensor, reordered_o
 
 
 def wrapped(part: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
-    """This rank's part as one tensor with those of the other ranks, sharded as `model` is."""
+    """This rank's part as a sharded tensor with the layout of `model`."""
     if not isinstance(model, DTensor):
         return part
     part = part.contiguous().to(model.to_local().device)
@@ -122,7 +122,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def settle(parameter: torch.Tensor) -> None:
-    """Brings the gradient of a sharded parameter to the parameter's own layout: a part of a sum is summed."""
+    """Brings the gradient of a sharded parameter to the parameter's own layout; partial sums are summed."""
     grad = parameter.grad
     if isinstance(parameter, DTensor) and isinstance(grad, DTensor) and grad.placements != parameter.placements:
         parameter.grad = grad.redistribute(placements=parameter.placements)
@@ -133,7 +133,7 @@ def _tensor_parallel_ranks(mesh: DeviceMesh) -> int:
 
 
 def _axis(placement: Placement) -> int | None:
-    """The dimension of a tensor that a placement cuts; None for one that leaves it whole."""
+    """The dimension of a tensor that a placement splits; None for one that leaves it whole."""
     return placement.dim if isinstance(placement, (Shard, _StridedShard)) else None
 
 
@@ -157,7 +157,7 @@ def _replica(tensor: torch.Tensor, mesh: DeviceMesh, rank: int) -> tuple[int, in
 
 
 def _share(held: Region, number: int, replica: int, replicas: int) -> Region | None:
-    """The part of a region that one of its holders writes; None for nothing."""
+    """The part of a region that one of the ranks that hold it writes; None for nothing."""
     if held.num_elements >= _WORTH_DIVIDING:
         mine = held.chunk(0, replica, replicas)
     else:

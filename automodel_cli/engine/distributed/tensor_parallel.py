@@ -1,12 +1,12 @@
-"""Every matrix of a model split over ranks, by a plan that the model states.
+"""Tensor parallelism: splits the matrices of a model over ranks, by a plan that the model states.
 
 A plan maps names of modules, with `*` for the number of a block, to styles. Our GPT-2 and Hugging Face models
-have one as `tp_plan`, and our GPT-2 another, `sequence_plan`, for what is between the matrices. Columns and
-rows alternate, so that a block needs two sums over the ranks. What a plan does not name is held whole, and
-alike, by every rank.
+have one as `tp_plan`, and our GPT-2 another, `sequence_plan`, for the modules between the matrices. Columns and
+rows alternate, so that a block needs two sums over the ranks. Every rank holds a whole copy of what a plan does not
+name.
 
-A fused projection of queries, keys and values is sharded by heads: its rows are put in the order of the ranks
-first (`rows_by_rank`), and back into the model's order wherever the whole tensor is looked at.
+A fused projection of queries, keys and values is sharded by heads: its rows are put into the order of the ranks
+first (`rows_by_rank`), and back into the model's order wherever the whole tensor is used.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def split_matrices(model: nn.Module, mesh: DeviceMesh, *, sequence_parallel: boo
     Args:
         model: With the same weights on every rank.
         mesh: The tensor-parallel ranks, one dimension.
-        sequence_parallel: Split what is between the matrices along the sequence.
+        sequence_parallel: Split the activations between the matrices along the sequence.
 
     Returns:
-        Names of the parameters whose rows stand in the order of the ranks.
+        Names of the parameters whose rows are in the order of the ranks.
 
     Raises:
         ConfigError: The model has no plan, or a plan with a style that is not known here.
@@ -97,7 +97,7 @@ def rows_by_part(whole: torch.Tensor, num_ranks: int) -> torch.Tensor:
 
 
 def _plan_of(model: nn.Module, sequence_parallel: bool) -> dict[str, str]:
-    """The plan with whole names of modules.
+    """The plan of a model, with full names of modules.
 
     Raises:
         ConfigError: There is none.
@@ -151,13 +151,13 @@ def _reorder(module: nn.Module, num_ranks: int) -> None:
 
 
 def _is_tied_to_split_head(module: nn.Module, tied: list[list[tuple[nn.Module, str]]], plan: Mapping[str, str]) -> bool:
-    """Whether an embedding that the plan does not name shares its weight with an output layer that it does."""
+    """Whether an embedding that the plan does not name shares its weight with an output layer that it names."""
     has_head = any("lm_head" in pattern for pattern in plan)
     return has_head and any(any(member is module for member, _ in places) for places in tied)
 
 
 def _split_positions(model: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh) -> None:
-    """Embeddings under sequence parallelism see this rank's part of the positions."""
+    """Passes this rank's part of the positions to embeddings under sequence parallelism."""
 
     def own_part(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (args[0].chunk(mesh.size(), dim=1)[mesh.get_local_rank()],)

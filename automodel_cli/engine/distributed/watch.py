@@ -1,9 +1,9 @@
-"""Watches the ranks of this machine: names the one that hangs, ends what cannot go on, stops going round in circles.
+"""Watches the ranks of this machine: names one that hangs, ends ranks that cannot continue, stops repeated failures.
 
 Runs as a thread beside torchrun's agent, which only sees whether processes live. A rank hangs if it gave no sign of
-life for the time limit of the messages, or if others have waited for it that long. Then all are killed, and the
-agent starts them again where restarts are left. Where a rank has failed, its peers get a few seconds to notice,
-since nothing that they could still save is whole without it. No torch.
+life for the time limit of collectives, or if others have waited for it that long. Then all are killed, and the agent
+starts them again where restarts are left. When a rank has failed, its peers get only a few seconds to notice: without
+its part they could not save a whole checkpoint. Torch-free.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from automodel_cli.engine.distributed.rank_report import RankReport, read_report
 from automodel_cli.errors import AmcliError, ExitCode, RankFailedError
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-# Of a rank whose beats have stopped this long, nothing else than that is to be said; at most half the time limit.
+# A rank without a beat for this long counts as frozen; at most half the time limit.
 _FROZEN_SECONDS = 5.0
-# How long the peers of a failed rank may take to notice by themselves.
+# Time that the peers of a failed rank have to notice by themselves.
 _NOTICE_SECONDS = 5.0
-# A launcher that was not looked after this long was stopped itself, and its ranks with it, as Ctrl-Z does.
+# If this thread did not run for this long, the launcher itself was stopped, and its ranks with it, as by Ctrl-Z.
 _STOPPED_SECONDS = 10.0
 # Numbers and addresses differ from one failure to the next of its kind.
 _ANY_NUMBER = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")
-# Where a peer was killed from outside, a pause of this length is no accident of a busy machine.
+# If a peer was killed from outside, a rank without a beat for this long is frozen, and not only slow.
 _SURELY_FROZEN_SECONDS = 30.0
 _STATES = {
     "T": "the process is stopped, as SIGSTOP does",
@@ -44,7 +44,7 @@ _STATES = {
 
 @dataclass(frozen=True)
 class _Failure:
-    """How an attempt ended: at which step, and how that is told from another end."""
+    """How an attempt ended: at which step, and a text that is equal for failures of one kind."""
 
     step: int
     kind: str
@@ -55,10 +55,10 @@ class Watch:
     """What is known about the ranks of this machine.
 
     Args:
-        directory: Where they leave their beats and reports.
-        timeout_seconds: How long a rank may let the others wait.
-        restarts: How often the group may be started again.
-        say: Tells the user why it is.
+        directory: Where they write their beats and reports.
+        timeout_seconds: Time that a rank may let the others wait.
+        restarts: Number of allowed restarts of all ranks.
+        say: Called with the reason of a restart.
     """
 
     directory: Path
@@ -66,7 +66,7 @@ class Watch:
     restarts: int
     say: Callable[[str], None]
     verdicts: dict[int, RankFailedError] = field(default_factory=dict)
-    circle: RankFailedError | None = None
+    repeated: RankFailedError | None = None
     _failed_at: dict[int, float] = field(default_factory=dict)
     _failures: dict[int, _Failure] = field(default_factory=dict)
     _last_look: float = field(default_factory=time.monotonic)
@@ -79,7 +79,7 @@ class Watch:
 
         def look() -> None:
             while not over.wait(_SECONDS_BETWEEN_LOOKS):
-                # A rank that is just being started or has just ended may take its files away under the eyes.
+                # A file may disappear while it is read: its rank has just started or ended.
                 with contextlib.suppress(OSError):
                     self.look()
 
@@ -92,9 +92,9 @@ class Watch:
             thread.join()
 
     def verdict(self) -> RankFailedError | None:
-        """The rank that hung in the last attempt, if one did; or that the same failure came again."""
+        """An error about the rank that hung in the last attempt, or about a repeated failure; None for neither."""
         attempts = [beat.attempt for beat in read_beats(self.directory)]
-        return self.circle or (self.verdicts.get(attempts[0]) if attempts else None)
+        return self.repeated or (self.verdicts.get(attempts[0]) if attempts else None)
 
     def look(self) -> None:
         """Looks at all ranks once, and acts."""
@@ -106,9 +106,9 @@ class Watch:
         if not beats:
             return
         attempt = beats[0].attempt
-        if self.circle is not None:
+        if self.repeated is not None:
             if attempt not in self._failures:
-                # The agent has just begun one more attempt: only now it is at a place where it ends in order.
+                # The agent has just begun one more attempt; only now a signal lets it end cleanly.
                 os.kill(os.getpid(), signal.SIGTERM)
                 self._failures[attempt] = _Failure(0, "ended")
             return
@@ -124,13 +124,13 @@ class Watch:
             # NCCL ends a process that has waited in vain, without a report.
             waited = all(beat.phase_age > 0.9 * self.timeout_seconds for beat in vanished)
             if waited and all(one.is_symptom for one in reports):
-                self._blame(attempt, silent, beats)  # its peers do not know for whom they have waited
+                self._blame(attempt, silent, beats)  # its peers do not know which rank they have waited for
             else:
                 self._blame(attempt, [beat for beat in silent if beat.beat_age > _SURELY_FROZEN_SECONDS], beats)
             self._failed_at[attempt] = time.monotonic()
         elif self._is_over_time(alive):
             self._blame(attempt, alive, beats)
-            self._failed_at[attempt] = 0.0  # nobody gets any more time
+            self._failed_at[attempt] = 0.0  # no rank gets any more time
 
     def _reports(self, attempt: int) -> list[RankReport]:
         return read_reports(self.directory, attempt)
@@ -139,14 +139,16 @@ class Watch:
         limit = self.timeout_seconds
         if time.monotonic() < self._patient_until:
             return False
-        return any(beat.beat_age > limit or (beat.phase is Phase.AGREEING and beat.phase_age > limit) for beat in alive)
+        return any(
+            beat.beat_age > limit or (beat.phase is Phase.SYNCHRONISING and beat.phase_age > limit) for beat in alive
+        )
 
     def _blame(self, attempt: int, suspects: Sequence[Beat], beats: Sequence[Beat]) -> None:
         if not suspects:
             return
         frozen = [beat for beat in suspects if beat.beat_age > min(_FROZEN_SECONDS, self.timeout_seconds / 2)]
-        busy = [beat for beat in suspects if beat.phase is not Phase.AGREEING]
-        # Who is behind comes first; of those at the same step, who has been there the longest.
+        busy = [beat for beat in suspects if beat.phase is not Phase.SYNCHRONISING]
+        # The rank that is behind comes first; at the same step, the one that has been there the longest.
         culprit = min(
             frozen or busy or suspects, key=lambda beat: (beat.step or 0, -max(beat.beat_age, beat.phase_age))
         )
@@ -173,16 +175,16 @@ class Watch:
     def _after_failure(self, attempt: int, beats: Sequence[Beat]) -> None:
         if attempt not in self._failures:
             self._remember(attempt, beats)
-        if self.circle is None and time.monotonic() < self._failed_at[attempt] + _NOTICE_SECONDS:
+        if self.repeated is None and time.monotonic() < self._failed_at[attempt] + _NOTICE_SECONDS:
             return
         for beat in beats:
-            # Who is on the way out may be telling a service of the end.
+            # A rank that is ending may be finishing its report to a service.
             if beat.phase not in (Phase.ENDING, Phase.ENDED) or beat.beat_age > _FROZEN_SECONDS:
                 with contextlib.suppress(OSError):
                     os.kill(beat.pid, signal.SIGKILL)
 
     def _remember(self, attempt: int, beats: Sequence[Beat]) -> None:
-        """Keeps how an attempt failed, and ends the job if that is how the one before did."""
+        """Remembers how an attempt failed, and ends the job if the attempt before failed in the same way."""
         cause: AmcliError | RankReport | None = self.verdicts.get(attempt) or root_cause(self._reports(attempt))
         first_line = cause.message.splitlines()[0] if cause else "a rank was killed"
         kind = "hang" if attempt in self.verdicts else _ANY_NUMBER.sub("#", first_line)
@@ -192,7 +194,7 @@ class Watch:
         if attempt >= self.restarts:
             return
         if before is not None and now.kind == before.kind and now.step <= before.step:
-            self.circle = RankFailedError(
+            self.repeated = RankFailedError(
                 f"the run failed twice in the same way, now at step {now.step}, and is not started again: {first_line}",
                 exit_code=cause.exit_code if isinstance(cause, RankReport | RankFailedError) else ExitCode.INTERNAL,
                 help="more of the same would not get further; resume the run once the reason is gone",

@@ -1,4 +1,4 @@
-"""One piece of work beside the training, on a thread of its own, whose failure is kept until it is asked for."""
+"""One piece of work in a background thread, whose error is kept until the result is asked for."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 
 class Background:
-    """Does one piece of work at a time; whoever asks for its result waits for it.
+    """Does one piece of work at a time; asking for its result waits for it.
 
-    The thread ends with the process: one that waits for a rank that is dead must not keep the others alive.
+    The thread is a daemon: if it waits for a dead rank, it must not keep the process alive.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Background:
         return self.is_over and self._failure is not None
 
     def start(self, name: str, work: Callable[[], object]) -> None:
-        """Begins some work, after the one before it, whose failure nobody has asked for."""
+        """Begins some work when the work before it is over; an error of that, if not asked for, is dropped."""
 
         def run() -> None:
             try:
@@ -41,13 +41,13 @@ class Background:
         self._thread.start()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Waits for the work, at most so long; whether it is over."""
+        """Waits for the work, at most `seconds`; returns whether it is over."""
         if self._thread is not None:
             self._thread.join(seconds)
         return self.is_over
 
     def result(self) -> None:
-        """Waits for the work, and raises what it has raised, once."""
+        """Waits for the work, and raises its error, once."""
         self.wait()
         failure, self._failure = self._failure, None
         if failure is not None:

@@ -15,6 +15,7 @@ from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.file_pattern import vocabulary_error
 from automodel_cli.engine.config.instantiate import bind, instantiate
 from automodel_cli.engine.config.origin import KeyPath, dotted
+from automodel_cli.engine.config.sections import ActivationCheckpointingSection, CompileSection
 from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.engine.data.collate import DataSection
 from automodel_cli.engine.data.packed_dataset import pack_documents
@@ -39,9 +40,7 @@ from automodel_cli.engine.optim.param_groups import group_rules
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.objective import Objective, objective_of
-from automodel_cli.engine.train.restore import (
-    seed_everything,
-)
+from automodel_cli.engine.train.restore import seed_everything
 from automodel_cli.engine.train.step_numbers import DeviceGuard, guard_of
 from automodel_cli.engine.train.weights import build_model
 from automodel_cli.errors import ConfigError, DataError
@@ -52,15 +51,12 @@ class RunParts:
     """The parts of a run, fitted to each other.
 
     Args:
-        dataset: Of training.
-        validation: Sets by name.
-        model: On the ranks.
-        vocab_size: Of the model; None where it does not say.
+        dataset: The training set.
+        validation: Validation sets by name.
+        vocab_size: Vocabulary size of the model; None where it does not state one.
         sections: What the configuration says of each dataset, by its key.
-        loss_fn: Objective of this model.
-        optimizer: Of its parameters.
-        how: What is said at the start of how the model is run.
-        guard: Of the optimizer; None where its step waits for the numbers.
+        how: Facts about how the model is run, shown at the start.
+        guard: Guard of the optimizer; None where its step waits for loss and norm.
     """
 
     dataset: MapDataset
@@ -82,7 +78,7 @@ def build_parts(
     snapshot: Snapshot | None,
     group: RankGroup,
 ) -> RunParts:
-    """Every part with a `_target_`, checked against the others; cheap parts come first."""
+    """Builds every part with a `_target_` and checks them against each other; cheap parts come first."""
     seed = settings.general.seed
     seed_everything(seed)
     dataset: MapDataset = instantiate(config, "dataset", {"seed": seed, "dp_rank": 0, "dp_world_size": 1})
@@ -106,12 +102,20 @@ def build_parts(
     has_documents = bool(pack_size) or bool(getattr(dataset, "document_mask", False))
     names_attention = any(config.get(f"model{place}.attn_implementation") for place in ("", ".config"))
     how = set_up(
-        model, loss_fn, settings, placement, root, has_documents=has_documents, names_attention=names_attention
+        model,
+        loss_fn,
+        placement,
+        settings.activation_checkpointing,
+        settings.compile,
+        cache=root / ".compiled",
+        cp_size=settings.distributed.cp_size,
+        has_documents=has_documents,
+        names_attention=names_attention,
     )
     is_elastic = settings.general.deterministic == "elastic"
     parallel = parallelised(model, group, settings.distributed, placement.device, is_elastic=is_elastic)
     if parallel.attention is not None:
-        how["context"] = context_in_words(model, parallel.attention, settings, placement)
+        how["context"] = context_in_words(model, parallel.attention, placement)
     weights.fill(parallel)
     how["weights"] = weights.words
     optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model, group_rules(config))
@@ -125,9 +129,9 @@ def build_parts(
 def check_fit(
     config: Config, model: nn.Module, dataset: MapDataset, validation: Mapping[str, MapDataset]
 ) -> int | None:
-    """The model's vocabulary size, after checking that every dataset fits the model.
+    """Checks that every dataset fits the model, and returns the model's vocabulary size.
 
-    A model or dataset that does not state a number (a user's own) is not checked for it.
+    A number that a user's own model or dataset does not state is not checked.
 
     Raises:
         DataError: A dataset holds token ids beyond the vocabulary, or samples beyond the positions.
@@ -168,21 +172,25 @@ def vocab_size_by_layers(model: nn.Module, head: Head | None) -> int | None:
 def set_up(
     model: nn.Module,
     objective: Objective,
-    settings: Settings,
     placement: Placement,
-    root: Path,
+    recompute: ActivationCheckpointingSection,
+    compiling: CompileSection,
     *,
-    has_documents: bool = False,
-    names_attention: bool = False,
+    cache: Path,
+    cp_size: int,
+    has_documents: bool,
+    names_attention: bool,
 ) -> dict[str, str]:
-    """Applies the settings to the model, in place, and returns what is said of it at the start.
+    """Sets how the model attends, multiplies, recomputes and compiles, in place; returns what is said of it.
 
     Args:
-        model: On its device.
-        objective: Of this model.
-        settings: `activation_checkpointing` and `compile`.
-        placement: Where it computes, and in which types.
-        root: Directory of the run, for the cache of compiled programs.
+        model: On its device, or on the meta device.
+        objective: Its objective.
+        placement: Device and types.
+        recompute: Which activations are computed again in the backward pass.
+        compiling: Whether and how it is compiled.
+        cache: Directory of compiled programs.
+        cp_size: Number of ranks that share a sequence.
         has_documents: Whether samples hold several documents, which must not see each other.
         names_attention: Whether the configuration names the attention of the model.
 
@@ -190,22 +198,20 @@ def set_up(
         ConfigError: The model has no blocks where some are needed, cannot be compiled as asked, or has layers that
             documents or ranks cannot divide a sequence for.
     """
-    dtype = dtype_of_products(settings, placement)
     facts: dict[str, str | None] = {"loss": objective.words}
-    if settings.distributed.cp_size > 1 and is_hugging_face(model):
+    if cp_size > 1 and is_hugging_face(model):
         refuse_split_windows(model)
     if has_documents:
         facts["documents"] = keep_within_documents(
             model,
             placement.device,
             may_change=not names_attention,
-            splits_sequence=settings.distributed.cp_size > 1,
+            splits_sequence=cp_size > 1,
         )
-    facts["attention"] = attention_in_words(model, placement.device, dtype)
+    facts["attention"] = attention_in_words(model, placement.device, placement.product_dtype)
     if placement.uses_float8:
         vocab_size = objective.head.vocab_size if objective.head is not None else vocab_size_of(model)
         facts["fp8"] = use_float8(model, lambda layer: getattr(layer, "out_features", None) == vocab_size)
-    recompute, compiling = settings.activation_checkpointing, settings.compile
     if recompute.mode is not None:
         facts["recomputed"] = recompute_activations(model, recompute.mode, recompute.every)
     if compiling.enabled:
@@ -222,25 +228,17 @@ def set_up(
             mode=compiling.mode,
             fullgraph=compiling.fullgraph,
             per_block=compiling.per_block,
-            cache=root / ".compiled",
+            cache=cache,
         )
     return {name: words for name, words in facts.items() if words is not None}
 
 
-def context_in_words(model: nn.Module, attention: AttentionOverRanks, settings: Settings, placement: Placement) -> str:
+def context_in_words(model: nn.Module, attention: AttentionOverRanks, placement: Placement) -> str:
     """How attention over a split sequence is computed.
 
     Args:
         model: May be parallelised.
-        attention: Of its ranks.
-        settings: Of the run.
-        placement: Where and in which types it computes.
+        attention: Attention over its ranks.
+        placement: Device and types.
     """
-    dtype = dtype_of_products(settings, placement)
-    return attention.in_words(placement.device, dtype, head_size_of(model), dropout_of(model))
-
-
-def dtype_of_products(settings: Settings, placement: Placement) -> torch.dtype:
-    """The type that matrices are multiplied in."""
-    gathers_bf16 = settings.distributed.mp_policy == "bf16"
-    return torch.bfloat16 if gathers_bf16 else placement.autocast_dtype or placement.weight_dtype
+    return attention.in_words(placement.device, placement.product_dtype, head_size_of(model), dropout_of(model))

@@ -1,7 +1,7 @@
-"""Whether a run can go on from a checkpoint with a configuration on so many ranks, and what changes. Torch-free.
+"""Whether a run can be resumed from a checkpoint with a configuration and a number of ranks. Torch-free.
 
-Says what `amcli resume` would say, by the same rules, and changes nothing. What only a start can show is not
-part of the answer: whether there is memory, and whether a dataset of the user's own is the same.
+Answers as `amcli resume` would, by the same rules, and changes nothing. Only a start can show whether there is enough
+memory, and whether a user's own dataset is the same.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ class ResumeAnswer:
     """The answer.
 
     Args:
-        path: The checkpoint that was asked about.
-        world_size: Number of ranks.
-        changes: Each `key: old -> new`, and that of the learning rate; all may change freely.
+        path: The checkpoint.
+        changes: Each `key: old -> new` that may change freely, and the change of the learning rate.
         reasons: Why not; empty for yes.
     """
 
@@ -53,12 +52,12 @@ class ResumeAnswer:
 def can_resume(
     path: Path | None, config_paths: Sequence[Path] | None, world_size: int | None = None, *, verify: bool = False
 ) -> ResumeAnswer:
-    """Asks the rules of `amcli resume`.
+    """Applies the rules of `amcli resume`.
 
     Args:
         path: A checkpoint, a run's directory, or None for `checkpoints/LATEST`.
-        config_paths: The configuration to go on with; without it, the checkpoint's own.
-        world_size: Number of ranks; None for as many as the checkpoint was saved by.
+        config_paths: The configuration to resume with; without it, the checkpoint's own.
+        world_size: Number of ranks; None for the number that saved the checkpoint.
         verify: Also compare every byte of the checkpoint with its manifest, as resuming does.
 
     Raises:
@@ -94,9 +93,9 @@ def can_resume(
 
 
 def _other_data(plan: Continuation) -> str | None:
-    """What is wrong with the data of the configuration, or how they differ from those of the run; None if nothing."""
+    """What is wrong with the data of the configuration, or how they differ from the run's; None for nothing."""
     if not resolved(str(plan.config.get(f"dataset.{TARGET}"))).startswith("automodel_cli."):
-        return None  # building it would run code that only a start may run
+        return None  # building it would run the user's code, which only a start may do
     state = json_object(plan.directory / TRAIN_STATE_FILE)
     settings = plan.settings
     seed = settings.general.seed

@@ -1,4 +1,4 @@
-"""How a run goes on: which checkpoint, which configuration, what has changed. Torch-free."""
+"""The plan of a resumed run: which checkpoint, which configuration, what has changed. Torch-free."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from automodel_cli.engine.optim.lr_schedule import change_after, schedule_of
 from automodel_cli.engine.train.resume_rules import check_changes
 from automodel_cli.errors import AmcliError, CheckpointError
 
-# What a run is restored from says nothing about how it trains.
+# Where a run is restored from has no influence on how it trains.
 _REQUEST = "checkpoint.restore_from"
-# With `auto` the saved number stays, or the run says why it does not.
+# With `auto` the saved number stays, or the run reports why it does not.
 _LOCAL_BATCH = "step_scheduler.local_batch_size"
 
 
@@ -37,11 +37,11 @@ class Continuation:
 
     Args:
         directory: The checkpoint that will be read first.
-        root: Where the run goes on saving: around the checkpoint, or where `checkpoint_dir` now points.
-        named: Whether the user named this very checkpoint; then no other stands in for it.
+        root: Where the resumed run saves: beside the checkpoint, or where `checkpoint_dir` now points.
+        named: Whether the user named this very checkpoint; then no other replaces it.
         changes: Keys that differ from the configuration in the checkpoint.
         saved: The configuration in the checkpoint.
-        consented: Keys that the user lets change although they make another run of it.
+        consented: Keys that the user lets change, although the run is then another one.
     """
 
     directory: Path
@@ -54,11 +54,11 @@ class Continuation:
     consented: tuple[str, ...] = ()
 
     def schedule_change(self, step: int) -> str | None:
-        """One line on how the learning rate after `step` departs from what was planned; None if it does not."""
+        """One line on how the learning rate after `step` differs from the saved plan; None if it does not."""
         try:
             before = schedule_of(self.saved, checked(self.saved))
         except AmcliError:
-            return None  # of another version, or its data has moved: there is nothing to compare with
+            return None  # of another version, or its data has moved: the saved plan is not known
         after = schedule_of(self.config, self.settings)
         return change_after(step, before, after, self.settings.step_scheduler.max_steps)
 
@@ -80,7 +80,7 @@ def plan_resume(
         overrides: `key=value` assignments over either.
         unset: Keys taken out after that.
         consented: Keys of `resume_rules.py` that may change.
-        trust: Whether the user consents to run what the checkpoint's own configuration names.
+        trust: Whether the user consents to run the code that the checkpoint's own configuration names.
 
     Raises:
         CheckpointError: There is no checkpoint, or something changed that needs consent.
@@ -102,7 +102,7 @@ def plan_resume(
 def plan_restore(
     config: Config, settings: Settings, consented: Sequence[str] = (), *, trust: bool = False
 ) -> Continuation | None:
-    """What `checkpoint.restore_from` asks for: that checkpoint, this configuration, this `checkpoint_dir`.
+    """The plan of `checkpoint.restore_from`: that checkpoint, this configuration, this `checkpoint_dir`.
 
     A number, a name such as `step_000200`, `LATEST` and `BEST` mean one in `checkpoint_dir`; anything else is a path,
     as `amcli resume` takes it.
@@ -111,10 +111,10 @@ def plan_restore(
         config: The final configuration.
         settings: The same, checked; `checkpoint.restore_from` is set.
         consented: Keys of `resume_rules.py` that may change.
-        trust: Whether the user consents to run what the checkpoint's own configuration names.
+        trust: Whether the user consents to run the code that the checkpoint's own configuration names.
 
     Returns:
-        None for `LATEST` where `checkpoint_dir` holds nothing yet: then the run is a new one.
+        None for `LATEST` where `checkpoint_dir` is still empty: then the run is a new one.
 
     Raises:
         CheckpointError: There is no such checkpoint, the directory holds another run, or something changed that
@@ -150,7 +150,7 @@ def _changes(saved: Config, config: Config, consented: Sequence[str]) -> list[Ch
 
 
 def _check_room(root: Path, directory: Path) -> None:
-    """Refuses to mix two runs in one directory: their checkpoints, `BEST` and metrics could not be told apart."""
+    """Refuses to mix two runs in one directory: nobody could tell whose checkpoints, `BEST` and metrics they are."""
     there = [path.name for _, path in list_steps(root) if is_complete(path)]
     if there and directory.parent.resolve() != root.resolve():
         raise CheckpointError(
@@ -164,7 +164,7 @@ def _check_room(root: Path, directory: Path) -> None:
 def _saved_config(directory: Path, named: bool, trust: bool) -> Config:
     """The configuration of a checkpoint; of one before it where it is damaged and was not asked for by name.
 
-    The weights are verified, and what is broken set aside, when the checkpoint is opened: later, with torch.
+    Weights are verified, and broken checkpoints set aside, later, when the checkpoint is opened with torch.
     """
     step = step_of(directory.name)
     earlier = [] if named or step is None else [path for found, path in list_steps(directory.parent) if found < step]
@@ -175,12 +175,12 @@ def _saved_config(directory: Path, named: bool, trust: bool) -> Config:
             raise
         except (CheckpointError, OSError):
             continue
-    # None is sound: the newest says what is wrong with it.
+    # None is sound: raise the error of the newest.
     return _config_as_saved(directory, trust)
 
 
 def _config_as_saved(directory: Path, trust: bool) -> Config:
-    """The `config.yaml` of a checkpoint, once its bytes are those of the manifest."""
+    """The `config.yaml` of a checkpoint, after comparing its bytes with the manifest."""
     record = read_manifest(directory).files.get(CONFIG_FILE)
     path = directory / CONFIG_FILE
     is_plain = record is not None and path.is_file() and not path.is_symlink()

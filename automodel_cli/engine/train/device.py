@@ -31,15 +31,16 @@ _GATHERED = ", but gathered and multiplied in bf16 (mp_policy)"
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a run computes.
+    """The device and the types of a run.
 
     Args:
         device: The device of the weights.
         autocast_dtype: Type of the matrix products, or None for that of the weights.
-        name: The device as people know it.
-        weight_dtype: Type of the weights, and so of the optimizer's state.
-        precision: The precision in words.
+        name: Name of the device, for users.
+        weight_dtype: Type of the weights and of the optimizer's state.
+        precision: The precision, for users.
         uses_float8: Whether linear layers are to multiply in 8 bits.
+        product_dtype: Type that matrices are multiplied in, where it is not 8 bits.
     """
 
     device: torch.device
@@ -48,6 +49,7 @@ class Placement:
     weight_dtype: torch.dtype = torch.float32
     precision: str = _WORDS["fp32"]
     uses_float8: bool = False
+    product_dtype: torch.dtype = torch.float32
 
     def memory_bytes(self) -> int:
         """Peak memory so far: allocated on a GPU, resident in RAM on a CPU."""
@@ -57,10 +59,10 @@ class Placement:
         return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
     def put(self, model: nn.Module) -> None:
-        """Moves a model to the device, its weights in the type of the precision, whatever type they were made in.
+        """Moves a model to the device and converts its weights to `weight_dtype`.
 
-        One without content gets the types and no memory.
-        Buffers keep their type: rounded to bf16, the frequencies of rotary positions would be others.
+        A meta model gets the types and no memory.
+        Buffers keep their type: rounding to bf16 would change the frequencies of rotary positions.
         """
         if not is_meta(model):
             model.to(self.device)
@@ -80,7 +82,7 @@ def place(
 ) -> Placement:
     """Resolves `device`, `precision`, `num_threads`, `deterministic` and `cpu_matmul` of the configuration here.
 
-    With `gathers_bf16`, FSDP2 gives every layer its weights in bf16, and the words of the precision say so.
+    With `gathers_bf16`, FSDP2 gathers the weights of every layer in bf16, and `precision` says so.
 
     Raises:
         ConfigError: A GPU is asked for and there is none, or the device lacks the precision.
@@ -110,35 +112,38 @@ def place(
         name = f"cpu, {torch.get_num_threads()} threads"
         if multiply_by_onednn(cpu_matmul) and precision == "fp32":
             name += ", products by oneDNN"
+    weight_dtype = torch.bfloat16 if precision == "bf16-params" else torch.float32
+    autocast_dtype = torch.bfloat16 if precision in ("bf16", "fp8") else None
     return Placement(
         device=chosen,
-        autocast_dtype=torch.bfloat16 if precision in ("bf16", "fp8") else None,
+        autocast_dtype=autocast_dtype,
         name=name,
-        weight_dtype=torch.bfloat16 if precision == "bf16-params" else torch.float32,
+        weight_dtype=weight_dtype,
         precision=_WORDS[precision] + (_GATHERED if gathers_bf16 else ""),
         uses_float8=precision == "fp8",
+        product_dtype=torch.bfloat16 if gathers_bf16 else autocast_dtype or weight_dtype,
     )
 
 
 def _be_deterministic() -> None:
-    """Algorithms that give the same bits every time; an operation that has none raises when it is used."""
-    # cuBLAS reads it when it is first used; without it, products on several streams may differ.
+    """Selects algorithms that give the same bits every time; an operation without one raises when it is used."""
+    # cuBLAS reads this when it is first used; without it, products on several streams may differ.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 
-_GROUP = Path("/sys/fs/cgroup")
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes.
+    """Memory in bytes.
 
     Args:
         used: By this process: allocated by torch on a GPU, resident in RAM on a CPU.
-        free: What this process could still take, its own unused reserve included.
-        total: Of the device, or what this process is allowed of it.
+        free: Available to this process, including its own unused reserve.
+        total: Size of the device's memory, or the limit of this process.
     """
 
     used: int
@@ -156,15 +161,15 @@ def device_memory(device: torch.device) -> DeviceMemory:
 
 
 def _host_memory() -> DeviceMemory:
-    """Of this machine, of the control group and of the process's own limit, whichever is tightest."""
+    """The tightest of the machine's memory, the control group's limit and the process's own limit."""
     page = os.sysconf("SC_PAGE_SIZE")
-    # macOS has no such file; there the whole of the memory counts as free.
+    # macOS has no such file; there all memory counts as free.
     sizes = _numbers(Path("/proc/self/statm"))
     address_space, used = (sizes[0] * page, sizes[1] * page) if len(sizes) > 1 else (0, 0)
     total = os.sysconf("SC_PHYS_PAGES") * page
     free = _available() or total - used
-    limit = _numbers(_GROUP / "memory.max")
-    taken = _numbers(_GROUP / "memory.current")
+    limit = _numbers(_CONTROL_GROUP / "memory.max")
+    taken = _numbers(_CONTROL_GROUP / "memory.current")
     if limit and taken and limit[0] < total:
         total, free = limit[0], min(free, limit[0] - taken[0] + _reclaimable())
     allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -181,16 +186,16 @@ def _numbers(path: Path) -> list[int]:
 
 
 def _reclaimable() -> int:
-    """Pages of files that count as taken, and that the kernel gives up when memory is asked for."""
+    """Cached pages of files, which count as used but which the kernel frees on demand."""
     with contextlib.suppress(OSError):
-        for line in (_GROUP / "memory.stat").read_text().splitlines():
+        for line in (_CONTROL_GROUP / "memory.stat").read_text().splitlines():
             if line.startswith("inactive_file "):
                 return int(line.split()[1])
     return 0
 
 
 def _available() -> int | None:
-    """What Linux could give without swapping."""
+    """Bytes that Linux can give without swapping."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -199,17 +204,17 @@ def _available() -> int | None:
 
 
 def threads_of(saved: int, group: RankGroup, *, is_elastic: bool = False) -> int | None:
-    """Those of the saved run, as other numbers give other bits; None leaves the choice to torch.
+    """The number of CPU threads of a rank, if the configuration sets none; None leaves the choice to torch.
 
     Args:
-        saved: Of the run that goes on; 0 for a new one.
+        saved: Number of the resumed run, which is kept, as another one gives other bits; 0 for a new run.
         group: The ranks.
-        is_elastic: Whether the bits must not depend on how many ranks share a machine.
+        is_elastic: Whether the bits must not depend on the number of ranks on a machine.
     """
     if is_elastic:
         return 1
     if group.is_alone:
         return saved or None
-    # Each rank gets its share of the machine: a run that was saved alone must not start all cores in every rank.
+    # Each rank gets its share of the cores: a run that was saved by one process must not use all cores in each rank.
     share = max(1, num_cores() // group.place.local_world_size)
     return min(saved or share, share)

@@ -1,8 +1,8 @@
-"""Steps that are tried for the memory they take, and undone: nothing of them is left, bit for bit.
+"""Trial steps that measure memory and are undone, bit for bit.
 
 Weights and buffers are copied to the host before and back afterwards, so that the trial may step with the real
-optimizer, whose state then has its real size; gradients and that state are thrown away, and every generator, mode and
-hyperparameter is put back.
+optimizer, whose state then has its real size. Gradients and that state are thrown away, and every generator, mode and
+hyperparameter is restored.
 """
 
 from __future__ import annotations
@@ -27,16 +27,13 @@ from automodel_cli.errors import OutOfMemoryError
 
 @dataclass(frozen=True)
 class DryRun:
-    """What is tried, and how its memory is measured.
+    """A trial step and the measure of its memory.
 
     Args:
-        model: On the ranks.
-        objective: Of the model.
-        optimizer: Steps once where it has no state yet.
+        optimizer: Steps once if it has no state yet.
         sample: Arrays (1, T) of one sample, repeated to batches.
-        device: Of the model.
         autocast_dtype: As in training.
-        peak_bytes: The most that was allocated since it was asked before.
+        peak_bytes: Returns the peak of allocated memory since its last call.
     """
 
     model: ParallelModel
@@ -48,11 +45,11 @@ class DryRun:
     peak_bytes: Callable[[], int]
 
     def peak(self, local_batch_size: int, *, passes: int) -> int | None:
-        """Bytes at the peak of a step, or None where there was no memory for it.
+        """Peak memory of a step in bytes, or None if it ran out of memory.
 
         Args:
             local_batch_size: Samples of a forward pass.
-            passes: Forward and backward passes of the step; from the second on, gradients are there already.
+            passes: Forward and backward passes of the step; from the second on, gradients exist already.
         """
         batch = {name: np.repeat(values, local_batch_size, axis=0) for name, values in self.sample.items()}
         self.model.module.train()
@@ -78,9 +75,9 @@ class DryRun:
 
 @contextmanager
 def undone(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Puts the model, the optimizer and every generator back after the body, to the bit."""
+    """Restores the model, the optimizer and every generator after the body, bit for bit."""
     generators, modes = rng_tensors(), [module.training for module in model.modules()]
-    # The tensors of now: a step that FSDP2 could not finish leaves gathered ones in the modules.
+    # Taken before the trial: a step that FSDP2 could not finish leaves gathered tensors in the modules.
     own = _local_tensors(model)
     kept = [tensor.to("cpu", copy=True) for tensor in own]
     had_state = bool(optimizer.state)
@@ -101,7 +98,7 @@ def undone(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]
 
 
 def _forget_pass(model: nn.Module) -> None:
-    """Has FSDP2 forget a pass that an exception has ended: it would go on with gathered weights.
+    """Resets FSDP2 after a pass that an exception has ended; it would continue with gathered weights.
 
     Raises:
         OutOfMemoryError: This version of torch cannot.
@@ -118,7 +115,7 @@ def _forget_pass(model: nn.Module) -> None:
 
 
 def _local_tensors(model: nn.Module) -> list[torch.Tensor]:
-    """What this rank holds of every weight and buffer."""
+    """This rank's part of every weight and buffer."""
     tensors = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
-    # By its method: importing sharded tensors takes a second that a process alone does not spend.
+    # Asked by name: importing the class of sharded tensors takes time, which a process alone should not spend.
     return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]

@@ -1,10 +1,9 @@
 """`deterministic: elastic`: a run gives the same bits on any number of data-parallel ranks.
 
-What makes bits depend on the ranks is the order of sums, and the random numbers of dropout. Here every micro-batch
-draws from a seed of its own; gradients are added in the order of the micro-batches (`distributed/ordered.py`); the
-losses of all micro-batches are collected before they are added; and the norm is that of whole tensors, which every
-rank computes alike. What is left must be equal by itself: ranks that would compute one micro-batch differently,
-by their threads, their processor or their torch, are refused.
+Bits depend on the ranks through the order of sums and the random numbers of dropout. Here every micro-batch has its own
+seed; gradients are added in the order of the micro-batches (`distributed/ordered.py`); the losses of all micro-batches
+are gathered before they are added; and every rank computes the norm of whole tensors. Ranks that would compute a
+micro-batch differently, because of their threads, their processor or their torch, are refused.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ class Elastic:
     """How the micro-batches of a step are numbered, over all ranks.
 
     Args:
-        seed: Of the run.
-        num_micro_batches: Of a step, over all ranks.
+        num_micro_batches: Micro-batches of a step, over all ranks.
         model: On the ranks.
         step: Steps done before this one.
     """
@@ -41,7 +39,7 @@ class Elastic:
     step: int = 0
 
     def at(self, step: int) -> Elastic:
-        """The same for the step after so many."""
+        """The same object for the step that follows `step` steps."""
         return replace(self, step=step)
 
     def begin(self, index: int) -> None:
@@ -53,16 +51,16 @@ class Elastic:
     def clip(
         self, parameters: Sequence[torch.Tensor], losses: Sequence[torch.Tensor], max_norm: float | None
     ) -> torch.Tensor:
-        """Clips the whole gradient; gives the loss of all ranks and the norm before, as fp64 numbers on the device.
+        """Clips the whole gradient; returns the loss of all ranks and the norm before clipping, fp64 (2,) on the device.
 
         Args:
-            parameters: Those that are trained, in the same order in every layout.
-            losses: Of this rank's micro-batches, each a part of the step's mean.
+            parameters: All trained parameters, in the same order in every layout.
+            losses: Losses of this rank's micro-batches, each its part of the step's mean.
             max_norm: Largest norm; None only measures it.
         """
         of_step = torch.zeros(self.num_micro_batches, dtype=torch.float64, device=losses[0].device)
         of_step[[self._number(index) for index in range(len(losses))]] = torch.stack(list(losses)).double()
-        self.model.group.all_reduce(of_step)  # of zeros and one number each, so without rounding
+        self.model.group.all_reduce(of_step)  # each element has one summand that is not zero, so nothing is rounded
         grads = (parameter.grad for parameter in parameters if parameter.grad is not None)
         norms = [torch.linalg.vector_norm(self.model.whole(grad).contiguous()).double() for grad in grads]
         norm = torch.stack(norms).square().sum().sqrt().to(of_step.device)
@@ -76,7 +74,7 @@ class Elastic:
 
 
 def elastic_of(settings: Settings, placement: Placement, model: ParallelModel) -> Elastic | None:
-    """The numbering of a run that asks for it, else None.
+    """The numbering of a run that asks for it, else None. Collective: every rank must call this.
 
     Raises:
         ConfigError: The ranks would compute the same micro-batch differently.

@@ -1,8 +1,8 @@
-"""`step_scheduler.local_batch_size: auto`: the most samples of a forward pass that fit, found once before a run reads.
+"""`step_scheduler.local_batch_size: auto`: the most samples of a forward pass that fit, found before a run reads data.
 
-Only numbers that divide a rank's samples of a step are tried, so the global batch stays what it is. On a GPU steps are
-tried and undone (`dry_run.py`); on a CPU, where running out means being killed, the estimate of `amcli plan` decides,
-and a cap beyond which larger is no faster. All ranks take the same number, the least that any of them could take.
+Only numbers that divide a rank's samples of a step are tried, so the global batch does not change. On a GPU, trial
+steps are made and undone (`dry_run.py`). On a CPU, where the system kills a process without memory, the estimate of
+`amcli plan` decides, with a cap above which a larger batch is no faster. All ranks use the smallest number of any.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from automodel_cli.engine.train.dry_run import DryRun, undone
 from automodel_cli.errors import ConfigError, OutOfMemoryError
 
 KEY = ("step_scheduler", "local_batch_size")
-# Beyond so many tokens the matrices of a forward pass are large enough to keep the cores of a CPU busy.
+# With more tokens than this in a forward pass, a CPU is no faster: its cores are busy already.
 CPU_TOKENS = 4096
-# Of what is free: the estimate leaves out the allocator and everything that is not a tensor, and others live here, too.
+# Share of the free memory: the estimate counts tensors only, and other processes need memory, too.
 _CPU_SHARE = 0.5
 
 Fits = Callable[[int], bool]
@@ -43,17 +43,17 @@ Fits = Callable[[int], bool]
 def with_local_batch(
     config: Config, settings: Settings, placement: Placement, parts: RunParts, snapshot: Snapshot | None
 ) -> tuple[Config, Settings]:
-    """The configuration and the settings with a number instead of `auto`, and one that a rank can fill.
+    """The configuration and the settings with a number instead of `auto`, at most a rank's samples of a step.
 
-    A rank whose samples of a step are fewer than the number takes these at once; then the configuration keeps the
-    number, for a run that goes on with fewer ranks.
+    If a rank has fewer samples of a step than the given number, it takes all of them at once. The configuration then
+    keeps the number, for a resumed run with fewer ranks.
 
     Args:
-        config: Final; what is saved with every checkpoint.
+        config: The final configuration, which is saved with every checkpoint.
         settings: The same, checked.
-        placement: Where the run computes.
-        parts: Of the run; the number is added to what is said at the start.
-        snapshot: What the run goes on from, with its number, which stays unless the ranks are others.
+        placement: Device and types.
+        parts: The parts of the run; the number is added to its facts.
+        snapshot: The checkpoint to resume from; its number stays unless the number of ranks has changed.
 
     Raises:
         OutOfMemoryError: Not even one sample fits.
@@ -88,7 +88,7 @@ def with_local_batch(
 
 
 def _saved(snapshot: Snapshot | None, group: RankGroup) -> tuple[int | None, str]:
-    """The number of the saved run, or None with what is said of that."""
+    """The number of the saved run, or None with the reason, for users."""
     if snapshot is None:
         return None, ""
     then, now = 1 + len(snapshot.peer_rng_tensors), group.world_size
@@ -100,11 +100,11 @@ def _saved(snapshot: Snapshot | None, group: RankGroup) -> tuple[int | None, str
 
 
 def largest_that_fits(sizes: Sequence[int], fits: Fits) -> int | None:
-    """The largest of some sizes that fits, or None; doubling first, then halving what is left between.
+    """The largest of some sizes that fits, or None; found by doubling, then by bisection.
 
     Args:
         sizes: Ascending.
-        fits: Asked for a few of them; what fits does so for all smaller ones.
+        fits: Whether a size fits; if one does, so do all smaller ones.
 
     >>> largest_that_fits([1, 2, 3, 4, 6, 12], lambda size: size <= 5)
     4
@@ -122,14 +122,14 @@ def largest_that_fits(sizes: Sequence[int], fits: Fits) -> int | None:
 
 
 def fits_by_line(peak: Callable[[int], int | None], limit: int, agreed: Callable[[bool], bool]) -> Fits:
-    """Whether a size fits by a trial, unless the trials before say that it will not: memory grows along a line.
+    """Tests sizes by trials, except those that will not fit: memory grows linearly, so earlier trials predict it.
 
-    A trial that fails on one rank only would leave the others waiting for it, so what would fail is not tried.
+    If a trial failed on one rank only, the others would wait for it in a collective.
 
     Args:
-        peak: Bytes of a step with so many samples; None where there was no memory for it.
-        limit: Bytes that may be reached.
-        agreed: Whether it is so on all ranks.
+        peak: Peak memory of a step with that many samples in bytes; None if it ran out of memory.
+        limit: Allowed peak in bytes.
+        agreed: Whether a statement is true on all ranks.
     """
     seen: dict[int, int] = {}
 
@@ -152,12 +152,12 @@ def fits_by_line(peak: Callable[[int], int | None], limit: int, agreed: Callable
 
 
 def _by_trial(trial: DryRun, per_rank: int, limit: int, group: RankGroup, *, compiles: bool) -> int:
-    """The largest by trial steps, after which nothing of them is left but compiled programs on the disk."""
+    """The largest by trial steps, which leave nothing behind but compiled programs on the disk."""
     with undone(trial.model.module, trial.optimizer):
         fits = fits_by_line(lambda size: trial.peak(size, passes=min(2, per_rank // size)), limit, group.all)
         found = largest_that_fits(divisors(per_rank), fits)
     if compiles:
-        torch.compiler.reset()  # or the sizes that were tried would make it compile for sizes of all kinds
+        torch.compiler.reset()  # or torch, having seen several sizes, would compile for dynamic shapes
     gc.collect()
     if trial.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -170,7 +170,7 @@ def _by_trial(trial: DryRun, per_rank: int, limit: int, group: RankGroup, *, com
 
 
 def _by_estimate(config: Config, placement: Placement, per_rank: int, group: RankGroup) -> tuple[int, str]:
-    """The largest whose tokens stay below the cap and whose estimate fits into a share of what is free, and why."""
+    """The largest number below the cap whose estimate fits into a share of the free memory; and the reason."""
     world = group.world_size
     precision = "bf16" if placement.autocast_dtype is not None else "fp32"
     if config.get("precision", AUTO) != AUTO:
@@ -195,7 +195,7 @@ def _by_estimate(config: Config, placement: Placement, per_rank: int, group: Ran
 
 
 def _limit(placement: Placement) -> int:
-    """What this process could have in all, beside what others hold of the GPU."""
+    """Bytes that this process can use of the GPU, beside other processes."""
     found = device_memory(placement.device)
     return found.used + found.free
 
@@ -222,7 +222,7 @@ def _trial(config: Config, placement: Placement, parts: RunParts) -> DryRun:
 
 
 def _sample(config: Config, parts: RunParts) -> dict[str, Any]:
-    """One sample as the model gets it: a dataset's first; of a stream, which must not be read, one of its length."""
+    """One sample as the model gets it: the first of a dataset; for a stream, which must not be read, zeros."""
     if not is_stream(parts.dataset):
         batch = next(eval_batches(parts.dataset, 1, 1, section=parts.sections["dataset"]))
     else:

@@ -32,14 +32,14 @@ from automodel_cli.errors import PeerFailedError, TrainingDivergedError
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that the loop works with; built by `recipe.py`.
+    """The parts that the loop works with; built by `recipe.py`.
 
     Args:
         validation: The validation sets; None without any.
-        saves: When the run is saved, and what a failing save means.
-        samples_per_step: Over all ranks.
-        guard: Of the optimizer; with it the numbers of a step are read when the next one has been queued.
-        elastic: Where the bits of the run must not depend on the ranks.
+        saves: When the run is saved, and what follows if saving fails.
+        samples_per_step: Samples of a step, over all ranks.
+        guard: With it, loss and norm of a step are read when the next step has been queued.
+        elastic: Set if the bits of the run must not depend on the number of ranks.
     """
 
     model: ParallelModel
@@ -109,10 +109,10 @@ def _next_step(
         with stop.waiting():
             micro_batches = [group.part_of_sequence(batch) for batch in next(steps)]
     except StoppedWaitingError:
-        micro_batches = []  # the others hear of it below
-    except Exception as error:  # a dataset may raise anything; the others must hear of it first
+        micro_batches = []  # the others are told below
+    except Exception as error:  # a dataset may raise anything; the others must be told first
         failure = error
-    enter(Phase.AGREEING)
+    enter(Phase.SYNCHRONISING)
     wishes = (int(stop.requested), int(stop.save_requested), int(failure is not None))
     counted = group.counted_once(label_tokens(micro_batches))
     num_tokens, stops, saves, failures, *saving = group.all_reduce_ints(counted, *wishes, *run.saves.wishes)
@@ -128,7 +128,7 @@ def _next_step(
 def _queue(
     run: Run, state: TrainState, micro_batches: list[dict[str, Any]], num_tokens: int, waited: float
 ) -> QueuedStep:
-    """Gives the device the next step, and counts it."""
+    """Queues the next step on the device, and counts it."""
     lr = run.schedule.lr(state.step)
     began = time.perf_counter() - waited
     try:
@@ -155,7 +155,7 @@ def _queue(
 
 
 def _validate(run: Run, state: TrainState, stop: StopSignal) -> float | None:
-    """Validates and reports; the loss that decides about the best. A stop signal cuts it short, unreported."""
+    """Validates and reports; returns the loss by which `BEST` is chosen. A stop signal ends it without a report."""
     if run.validation is None:
         return None
     enter(Phase.VALIDATING, state.step)
@@ -177,8 +177,8 @@ def _validate(run: Run, state: TrainState, stop: StopSignal) -> float | None:
 
 
 def _wants_to_stop(run: Run, stop: StopSignal) -> bool:
-    """Whether any rank has been asked to stop: one that left a validation alone would leave the others waiting."""
-    # Only what all have agreed on: a signal may reach this rank right after the others were asked.
+    """Whether any rank has been asked to stop. All ranks must leave a validation together."""
+    # Only the common answer counts: a signal may reach this rank right after the all-reduce.
     stops = run.model.group.any(stop.requested)
     stop.agree(stops)
     return stops

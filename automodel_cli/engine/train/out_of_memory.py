@@ -1,7 +1,7 @@
-"""A run that has no memory left: one message with what was in use, and the settings that would help most.
+"""Running out of memory: one message with the memory in use and the settings that would save most.
 
-The estimate is that of `amcli plan`, for the very configuration that ran out. Everything that this needs is imported
-before: there may be no memory left for another module.
+The estimate is that of `amcli plan`, for the same configuration. Everything that this module needs is imported
+beforehand: later there may be no memory for another module.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from automodel_cli.engine.train.state import TrainState
 from automodel_cli.errors import AmcliError, OutOfMemoryError
 
 _NAMED = 3
-# What torch says of a failed allocation in errors that have no type of their own.
+# Parts of torch's messages about a failed allocation, in errors without a type of their own.
 _WORDS = ("DefaultCPUAllocator: ", "CUDA out of memory", "CUDA error: out of memory", "std::bad_alloc", "ALLOC_FAILED")
-# Of torch on a GPU, of torch on a CPU, and of numpy.
+# Messages of torch on a GPU, of torch on a CPU, and of numpy.
 _WANTED = re.compile(r"(?:[Tt]ried|Unable) to allocate (\d+(?:\.\d+)?) (bytes|[KMGT]iB)")
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-# Functions of a traceback, outermost first, that tell what was being done.
+# Functions in a traceback, and what the run was doing in them.
 _DOING = {
     "build_parts": "while the model was built",
     "evaluate": "in validation",
@@ -45,14 +45,13 @@ _DOING = {
 
 @dataclass
 class Situation:
-    """What a run is when something fails; the recipe keeps it up to date.
+    """The state of a run when something fails; the recipe keeps it up to date.
 
     Args:
-        config: Final.
+        config: The final configuration.
         root: Directory of the checkpoints.
-        group: The ranks.
-        placement: Where it computes; None before that is known.
-        state: How far it is; None before that is known.
+        placement: Device and types; None before they are chosen.
+        state: Progress; None before it is known.
     """
 
     config: Config
@@ -64,7 +63,7 @@ class Situation:
 
 @contextmanager
 def explained(config: Config, root: Path, group: RankGroup) -> Iterator[Situation]:
-    """Turns running out of memory in the body into one message; every other exception passes.
+    """Turns running out of memory in the body into one message; other exceptions pass.
 
     Raises:
         OutOfMemoryError: There was no memory left, on the device or the host.
@@ -79,7 +78,7 @@ def explained(config: Config, root: Path, group: RankGroup) -> Iterator[Situatio
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that an allocation failed."""
+    """Whether an exception means that an allocation failed."""
     if isinstance(error, AmcliError):
         return False
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -93,7 +92,7 @@ def _explanation(error: Exception, situation: Situation) -> OutOfMemoryError:
     device = situation.placement.device if situation.placement else torch.device("cpu")
     found = device_memory(device)
     doing = doing_in_words(error)
-    # The frames hold the tensors of the step, and what follows needs some memory, too.
+    # The frames hold the tensors of the step, and the rest of this function needs some memory, too.
     traceback.clear_frames(error.__traceback__)
     named, why_not, total = _savings(situation, device)
     step = situation.state.step + 1 if situation.state and not doing.startswith("while the model") else None
@@ -105,7 +104,7 @@ def _explanation(error: Exception, situation: Situation) -> OutOfMemoryError:
 
 
 def message(on: str, doing: str, wanted: int | None, found: DeviceMemory, total: int | None) -> str:
-    """What happened, in numbers.
+    """The message, with its numbers.
 
     >>> message("cuda:0", "in a forward pass", 2**30, DeviceMemory(79 * 10**9, 0, 80 * 10**9), None)
     'out of memory on cuda:0 in a forward pass: 1.07 GB more were asked for, with 79.00 GB in use of 80.00 GB'
@@ -117,7 +116,7 @@ def message(on: str, doing: str, wanted: int | None, found: DeviceMemory, total:
 
 
 def in_units(num_bytes: int) -> str:
-    """A size as people read it.
+    """A size for users.
 
     >>> in_units(1_530_000_000), in_units(2_000_000), in_units(512)
     ('1.53 GB', '2.0 MB', '512 bytes')
@@ -128,7 +127,7 @@ def in_units(num_bytes: int) -> str:
 
 
 def doing_in_words(error: BaseException) -> str:
-    """What the run was doing when it failed, by the functions that it was in; empty if none is known."""
+    """What the run was doing, by the functions in the traceback; empty if none is known."""
     names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
     return next((words for name, words in _DOING.items() if name in names), "")
 
@@ -145,7 +144,7 @@ def _wanted(text: str) -> int | None:
 
 
 def _savings(situation: Situation, device: torch.device) -> tuple[list[Saving], str, int | None]:
-    """The changes to name, why there are none, and the bytes that the estimate has for the run as it is."""
+    """The settings to suggest, why there are none, and the estimate of the run as it is in bytes."""
     config, group = situation.config, situation.group
     if situation.placement is not None and config.get("precision", "auto") == "auto":
         precision = "bf16" if situation.placement.autocast_dtype is not None else "fp32"
@@ -177,7 +176,7 @@ def _help(named: Sequence[Saving], why_not: str) -> list[str]:
 
 
 def _where_it_goes_on(situation: Situation, named: Sequence[Saving]) -> list[str]:
-    """What is saved, and how to go on from there."""
+    """The last checkpoint, and how to resume from it."""
     options = f" {named[0].options}" if named else ""
     saved = [path for _, path in list_steps(situation.root) if is_complete(path)]
     if not saved:

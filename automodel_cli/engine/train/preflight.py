@@ -1,4 +1,4 @@
-"""What is checked or made before torch is imported: torch-free, so that a refusal takes no time."""
+"""Checks and preparations before torch is imported, so that a refusal takes no time."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from automodel_cli.engine.config.builtin import embedded_corpus_directory
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.layout import Degrees, is_sharded
+from automodel_cli.engine.config.sections import CheckpointSection
 from automodel_cli.engine.config.suggest import on_run
 from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.heartbeat import beating
@@ -33,37 +34,37 @@ _SHOWN_AFTER_SECONDS = 10.0
 
 
 @contextmanager
-def new_run(settings: Settings, *, overwrite: bool) -> Iterator[Path]:
+def new_run(section: CheckpointSection, *, overwrite: bool) -> Iterator[Path]:
     """Owns the directory of a new run's checkpoints, which must not hold another run.
 
     Args:
-        settings: Names the directory.
+        section: Names the directory.
         overwrite: Delete the checkpoints and metrics of the run that is there; other files stay.
 
     Raises:
         CheckpointError: It holds checkpoints and `overwrite` is not given, or another run is working there.
     """
-    root = Path(settings.checkpoint.checkpoint_dir)
-    with owned(settings, root):
-        if settings.checkpoint.enabled:
+    root = Path(section.checkpoint_dir)
+    with owned(section, root):
+        if section.enabled:
             _make_way(root, overwrite=overwrite)
         yield root
 
 
-def check_new_run(settings: Settings, *, overwrite: bool) -> None:
-    """Refuses what `new_run` would refuse, and changes nothing: for whoever starts the processes that will run.
+def check_new_run(section: CheckpointSection, *, overwrite: bool) -> None:
+    """Refuses what `new_run` would refuse, and changes nothing; for a process that only starts the ranks.
 
     Raises:
         CheckpointError: The directory holds checkpoints and `overwrite` is not given.
     """
-    root = Path(settings.checkpoint.checkpoint_dir)
-    if settings.checkpoint.enabled and not overwrite and list_steps(root):
+    root = Path(section.checkpoint_dir)
+    if section.enabled and not overwrite and list_steps(root):
         _make_way(root, overwrite=False)
 
 
-def run_begun(settings: Settings) -> bool:
-    """Whether there is a checkpoint to go on from."""
-    return settings.checkpoint.enabled and bool(list_steps(Path(settings.checkpoint.checkpoint_dir)))
+def run_begun(section: CheckpointSection) -> bool:
+    """Whether there is a checkpoint to resume from."""
+    return section.enabled and bool(list_steps(Path(section.checkpoint_dir)))
 
 
 @contextmanager
@@ -75,15 +76,15 @@ def on_ranks(
     Args:
         place: This process among them.
         settings: The checked sections of the run.
-        root: Where the run saves.
-        prepared: Entered on rank 0.
+        root: Directory of the checkpoints.
+        prepared: Opens the context that rank 0 enters.
 
     Yields:
         The ranks.
 
     Raises:
-        AmcliError: The ranks cannot meet, the context cannot be entered, or the ranks would each write a part of
-            a checkpoint and do not see the same directory; then no rank goes on.
+        AmcliError: The ranks cannot connect, the context cannot be entered, or the ranks would each write a part of
+            a checkpoint and do not see the same directory. It is raised on all ranks.
     """
     with save_requests_ignored(), beating(place):
         announce(place)
@@ -97,7 +98,7 @@ def on_ranks(
 def _group(
     place: RankPlace, settings: Settings, prepared: Callable[[], AbstractContextManager[Any]]
 ) -> Iterator[RankGroup]:
-    # Policies of FSDP2 hold on one rank as on many, or another number of ranks would train in another precision.
+    # FSDP2's policies apply to one rank, too, or the precision would depend on the number of ranks.
     if place.world_size == 1 and not (settings.distributed.mp_policy or settings.distributed.offload_policy):
         with prepared():
             yield SOLO
@@ -115,17 +116,17 @@ def writes_parts(settings: Settings, degrees: Degrees) -> bool:
 
 
 def check_shared_directory(root: Path, group: RankGroup) -> None:
-    """Refuses ranks that do not see the directory of rank 0, before any work is done that could not be saved.
+    """Refuses ranks that do not see the directory of rank 0, before any work that could not be saved.
 
     Raises:
-        CheckpointError: On rank 0: some rank does not see it.
-        PeerFailedError: On all others.
+        CheckpointError: On rank 0: a rank does not see it.
+        PeerFailedError: The same, on all other ranks.
     """
     sign = root / f".seen-{os.getpid()}"
 
     def left() -> str:
         root.mkdir(parents=True, exist_ok=True)
-        # Its content tells it from a file of the same name on another machine.
+        # Its random content differs from a file of the same name on another machine.
         sign.write_text(text := secrets.token_hex(16))
         return text
 
@@ -142,7 +143,7 @@ def _appears(sign: Path, text: str) -> bool:
     """Whether a file is there with this text; a network file system may take some seconds to show it."""
     deadline = time.monotonic() + _SHOWN_AFTER_SECONDS
     while True:
-        # Listing the directory makes a client look anew.
+        # Listing the directory makes a client of a network file system refresh it.
         if sign.parent.is_dir() and any(path.name == sign.name for path in sign.parent.iterdir()):
             return sign.read_text() == text
         if time.monotonic() > deadline:
@@ -162,13 +163,13 @@ def _check_all_see(root: Path, unseeing: list[str]) -> None:
         )
 
 
-def owned(settings: Settings, root: Path) -> AbstractContextManager[None]:
-    """Keeps other runs out of `root` while this one works there; a run that saves nothing owns nothing.
+def owned(section: CheckpointSection, root: Path) -> AbstractContextManager[None]:
+    """Locks `root` against other runs while this one works there; a run that saves nothing locks nothing.
 
     Raises:
         CheckpointError: Another run is working there, or it is no directory.
     """
-    return run_lock(root) if settings.checkpoint.enabled else nullcontext()
+    return run_lock(root) if section.enabled else nullcontext()
 
 
 def _make_way(root: Path, *, overwrite: bool) -> None:
@@ -185,7 +186,7 @@ def _make_way(root: Path, *, overwrite: bool) -> None:
         shutil.rmtree(directory)
     for name in (*LINKS, METRICS_FILE):
         (root / name).unlink(missing_ok=True)
-    # TensorBoard would draw the old run's events into the curves of the new one.
+    # TensorBoard would draw the events of the old run into the curves of the new one.
     shutil.rmtree(root / TENSORBOARD_DIRECTORY, ignore_errors=True)
 
 

@@ -78,9 +78,9 @@ def pretrain(
     Args:
         config: The final configuration; sections with `_target_` are built from it.
         settings: The checked sections of the same configuration.
-        root: Directory of the run's checkpoints, empty of checkpoints.
-        open_sink: Opens what the run reports to, once everything is built; a run that is
-            refused writes nothing.
+        root: Directory of the run's checkpoints; holds none yet.
+        open_sink: Opens the sink of reports, once everything is built; a run that is refused
+            writes nothing.
         group: The ranks of the run.
         stop_at: Moment of `time.monotonic()` to save and stop at; None for no limit.
 
@@ -133,7 +133,7 @@ def _run(
     parts = build_parts(config, settings, placement, root, snapshot, group)
     state.order_key = order_key_of(parts.dataset, general.seed, state.order_key)
     state.num_threads = torch.get_num_threads()
-    # From the operating system: a generator that has a seed would give every run of a sweep the same name.
+    # From the operating system: a seeded generator would give every run of a sweep the same name.
     state.run_id = state.run_id or secrets.token_hex(4)
     manifest = getattr(parts.dataset, "manifest", None)  # of our shards; a user's dataset needs none
     if snapshot is not None:
@@ -212,7 +212,14 @@ def _assemble(
         max_norm=settings.clip_grad_norm.max_norm,
         placement=placement,
         sink=sink,
-        speed=speed_of(parts.model.module, parts.dataset, settings, placement, group.world_size),
+        speed=speed_of(
+            parts.model.module,
+            parts.dataset,
+            placement.name,
+            max_steps=section.max_steps,
+            num_devices=group.world_size,
+            peak_tflops=settings.mfu.peak_tflops,
+        ),
         saves=Saves(root, state, begin_save, settings.checkpoint, steps, sink.on_message, group),
         samples_per_step=section.global_batch_size,
         guard=parts.guard,

@@ -1,7 +1,7 @@
-"""From a checkpoint to the live parts of a run: read, verified, and brought to what the user let change.
+"""From a checkpoint to the live parts of a run: reads and verifies it, and applies what the user let change.
 
-Where all ranks see the checkpoint, each reads what it holds. Elsewhere rank 0 reads; the others receive one
-tensor at a time and keep what they hold of it. Either way a run continues on any number of ranks.
+Where all ranks see the checkpoint, each reads its own parts. Elsewhere rank 0 reads; the others receive one tensor at
+a time and keep their part of it. Either way a run continues on any number of ranks.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from automodel_cli.errors import CheckpointError
 
 @dataclass(frozen=True)
 class OpenedCheckpoint:
-    """A verified checkpoint, and whether its run is complete under the present configuration."""
+    """A verified checkpoint, and whether its run is complete under the current configuration."""
 
     snapshot: Snapshot
     is_finished: bool
 
 
 def open_checkpoint(plan: Continuation, say: Callable[[str], None], group: RankGroup) -> OpenedCheckpoint:
-    """Reads the checkpoint of a plan, or the newest sound one of its run; says what was set aside.
+    """Reads the checkpoint of a plan, or the newest sound one of its run; reports those that were set aside.
 
     Collective: rank 0 reads; on ranks that do not see the files the snapshot has no weights and no optimizer state.
 
@@ -77,7 +77,7 @@ def _opened(plan: Continuation, say: Callable[[str], None]) -> OpenedCheckpoint:
     if allows_other_samples(plan.consented):
         snapshot.train_state["order_key"] = ""
     if plan.root.resolve() != directory.parent.resolve() and later_steps(directory.parent, snapshot.step):
-        # That run went on where it was: services that collect metrics must not take the two for one.
+        # The saved run went on in its own directory: services that collect metrics must see two runs.
         snapshot.train_state["run_id"] = ""
     return OpenedCheckpoint(snapshot, snapshot.step >= plan.settings.step_scheduler.max_steps)
 
@@ -109,7 +109,7 @@ def broadcast_snapshot(group: RankGroup, snapshot: Snapshot | None) -> Snapshot:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: ParallelModel, snapshot: Snapshot) -> None:
-    """Puts the optimizer's state back, sharded as the model is.
+    """Restores the optimizer's state, sharded as the model is.
 
     Raises:
         CheckpointError: It belongs to another model or optimizer.
@@ -123,7 +123,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: ParallelModel, snaps
 
 
 def restore_generators(snapshot: Snapshot, group: RankGroup, seed: int) -> None:
-    """Puts this rank's generators back; a rank that the saved run did not have draws its own numbers."""
+    """Restores this rank's generators; a rank that the saved run did not have gets its own seed."""
     generators = (snapshot.rng_tensors, *snapshot.peer_rng_tensors)
     if group.rank < len(generators):
         restore_rng(generators[group.rank])
@@ -133,14 +133,14 @@ def restore_generators(snapshot: Snapshot, group: RankGroup, seed: int) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """One seed for every generator that a model, a dataset or a user's code may draw from."""
+    """Seeds every generator that a model, a dataset or a user's code may use."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
 
 
 def own_generators(group: RankGroup, seed: int) -> None:
-    """Other random numbers (dropout) on ranks that see other tokens; equal ones on tensor-parallel peers."""
+    """Gives ranks with other tokens other random numbers (dropout), and tensor-parallel peers equal ones."""
     reader = group.dp_rank * group.degrees.cp + group.cp_rank
     if reader > 0:
         seed_everything(int(np.random.SeedSequence([seed, reader]).generate_state(1, np.uint64)[0] >> 1))

@@ -1,7 +1,8 @@
 """What a resumed run may change freely, and what only by naming it: `--override-resume KEY`.
 
-Free: ranks and layout, micro-batch, workers, paths to the same data, intervals, logging, `max_steps`
-and the schedule; every change is said. Not free is what would make another run of it. Torch-free.
+Free: ranks and layout, micro-batch, workers, paths to the same data, intervals, logging, `max_steps` and the schedule;
+every change is reported. Not free: the order of the samples, and every setting that would make it another run.
+Torch-free.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from automodel_cli.engine.data.stream_loader import is_stream
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.errors import CheckpointError, UsageError
 
-# Keys, or whole sections, and what hangs on them.
+# Keys, or whole sections, and what depends on them.
 _FIXED = {
     "model": "the weights are of that architecture",
     "seed": "it decides the order of the samples",
@@ -77,14 +78,14 @@ def order_key_of(dataset: MapDataset | Iterable[Any], seed: int, saved: str = ""
     """The identity of the sample order; a resumed run must have the identity it was saved with.
 
     Args:
-        dataset: That of training.
-        seed: Of the run.
-        saved: The identity in the checkpoint; empty where any will do.
+        dataset: The training set.
+        seed: Decides the order of its samples.
+        saved: The identity in the checkpoint; empty if any is allowed.
 
     Raises:
         CheckpointError: It has another.
     """
-    # A user's dataset need not have a fingerprint; its kind, and its length if it has one, then stand for it.
+    # A user's dataset may have no fingerprint; then its class, and its length if it has one, identify it.
     fingerprint = getattr(dataset, "fingerprint", f"{type(dataset).__qualname__} of {amount_of(dataset)}")
     order_key = f"seed {seed}, data {fingerprint}"
     if saved and saved != order_key:
@@ -97,12 +98,12 @@ def order_key_of(dataset: MapDataset | Iterable[Any], seed: int, saved: str = ""
 
 
 def amount_of(dataset: MapDataset | Iterable[Any]) -> str:
-    """How many samples there are, as far as that can be told."""
+    """The number of samples, if it is known."""
     return str(len(dataset)) if isinstance(dataset, MapDataset) and not is_stream(dataset) else "a stream"
 
 
 def amount_in_words(dataset: MapDataset | Iterable[Any]) -> str:
-    """The same for people.
+    """The number of samples, for users.
 
     >>> amount_in_words([1] * 1234), amount_in_words(iter([]))
     ('1,234 samples', 'a stream of samples')

@@ -1,9 +1,8 @@
-"""What a run says of itself before its first step, and what its numbers are measured against.
+"""What a run reports before its first step, and the cost of a token, for its speed.
 
-What training spends on a token follows from the model that is there, by the formula that `amcli plan` uses beforehand:
-N of the formula are the numbers that are factors of matrix products, so the matrices of all layers and the head, also
-where that is the token embedding. Embeddings that are looked up, norms and biases are none. Of a mixture of experts
-only the share that a token passes through counts.
+The FLOPs of a token follow from the model by the formula of `amcli plan`. Its N counts the elements of the matrices
+that a token is multiplied with: those of all layers and the head, also a head that is the token embedding. Embeddings
+that are looked up, norms and biases do not count. Of a mixture of experts only the experts that a token uses count.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ def start_facts(
 
     Args:
         model: On the ranks.
-        dataset: That of training.
+        dataset: The training set.
         how: How the model is run: kernels, compilation and the like.
-        settings: Of the whole run.
-        placement: Where it computes.
-        state: Where it starts.
+        settings: Sizes of a step, the layout, and whether checkpoints are written.
+        placement: Device and types.
+        state: Progress at the start.
         root: Directory of its checkpoints.
     """
     steps = settings.step_scheduler
@@ -73,26 +72,32 @@ def start_facts(
 
 
 def speed_of(
-    model: nn.Module, dataset: MapDataset, settings: Settings, placement: Placement, num_devices: int = 1
+    model: nn.Module,
+    dataset: MapDataset,
+    device_name: str,
+    *,
+    max_steps: int,
+    num_devices: int,
+    peak_tflops: float | None,
 ) -> Speed:
-    """The maker of a run's reports.
+    """Measures the speed of a run.
 
     Args:
-        model: Whole or sharded; one that does not state its layers and width gets no utilisation.
-        dataset: States the length of its samples, or there is no utilisation.
-        settings: Name the last step, and maybe the peak of a device.
-        placement: Names the device.
+        model: Whole or sharded. If it does not state its layers and width, utilisation is not reported.
+        dataset: The training set. If it does not state the length of its samples, utilisation is not reported.
+        device_name: Model name of the devices.
+        max_steps: Steps of the run.
         num_devices: Devices that work on a step together.
+        peak_tflops: Peak of one device; None for that of its kind, if it is known.
     """
     seq_len = getattr(dataset, "seq_len", None)
     cost = model_flops_per_token(model, seq_len) if isinstance(seq_len, int) else None
-    named = settings.mfu.peak_tflops
-    peak = named * 1e12 if named is not None else peak_flops(placement.name)
-    return Speed(settings.step_scheduler.max_steps, num_devices, cost, peak)
+    peak = peak_tflops * 1e12 if peak_tflops is not None else peak_flops(device_name)
+    return Speed(max_steps, num_devices, cost, peak)
 
 
 def model_flops_per_token(model: nn.Module, seq_len: int) -> int | None:
-    """FLOPs of the forward and the backward pass for one token; None for a model that does not state its sizes.
+    """FLOPs of forward and backward pass for one token; None for a model that does not state its sizes.
 
     Args:
         model: Whole or sharded. A mixture of experts states how many it has, and how many a token is sent to.
@@ -109,11 +114,11 @@ def model_flops_per_token(model: nn.Module, seq_len: int) -> int | None:
 
 
 def active_products(model: nn.Module, expert_share: float = 1.0) -> int:
-    """Numbers that a token is multiplied with.
+    """Number of matrix elements that a token is multiplied with.
 
     Args:
         model: Whole or sharded; a tied matrix counts once.
-        expert_share: Experts that a token is sent to, over all experts.
+        expert_share: Experts that a token is sent to, divided by all experts.
     """
     looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     # A head that is tied to the token embedding is a product all the same.

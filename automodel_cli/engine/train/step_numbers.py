@@ -1,9 +1,9 @@
-"""The loss and the norm of a step: read at once, or while the device computes the next step already.
+"""Loss and gradient norm of a step, and its report: read at once, or while the device computes the next step.
 
-To read a number from a GPU is to wait for all that was queued before it, and to leave the GPU idle until the next
-step is queued. So where the optimizer can be told on the device to leave everything as it is, the numbers of a step
-are copied without waiting and read when the next step has been queued. What is promised stays: a loss or gradient
-that is not finite never reaches the weights or the optimizer's state, in that step or in the one queued behind it.
+Reading a number from a GPU waits for all work that was queued before, and the GPU is then idle until the next step is
+queued. So if the optimizer can be told on the device to change nothing, the numbers of a step are copied without
+waiting, and read when the next step has been queued. In both cases a loss or gradient that is not finite never reaches
+the weights or the optimizer's state, neither in that step nor in the next.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class StepNumbers:
     """Loss in nats per token, the gradient's norm before clipping, and label tokens of one step.
 
     Args:
-        on_device: Loss and norm, shape (2,), maybe still being computed.
-        num_tokens: Label tokens of the step, over all ranks.
+        on_device: Loss and norm, (2,), maybe still being computed.
+        num_tokens: Number of label tokens of the step, over all ranks.
     """
 
     def __init__(self, on_device: torch.Tensor, num_tokens: int) -> None:
@@ -43,7 +43,7 @@ class StepNumbers:
             self._numbers = on_device
 
     def read(self) -> tuple[float, float]:
-        """Loss and norm; waits until they are there.
+        """Loss and norm; waits until they are computed.
 
         Raises:
             TrainingDivergedError: One of them is not finite.
@@ -60,10 +60,10 @@ class StepNumbers:
 
 
 class DeviceGuard:
-    """Updates weights by numbers that only the device knows, and none any more once one was not finite.
+    """Steps an optimizer depending on numbers on the device; once one was not finite, never again.
 
     Args:
-        optimizer: One of which `can_guard` says yes.
+        optimizer: One for which `can_guard` is true.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -71,12 +71,12 @@ class DeviceGuard:
         self._has_diverged: torch.Tensor | None = None
 
     def step(self, numbers: torch.Tensor) -> None:
-        """The optimizer's step; without effect where `numbers` (2,) are not finite, or those of an earlier step."""
+        """The optimizer's step; without effect if `numbers` (2,) of this or an earlier step are not finite."""
         diverged = (~numbers.isfinite()).any().to(torch.float32)
         if self._has_diverged is not None:
             diverged = torch.maximum(diverged, self._has_diverged)
         self._has_diverged = diverged
-        # What torch's own gradient scaler tells a fused kernel; it then leaves weights, moments and steps alone.
+        # As torch's own gradient scaler does: a fused kernel then leaves weights, moments and step counts unchanged.
         self._optimizer.found_inf = diverged  # type: ignore[attr-defined]
         try:
             self._optimizer.step()
@@ -87,7 +87,7 @@ class DeviceGuard:
 def can_guard(optimizer: torch.optim.Optimizer) -> bool:
     """Whether an optimizer takes a flag on the device for every parameter: fused Adam and AdamW of whole parameters.
 
-    The fused kernels of sharded parameters are not asked: how the flag is shared out there is not defined.
+    Not for sharded parameters: how their fused kernels distribute the flag is not defined.
     """
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return False
@@ -97,7 +97,7 @@ def can_guard(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def guard_of(optimizer: torch.optim.Optimizer, device: torch.device) -> tuple[DeviceGuard | None, str | None]:
-    """The guard of a run, and what is said of it at the start; both None on a CPU, where reading costs nothing."""
+    """The guard of a run, and a fact about it for users; both None on a CPU, where reading costs nothing."""
     if device.type != "cuda":
         return None, None
     if can_guard(optimizer):
@@ -108,15 +108,15 @@ def guard_of(optimizer: torch.optim.Optimizer, device: torch.device) -> tuple[De
 
 @dataclass(frozen=True)
 class QueuedStep:
-    """A step that the device has been given.
+    """A step that is queued on the device.
 
     Args:
         numbers: Loss and norm, maybe still being computed.
-        step: Its number, from 1.
+        step: Number of the step, from 1.
         lr: Learning rate of its update.
-        began: Moment of `time.perf_counter()` from which on it costs time: that of reading its data.
+        began: Value of `time.perf_counter()` when reading its data began.
         waited: Seconds of waiting for its data.
-        tokens_seen: Label tokens of the run up to its end.
+        tokens_seen: Label tokens of the run, this step included.
     """
 
     numbers: StepNumbers
@@ -133,9 +133,9 @@ class StepReports:
     Args:
         state: Gets loss and seconds of every reported step.
         sink: Gets the reports.
-        speed: Makes them.
-        memory_bytes: Peak memory so far.
-        is_late: Whether a step is reported when the next one has been queued.
+        speed: Makes the reports.
+        memory_bytes: Returns the peak memory so far.
+        is_late: Whether a step is reported only when the next one has been queued.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class StepReports:
         self._compiled = compile_seconds()
 
     def add(self, queued: QueuedStep) -> None:
-        """Reports the step, or the one before it where reports are late.
+        """Reports the step, or the step before it if reports are late.
 
         Raises:
             TrainingDivergedError: The numbers of that step are not finite; it names the step.
@@ -163,7 +163,7 @@ class StepReports:
             self.finish()
 
     def finish(self) -> None:
-        """Reports what has been queued; before anything that uses the weights or ends the run.
+        """Reports the queued step. Must be called before the weights are used otherwise, or the run ends.
 
         Raises:
             TrainingDivergedError: As `add`.
@@ -184,7 +184,7 @@ class StepReports:
         seconds = now - max(queued.began, self._read_at)
         self._read_at = now
         if (compiled := compile_seconds() - self._compiled) > 0:
-            # Not a cost of training: the numbers of this step would say nothing about the next.
+            # Compiling is no cost of training: with it, the speed of this step would say nothing about the next.
             self._sink.on_message(f"compiled for {compiled:.1f} s in step {queued.step}")
             seconds = max(seconds - compiled, 0.0)
             self._compiled += compiled

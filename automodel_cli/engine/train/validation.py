@@ -1,4 +1,4 @@
-"""Validation sets, and from their losses to what is reported and which checkpoint is the best."""
+"""Validation sets, their reports, and the loss by which the best checkpoint is chosen."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Batches = Iterable[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Validation:
-    """The sets of a run.
+    """The validation sets of a run.
 
     Args:
-        datasets: By name; the name of one that stands alone is empty.
-        batches_of: Reads the set of a name from its beginning, the same batches every time.
-        best_metric_key: `val_loss`, or `val_loss/NAME` of one of several sets.
+        datasets: Datasets by name; a single one may have an empty name.
+        batches_of: Reads the set of a name from its beginning; the same batches every time.
+        best_metric_key: `val_loss`, or `val_loss/NAME` for one of several sets.
     """
 
     datasets: Mapping[str, MapDataset]
@@ -37,7 +37,7 @@ class Validation:
     def record(self, results: Mapping[str, EvalResult], state: TrainState) -> tuple[ValStats, float]:
         """The report of a validation, and the loss by which checkpoints are compared; `state` remembers `val_loss`."""
         found = {name: _set_stats(result, self.datasets[name]) for name, result in results.items()}
-        # Of several sets the mean of their losses, whatever their sizes: a larger set is no more important.
+        # The mean over the sets, whatever their sizes: a larger set is no more important.
         loss = sum(stats.val_loss for stats in found.values()) / len(found)
         alone = next(iter(found.values())) if len(found) == 1 else None
         stats = ValStats(
@@ -53,7 +53,7 @@ class Validation:
 
 
 def up_to_tokens(batches: Batches, num_tokens: int) -> Batches:
-    """The first batches that together have `num_tokens` label tokens, the last of them whole; all if there are less."""
+    """The first batches that have at least `num_tokens` label tokens together; all batches if they have less."""
     seen = 0
     for batch in batches:
         yield batch
@@ -63,9 +63,9 @@ def up_to_tokens(batches: Batches, num_tokens: int) -> Batches:
 
 
 def bytes_per_token(dataset: MapDataset) -> float | None:
-    """UTF-8 bytes of text behind a token, as preparation counted them; None for data without a manifest of theirs.
+    """UTF-8 bytes of text per token, as counted by `amcli prep`; None for data without its manifest.
 
-    The mean over the whole split that the dataset's shards belong to; a BOS stands for no byte.
+    The mean over the whole split that the dataset's shards belong to; a BOS token has no bytes.
     """
     manifest, shards = getattr(dataset, "manifest", None), getattr(dataset, "shards", ())
     names = {info.path.name for info in shards}

@@ -1,4 +1,4 @@
-"""The proof that a killed run ends as an undisturbed one: both are trained, and compared by hash.
+"""Proves that a killed and resumed run ends as an undisturbed one: trains both and compares hashes.
 
 The same configuration is trained twice, each time by the command line that users type: once straight
 through, and once killed without warning (SIGKILL to all of its processes) at random moments and
@@ -26,7 +26,7 @@ from automodel_cli.engine.observe.jsonl import METRICS_FILE, read_records, read_
 from automodel_cli.errors import AmcliError, CheckpointError
 
 _POLL_SECONDS = 0.02
-# Keys of the training state that are each run's own: its clock and its name on a dashboard.
+# Keys of the training state that differ between any two runs.
 _OWN = {"train_seconds", "run_id"}
 _COMPARED = ("loss", "grad_norm", "lr", "tokens_seen")
 
@@ -46,13 +46,13 @@ class Kill:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found.
+    """The result.
 
     Args:
-        steps: Length of each run.
-        seed: Of the random moments.
-        kills: In their order.
-        hashes: For each file of the last checkpoint the SHA-256 of both runs.
+        steps: Steps of each run.
+        seed: Seed of the random moments.
+        kills: The kills, in order.
+        hashes: SHA-256 in both runs, for each file of the last checkpoint.
         different_steps: Steps whose loss, gradient norm, learning rate or tokens differ.
         state_differs: Keys of the training state that differ.
     """
@@ -88,14 +88,14 @@ def verify_resume(
     """Trains twice and compares.
 
     Args:
-        arguments: What follows `amcli pretrain` for the configuration: `-c FILE`, `--set KEY=VALUE`,
+        arguments: Options of `amcli pretrain` for the configuration: `-c FILE`, `--set KEY=VALUE`,
             `--nproc-per-node N`. Length, intervals and directories are set here.
         steps: Optimisation steps of each run.
         every: Steps between two checkpoints.
-        kills: How often the second run is killed.
-        seed: Of the random moments.
+        kills: Number of kills of the second run.
+        seed: Seed of the random moments.
         directory: For both runs; must not exist.
-        say: Is told what is being done.
+        say: Called with what is being done.
 
     Raises:
         CheckpointError: The directory is in the way, or a run failed by itself.
@@ -137,7 +137,7 @@ def _command(what: str, arguments: Sequence[str], root: Path, steps: int, every:
 
 
 def _continuation(arguments: Sequence[str], root: Path, steps: int, every: int) -> list[str]:
-    """Resume where there is something to resume, else start again: what a scheduler would do."""
+    """Resumes if there is a checkpoint, else starts again, as a scheduler would."""
     if any((path / "manifest.json").is_file() for _, path in list_steps(root)):
         return _command("resume", arguments, root, steps, every, str(root))
     return _command("pretrain", arguments, root, steps, every, "--overwrite")
@@ -151,7 +151,7 @@ def _kill_once(
     moment: tuple[int, float],
     say: Callable[[str], None],
 ) -> Kill | None:
-    """Starts or resumes the run, and kills all of its processes at the moment; None if it was done before that."""
+    """Starts or resumes the run, and kills all of its processes at a moment; None if the run ended before."""
     at_step, part = moment
     began = time.time()
     log = root.parent / "killed.log"

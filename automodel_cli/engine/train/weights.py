@@ -1,4 +1,4 @@
-"""A run's model and where its weights come from: drawn, read from a checkpoint, or taken from another tool's files.
+"""A run's model and the source of its weights: random, a checkpoint, or files of another tool.
 
 A model whose rules of initialisation are known is built on the meta device, put on the ranks, and only then given
 memory: each rank has what it holds, and none the whole. A model of transformers that is read whole
@@ -40,11 +40,11 @@ class Weights:
     Args:
         model: As `build_model` made it; a meta model is copied, so that it may be changed afterwards.
         rebuild: Builds the model with its content.
-        words: For people: what the content is that it was built with.
-        content: Of a model that was moved to the meta device.
-        seed: Of the run.
+        words: Source of the content that it was built with, for users.
+        content: Content of a model that was moved to the meta device.
+        seed: Seed of the run.
         group: The ranks.
-        snapshot: The checkpoint to go on from, or None.
+        snapshot: The checkpoint to resume from, or None.
         init_from: Weights to start with, or None.
     """
 
@@ -95,7 +95,7 @@ class Weights:
         if self._content is not None or self._blank is not None:
             wanted = None
             if self._given is not None or self._snapshot is not None:
-                # What no checkpoint holds, such as the frequencies of rotary positions, is made anew in any case.
+                # Buffers that no checkpoint holds, such as the frequencies of rotary positions, are always drawn.
                 persistent = model.own_tensors()
                 wanted = [name for name in all_tensors(model.module) if name not in persistent]
             model.fill(self._initial(wanted))
@@ -113,17 +113,17 @@ class Weights:
             import_tensors(model, tensors)
 
     def _own_parts(self) -> LazyTensors | None:
-        """The weights of the checkpoint, if every rank reads its own parts; the answer is the same on all ranks."""
+        """The weights of the checkpoint, if every rank reads its own parts, else None; the same on all ranks."""
         if self._snapshot is None or not self._snapshot.is_seen_by_all:
             return None
         tensors = self._snapshot.model_tensors
         return tensors if isinstance(tensors, LazyTensors) else None
 
     def _initial(self, wanted: Collection[str] | None) -> Tensors:
-        """The tensors that a new model begins with, one after another; with `wanted`, those alone."""
+        """The initial tensors of a new model, one after another; with `wanted`, only those."""
         if self._content is not None:
             for name in list(self._content):
-                tensor = self._content.pop(name)  # freed as soon as it is where it belongs
+                tensor = self._content.pop(name)  # freed as soon as it is copied
                 if wanted is None or name in wanted:
                     yield name, tensor
             return
@@ -132,7 +132,7 @@ class Weights:
         try:
             yield from drawn(self._blank, self._seed, wanted)
         except UndrawnError:
-            # All of it, from one source: a model that is half of each would be neither.
+            # All tensors from one source: a model that is half of each would be neither.
             self.words = _CONSTRUCTED if wanted is None else self.words
             yield from all_tensors(self._rebuild()).items()
 
@@ -140,14 +140,14 @@ class Weights:
 def build_model(
     config: Config, device: torch.device, seed: int, group: RankGroup, snapshot: Snapshot | None, init_from: str | None
 ) -> tuple[nn.Module, Weights]:
-    """The model of a configuration, without content where it can be drawn later, and what it is filled with.
+    """The model of a configuration, on the meta device if it can be drawn later, and what it is filled with.
 
     Args:
         config: The whole configuration.
-        device: What a `device` argument of the model's target is given.
-        seed: Of the run.
+        device: Passed to the model's target as `device`, if it takes one.
+        seed: Seed of the run.
         group: The ranks.
-        snapshot: The checkpoint to go on from, or None.
+        snapshot: The checkpoint to resume from, or None.
         init_from: Weights to start with, or None.
 
     Raises:
@@ -179,7 +179,7 @@ def build_model(
 
 
 def _is_drawn_later(factory: Any) -> bool:
-    """Whether a target makes nothing but a model of its arguments, whose content may then be drawn by its rules."""
+    """Whether a target does nothing but build a model from its arguments, so that the content may be drawn later."""
     if factory is build_gpt2_model:
         return True
     if isinstance(factory, type):

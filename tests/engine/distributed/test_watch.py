@@ -60,7 +60,7 @@ def is_killed(process):
 
 def test_ranks_that_get_on_are_left_alone(ranks, watcher):
     """Also one that has waited nearly as long as it may, and one that computes for longer than that."""
-    ranks(0, Phase.AGREEING, 7, phase_age=TIMEOUT - 5)
+    ranks(0, Phase.SYNCHRONISING, 7, phase_age=TIMEOUT - 5)
     ranks(1, Phase.TRAINING, 7, phase_age=TIMEOUT + 500)
 
     watcher.look()
@@ -71,7 +71,7 @@ def test_ranks_that_get_on_are_left_alone(ranks, watcher):
 
 def test_a_rank_without_a_sign_of_life_is_named_and_all_are_killed(ranks, watcher, wait_until):
     """The one that waits for it is no culprit."""
-    ranks(0, Phase.AGREEING, 8, phase_age=TIMEOUT + 1)
+    ranks(0, Phase.SYNCHRONISING, 8, phase_age=TIMEOUT + 1)
     ranks(1, Phase.TRAINING, 7, beat_age=TIMEOUT + 2, phase_age=TIMEOUT + 2)
     stopped = ranks.processes[1].pid
     os.kill(stopped, signal.SIGSTOP)
@@ -90,7 +90,7 @@ def test_a_rank_without_a_sign_of_life_is_named_and_all_are_killed(ranks, watche
 def test_of_ranks_that_run_the_one_is_named_that_does_not_wait(ranks, watcher):
     """Its data do not come; the other has waited for it all the time."""
     ranks(0, Phase.READING, 9, phase_age=TIMEOUT + 2)
-    ranks(1, Phase.AGREEING, 9, phase_age=TIMEOUT + 1)
+    ranks(1, Phase.SYNCHRONISING, 9, phase_age=TIMEOUT + 1)
 
     watcher.look()
 
@@ -123,7 +123,7 @@ def test_a_peer_that_is_ended_for_waiting_in_vain_is_no_culprit(ranks, watcher):
 
 def test_a_job_that_was_suspended_as_a_whole_goes_on(ranks, watcher):
     """Ctrl-Z stops the launcher, too; nobody has waited for anybody."""
-    ranks(0, Phase.AGREEING, 8, phase_age=TIMEOUT + 100)
+    ranks(0, Phase.SYNCHRONISING, 8, phase_age=TIMEOUT + 100)
     ranks(1, Phase.TRAINING, 7, beat_age=TIMEOUT + 99, phase_age=TIMEOUT + 100)
     watcher._last_look -= TIMEOUT + 98
 
