@@ -13,8 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from automodel_cli.engine.config.sections import DistributedSection
+from automodel_cli.engine.distributed.distributed_model import parallelised
 from automodel_cli.engine.distributed.module_tree import transformer_blocks
-from automodel_cli.engine.distributed.parallel_model import parallelised
 from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim.optimizer import build_optimizer

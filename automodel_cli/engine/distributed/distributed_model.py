@@ -25,6 +25,7 @@ from automodel_cli.engine.distributed.distributed_group import DistributedGroup
 from automodel_cli.engine.distributed.module_tree import all_tensors, is_meta, materialise
 from automodel_cli.engine.distributed.ordered import OrderedReplicas, OrderedShards
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
+from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.distributed.region import Part, Region, TensorSource
 from automodel_cli.engine.distributed.sharded_tensors import (
     local,
@@ -178,10 +179,26 @@ class DistributedModel(ParallelModel):
         return rows_by_rank(tensor, self.group.degrees.tp).contiguous() if name in self.reordered else tensor
 
 
-def distributed_model(
-    model: nn.Module, group: DistributedGroup, section: DistributedSection, device: torch.device, *, is_elastic: bool
-) -> DistributedModel:
-    """As `parallelised`, which is what others call."""
+def parallelised(
+    model: nn.Module, group: RankGroup, section: DistributedSection, device: torch.device, *, is_elastic: bool = False
+) -> ParallelModel:
+    """Puts a model on the ranks, in place.
+
+    Args:
+        model: On its device with the same weights on every rank, or on the meta device; then it gets memory here for
+            this rank's part, with undefined content.
+        group: The ranks.
+        section: The layout and its policies.
+        device: Where the ranks compute.
+        is_elastic: Sum gradients in an order that does not depend on the number of data-parallel ranks.
+
+    Raises:
+        ConfigError: The model has no plan for what is asked.
+    """
+    if not isinstance(group, DistributedGroup):
+        if is_meta(model):
+            materialise(model, device)
+        return ParallelModel(model)
     degrees = group.degrees
     reordered: frozenset[str] = frozenset()
     if degrees.tp > 1:

@@ -1,6 +1,6 @@
 """The model of a run on its ranks; here on a process alone, which holds all of it.
 
-`distributed_model.py` has the model of several ranks. This module imports nothing of `torch.distributed`.
+`distributed_model.py` has the model of several ranks.
 """
 
 from __future__ import annotations
@@ -8,19 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from automodel_cli.engine.config.sections import DistributedSection
-from automodel_cli.engine.distributed.module_tree import all_tensors, is_meta, materialise, own_tensors
+from automodel_cli.engine.distributed.module_tree import all_tensors, own_tensors
 from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
 from automodel_cli.engine.distributed.region import Part, Region, TensorSource
 
 if TYPE_CHECKING:
     from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks
-    from automodel_cli.engine.distributed.distributed_group import DistributedGroup
 
 
 @dataclass(frozen=True)
@@ -145,32 +144,6 @@ class ParallelModel:
             tensors: As `whole_state` gave them; None on all ranks but 0.
         """
         return tensors or {}
-
-
-def parallelised(
-    model: nn.Module, group: RankGroup, section: DistributedSection, device: torch.device, *, is_elastic: bool = False
-) -> ParallelModel:
-    """Puts a model on the ranks, in place.
-
-    Args:
-        model: On its device with the same weights on every rank, or on the meta device; then it gets memory here for
-            this rank's part, with undefined content.
-        group: The ranks.
-        section: The layout and its policies.
-        device: Where the ranks compute.
-        is_elastic: Sum gradients in an order that does not depend on the number of data-parallel ranks.
-
-    Raises:
-        ConfigError: The model has no plan for what is asked.
-    """
-    if not group.is_alone:
-        # FSDP2 and sharded tensors take time to import, which a process alone does not spend.
-        from automodel_cli.engine.distributed.distributed_model import distributed_model
-
-        return distributed_model(model, cast("DistributedGroup", group), section, device, is_elastic=is_elastic)
-    if is_meta(model):
-        materialise(model, device)
-    return ParallelModel(model)
 
 
 def as_parallel(model: nn.Module | ParallelModel) -> ParallelModel:

@@ -20,7 +20,8 @@ from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.engine.data.collate import DataSection
 from automodel_cli.engine.data.packed_dataset import pack_documents
 from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks
-from automodel_cli.engine.distributed.parallel_model import ParallelModel, parallelised
+from automodel_cli.engine.distributed.distributed_model import parallelised
+from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.models.attention import (
     attention_in_words,

@@ -51,7 +51,7 @@ class Elastic:
     def clip(
         self, parameters: Sequence[torch.Tensor], losses: Sequence[torch.Tensor], max_norm: float | None
     ) -> torch.Tensor:
-        """Clips the whole gradient; returns the loss of all ranks and the norm before clipping, fp64 (2,) on the device.
+        """Clips the whole gradient; returns the loss of all ranks and the norm before clipping, fp64 (2,).
 
         Args:
             parameters: All trained parameters, in the same order in every layout.

@@ -19,9 +19,9 @@ from torch import nn
 
 from automodel_cli.engine.config.sections import DistributedSection
 from automodel_cli.engine.distributed.distributed_group import distributed_group
+from automodel_cli.engine.distributed.distributed_model import parallelised
 from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.module_tree import move_to_meta
-from automodel_cli.engine.distributed.parallel_model import parallelised
 from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim import muon

@@ -23,9 +23,9 @@ from automodel_cli.engine.checkpoint.load import load
 from automodel_cli.engine.config.sections import CheckpointSection, DistributedSection
 from automodel_cli.engine.distributed import sharded_tensors
 from automodel_cli.engine.distributed.distributed_group import DistributedGroup, distributed_group
+from automodel_cli.engine.distributed.distributed_model import parallelised
 from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.module_tree import move_to_meta
-from automodel_cli.engine.distributed.parallel_model import parallelised
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim import muon
 from automodel_cli.engine.optim.optimizer import build_optimizer, optimizer_state_tensors

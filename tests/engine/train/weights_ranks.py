@@ -21,9 +21,9 @@ from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.load import load_config
 from automodel_cli.engine.config.sections import DistributedSection
 from automodel_cli.engine.distributed.distributed_group import distributed_group
+from automodel_cli.engine.distributed.distributed_model import parallelised
 from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.module_tree import all_tensors
-from automodel_cli.engine.distributed.parallel_model import parallelised
 from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
 from automodel_cli.engine.train.device import place as placed
 from automodel_cli.engine.train.weights import build_model
