@@ -104,7 +104,7 @@ def test_what_is_neither_a_number_nor_auto_is_refused(tiny_run, capsys, value, s
 
 
 def test_auto_still_needs_a_batch_that_the_ranks_can_share(tiny_run, capsys):
-    """8 samples cannot be dealt to 3 ranks, whatever the micro-batch."""
+    """8 samples cannot be split among 3 ranks, whatever the micro-batch."""
     assert run(["plan", "-c", str(tiny_run), AUTO, "--nproc-per-node=3"]) == 2
 
     assert "must be a multiple of\nthe 3 data-parallel ranks" in capsys.readouterr().err

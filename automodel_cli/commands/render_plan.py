@@ -169,7 +169,7 @@ def _strategy(found: Plan) -> str:
     sizes = found.derived.sizes
     if sizes.degrees.world == 1 and not sizes.uses_fsdp:
         return "one process"
-    return sizes.spread.chosen_strategy() or "fsdp2"
+    return sizes.distributed.chosen_strategy() or "fsdp2"
 
 
 def _aligned(rows: Iterator[Row] | list[Row]) -> str:

@@ -21,12 +21,12 @@ def check_elastic(config: Config, settings: Settings, refuse: Refuse) -> None:
     """
     if settings.general.deterministic != "elastic":
         return
-    spread = settings.distributed
+    section = settings.distributed
     obstacles = {
-        "distributed.tp_size": (spread.tp_size > 1, "tensor parallelism splits the sums inside of products"),
-        "distributed.cp_size": (spread.cp_size > 1, "context parallelism splits the sums over a sequence"),
+        "distributed.tp_size": (section.tp_size > 1, "tensor parallelism splits the sums inside of products"),
+        "distributed.cp_size": (section.cp_size > 1, "context parallelism splits the sums over a sequence"),
         "distributed.dp_replicate_size": (
-            (spread.dp_replicate_size or 1) > 1,
+            (section.dp_replicate_size or 1) > 1,
             "groups of replicas are summed within each group first",
         ),
         "compile.enabled": (settings.compile.enabled, "a program is compiled for one layout"),

@@ -47,63 +47,65 @@ def check_layout(config: Config, settings: Settings, world_size: int | None, ref
 
 
 def _check_strategy(settings: Settings, refuse: Refuse) -> None:
-    spread = settings.distributed
-    by_manager = STRATEGIES.get(spread._target_ or "")
-    if spread.strategy and by_manager and spread.strategy != by_manager:
+    section = settings.distributed
+    by_manager = STRATEGIES.get(section._target_ or "")
+    if section.strategy and by_manager and section.strategy != by_manager:
         refuse(
             "distributed.strategy",
-            f"distributed.strategy is {spread.strategy}, but distributed._target_ is the manager of {by_manager}",
+            f"distributed.strategy is {section.strategy}, but distributed._target_ is the manager of {by_manager}",
             "keep one of the two",
         )
-    if spread.pp_size != 1:
+    if section.pp_size != 1:
         refuse(
             "distributed.pp_size",
-            f"distributed.pp_size is {spread.pp_size}, but amcli has no pipeline parallelism",
+            f"distributed.pp_size is {section.pp_size}, but amcli has no pipeline parallelism",
             "set it to 1; fsdp2 and tp_size split a model that is too large for one device",
         )
-    if spread.chosen_strategy() == "ddp" and (spread.dp_replicate_size or spread.mp_policy or spread.offload_policy):
+    if section.chosen_strategy() == "ddp" and (
+        section.dp_replicate_size or section.mp_policy or section.offload_policy
+    ):
         name = next(
-            name for name in ("dp_replicate_size", "mp_policy", "offload_policy") if getattr(spread, name) is not None
+            name for name in ("dp_replicate_size", "mp_policy", "offload_policy") if getattr(section, name) is not None
         )
         refuse(
             f"distributed.{name}",
-            f"distributed.{name} is {getattr(spread, name)}, but with ddp every rank holds the whole model",
+            f"distributed.{name} is {getattr(section, name)}, but with ddp every rank holds the whole model",
             "leave it out, or take strategy fsdp2",
         )
 
 
 def _divides_the_world(settings: Settings, world_size: int | None, refuse: Refuse) -> bool:
     """Checks the degrees against the ranks; True if they fit, or nobody has said how many ranks there are."""
-    spread = settings.distributed
-    together = spread.tp_size * spread.cp_size
-    if spread.dp_size and spread.dp_replicate_size and spread.dp_size % spread.dp_replicate_size:
-        return _refuse_replicas(spread.dp_replicate_size, spread.dp_size, refuse)
+    section = settings.distributed
+    ranks_per_model = section.tp_size * section.cp_size
+    if section.dp_size and section.dp_replicate_size and section.dp_size % section.dp_replicate_size:
+        return _refuse_replicas(section.dp_replicate_size, section.dp_size, refuse)
     if world_size is None:
         return True
     ranks = f"{world_size} rank{'' if world_size == 1 else 's'}"
-    if world_size % together:
-        name, other = ("tp_size", "cp_size") if spread.tp_size > 1 else ("cp_size", "tp_size")
-        free = world_size // getattr(spread, other) if world_size % getattr(spread, other) == 0 else world_size
+    if world_size % ranks_per_model:
+        name, other = ("tp_size", "cp_size") if section.tp_size > 1 else ("cp_size", "tp_size")
+        free = world_size // getattr(section, other) if world_size % getattr(section, other) == 0 else world_size
         works = ", ".join(map(str, divisors(free)))
         refuse(
             f"distributed.{name}",
-            f"distributed.tp_size x cp_size = {spread.tp_size} x {spread.cp_size} = {together}, "
+            f"distributed.tp_size x cp_size = {section.tp_size} x {section.cp_size} = {ranks_per_model}, "
             f"but the run has {ranks}, which is no multiple of it",
-            f"`--nproc-per-node {together}` starts {together} of them, or set {name} to {works}",
+            f"`--nproc-per-node {ranks_per_model}` starts {ranks_per_model} of them, or set {name} to {works}",
         )
         return False
-    dp_size = world_size // together
-    if spread.dp_size is not None and spread.dp_size != dp_size:
-        needed = spread.dp_size * together
+    dp_size = world_size // ranks_per_model
+    if section.dp_size is not None and section.dp_size != dp_size:
+        needed = section.dp_size * ranks_per_model
         refuse(
             "distributed.dp_size",
-            f"distributed.dp_size x tp_size x cp_size = {spread.dp_size} x {spread.tp_size} x {spread.cp_size} "
+            f"distributed.dp_size x tp_size x cp_size = {section.dp_size} x {section.tp_size} x {section.cp_size} "
             f"= {needed}, but the run has {ranks}",
             f"set dp_size to {dp_size}, or to null, which takes what remains; or start {needed} ranks",
         )
         return False
-    if spread.dp_replicate_size and dp_size % spread.dp_replicate_size:
-        return _refuse_replicas(spread.dp_replicate_size, dp_size, refuse)
+    if section.dp_replicate_size and dp_size % section.dp_replicate_size:
+        return _refuse_replicas(section.dp_replicate_size, dp_size, refuse)
     return True
 
 
@@ -118,9 +120,9 @@ def _refuse_replicas(replicas: int, dp_size: int, refuse: Refuse) -> bool:
 
 
 def _check_batch(settings: Settings, world_size: int | None, refuse: Refuse) -> None:
-    """The batch of a step is dealt out in whole micro-batches; a rank whose share is less than one takes its share."""
-    steps, spread = settings.step_scheduler, settings.distributed
-    dp_size = (spread.dp_size or 1) if world_size is None else degrees_of(spread, world_size).dp
+    """The batch of a step is split into whole micro-batches; a rank whose share is smaller than one takes its share."""
+    steps, section = settings.step_scheduler, settings.distributed
+    dp_size = (section.dp_size or 1) if world_size is None else degrees_of(section, world_size).dp
     samples, local = steps.global_batch_size, steps.local_batch_size
     # Elastic sums are those of one size of micro-batch; and one beyond the step is a mistake on any number of ranks.
     is_fixed = settings.general.deterministic == "elastic" or (isinstance(local, int) and local > samples)

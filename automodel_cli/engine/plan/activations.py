@@ -66,7 +66,7 @@ class _Block(NamedTuple):
 
 def _bytes_on_rank(block: _Block, sizes: RunSizes, tokens: int) -> int:
     tp = sizes.degrees.tp
-    between = -(-tokens * block.between // (tp if sizes.spread.sequence_parallel else 1))
+    between = -(-tokens * block.between // (tp if sizes.distributed.sequence_parallel else 1))
     return tokens * block.whole + between + -(-tokens * block.inside // tp)
 
 

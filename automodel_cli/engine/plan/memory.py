@@ -68,8 +68,8 @@ def memory(model: CountedModel, sizes: RunSizes, local_batch_size: int, seq_len:
     own = sum(_largest_part(tensor, tp, shards) for tensor in tensors)
     whole = sum(_largest_part(tensor, tp, 1) for tensor in tensors)
     # Without a sum over ranks after every pass, the gradients of the whole model wait for the last one.
-    waits = sizes.uses_fsdp and accumulates and sizes.spread.defer_fsdp_grad_sync
-    is_on_host = sizes.spread.offload_policy == "cpu"
+    waits = sizes.uses_fsdp and accumulates and sizes.distributed.defer_fsdp_grad_sync
+    is_on_host = sizes.distributed.offload_policy == "cpu"
     optimizer = _optimizer_bytes(tensors, sizes, shards, width)
     return Memory(
         weights=0 if is_on_host else own * width,
@@ -115,14 +115,14 @@ def _buffer_bytes(model: CountedModel, sizes: RunSizes, whole: int) -> int:
     the model once; it sums the fp32 gradient of a block by way of a copy. With DDP every gradient travels in a copy.
     """
     tensors, tp = model.tensors, sizes.degrees.tp
-    is_narrow = sizes.spread.mp_policy == "bf16" and sizes.uses_fsdp
+    is_narrow = sizes.distributed.mp_policy == "bf16" and sizes.uses_fsdp
     casts = sizes.is_bf16 and sizes.weight_bytes == _FP32 and not is_narrow
     copies = _BF16 * sum(_largest_part(t, tp, 1) for t in tensors if t.is_product and not _is_chunked_head(t, sizes))
     total = copies if casts else 0
     if sizes.uses_fsdp:
         block = sum(_largest_part(t, tp, 1) for t in tensors if t.part is Part.BLOCKS) // model.num_layers
         rest = whole - block * model.num_layers
-        gathered = _GATHERED_BLOCKS if sizes.spread.reshard_after_forward else model.num_layers
+        gathered = _GATHERED_BLOCKS if sizes.distributed.reshard_after_forward else model.num_layers
         width = _BF16 if is_narrow else sizes.weight_bytes
         total += (rest + min(gathered, model.num_layers) * block) * width + 2 * block * _FP32
     elif sizes.degrees.dp * sizes.degrees.cp > 1:

@@ -48,7 +48,7 @@ class RunSizes:
         is_bf16: Whether matrix products are computed in bf16; `auto` is, since a plan is for a GPU.
         weight_bytes: Bytes of one number of a weight, of its gradient and of its optimizer state.
         degrees: How the ranks are divided.
-        spread: The other keys of the layout.
+        distributed: The other keys of the layout.
         optimizer: None for one that is not known here.
         has_chunked_loss: Whether the loss is computed with the head, without all logits.
         chunk_size: Rows of a chunk, if the configuration names them.
@@ -66,7 +66,7 @@ class RunSizes:
     is_bf16: bool
     weight_bytes: int
     degrees: Degrees
-    spread: DistributedSection
+    distributed: DistributedSection
     optimizer: OptimizerState | None
     has_chunked_loss: bool = False
     chunk_size: int | None = None
@@ -79,8 +79,8 @@ class RunSizes:
     @property
     def uses_fsdp(self) -> bool:
         """Whether weights are sharded and gathered; of one rank alone they are not."""
-        apart = self.degrees.dp * self.degrees.cp > 1 or self.spread.mp_policy or self.spread.offload_policy
-        return bool(apart) and self.spread.chosen_strategy() != "ddp"
+        apart = self.degrees.dp * self.degrees.cp > 1 or self.distributed.mp_policy or self.distributed.offload_policy
+        return bool(apart) and self.distributed.chosen_strategy() != "ddp"
 
     @property
     def accumulation(self) -> int | None:
@@ -121,11 +121,11 @@ def run_sizes(config: Config, world_size: int | None = None) -> RunSizes:
     section = config.get("distributed")
     known = section_fields(DistributedSection)
     given = {name: value for name, value in section.items() if name in known} if isinstance(section, Mapping) else {}
-    spread = DistributedSection(**given)
-    world = world_size or (spread.dp_size or spread.dp_replicate_size or 1) * spread.tp_size * spread.cp_size
+    section = DistributedSection(**given)
+    world = world_size or (section.dp_size or section.dp_replicate_size or 1) * section.tp_size * section.cp_size
     samples, tokens = _whole(config, "step_scheduler.global_batch_size"), tokens_per_step(config)
     precision, device = config.get("precision"), config.get("device")
-    degrees, local = degrees_of(spread, world), _whole(config, "step_scheduler.local_batch_size")
+    degrees, local = degrees_of(section, world), _whole(config, "step_scheduler.local_batch_size")
     return RunSizes(
         seq_len=tokens // samples if samples and tokens else None,
         global_batch_size=samples,
@@ -134,7 +134,7 @@ def run_sizes(config: Config, world_size: int | None = None) -> RunSizes:
         is_bf16=precision in ("bf16", "bf16-params", "fp8") or (precision in (None, "auto") and device != "cpu"),
         weight_bytes=2 if precision == "bf16-params" else 4,
         degrees=degrees,
-        spread=spread,
+        distributed=section,
         optimizer=_optimizer(config.get("optimizer")),
         # Without a name it is the chunked one, for every model that is known here.
         has_chunked_loss=_target(config.get("loss_fn")) in ("", _CHUNKED_LOSS),

@@ -140,22 +140,22 @@ def _of_precision(sizes: RunSizes) -> Iterator[Candidate]:
         yield Candidate("precision", ("precision=bf16",), "matrix products in bf16, weights stay fp32")
     elif sizes.weight_bytes > 2:
         yield Candidate("precision", ("precision=bf16-params",), "weights and optimizer in bf16, too; less exact")
-    if sizes.uses_fsdp and sizes.spread.mp_policy is None:
+    if sizes.uses_fsdp and sizes.distributed.mp_policy is None:
         yield Candidate("policy", ("distributed.mp_policy=bf16",), "gathers and computes with bf16 weights")
 
 
 def _of_layout(sizes: RunSizes, num_gpus: int) -> Iterator[Candidate]:
-    spread, world = sizes.spread, sizes.degrees.world
-    if spread.chosen_strategy() == "ddp":
+    section, world = sizes.distributed, sizes.degrees.world
+    if section.chosen_strategy() == "ddp":
         yield Candidate("layout", ("distributed.strategy=fsdp2",), "each rank holds a part of the model")
         return
-    if spread.dp_replicate_size and spread.dp_replicate_size > 1:
+    if section.dp_replicate_size and section.dp_replicate_size > 1:
         yield Candidate("layout", ("distributed.dp_replicate_size=1",), "one group of ranks holds the model")
-    if sizes.uses_fsdp and not spread.reshard_after_forward:
+    if sizes.uses_fsdp and not section.reshard_after_forward:
         yield Candidate("reshard", ("distributed.reshard_after_forward=true",), "gathers each block once more")
-    if sizes.uses_fsdp and spread.defer_fsdp_grad_sync:
+    if sizes.uses_fsdp and section.defer_fsdp_grad_sync:
         yield Candidate("sync", ("distributed.defer_fsdp_grad_sync=false",), "sums gradients after every pass")
-    if num_gpus and spread.offload_policy is None:
+    if num_gpus and section.offload_policy is None:
         yield Candidate(
             "offload", ("distributed.offload_policy=cpu",), "weights and optimizer on the host; much slower"
         )

@@ -1,4 +1,4 @@
-"""How the batch of a step is dealt out to any number of ranks: nothing else changes, or what would work is said."""
+"""How the batch of a step is split among any number of ranks: nothing else changes, or what would work is said."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_ranks_that_share_a_step_take_at_most_their_part(samples, local, world_s
         (16, 4, 3, "4 x 3 = 12", "12 or 24 would work"),
     ],
 )
-def test_what_cannot_be_dealt_out_is_refused_with_what_would_work(samples, local, world_size, rule, help_):
+def test_a_batch_that_cannot_be_split_is_refused_with_what_would_work(samples, local, world_size, rule, help_):
     """Above all what keeps the batch, and so the run."""
     with pytest.raises(ConfigError) as caught:
         checked(batches(samples, local), world_size=world_size)

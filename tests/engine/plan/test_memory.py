@@ -52,8 +52,8 @@ def memory(shape, *args, **kwargs) -> Memory:
 
 
 def layout(strategy: str | None = None, *, is_bf16: bool = True, keys: dict | None = None, **degrees: int) -> RunSizes:
-    spread = DistributedSection(strategy=strategy, **(keys or {}))
-    return replace(ONE_RANK, is_bf16=is_bf16, degrees=Degrees(**degrees), spread=spread)
+    section = DistributedSection(strategy=strategy, **(keys or {}))
+    return replace(ONE_RANK, is_bf16=is_bf16, degrees=Degrees(**degrees), distributed=section)
 
 
 def num_bytes(tensors) -> int:

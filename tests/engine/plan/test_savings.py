@@ -63,9 +63,9 @@ def test_an_unknown_model_gets_settings_without_numbers(config):
 
 def test_gpus_that_are_not_used_are_named(config):
     """More ranks hold smaller parts; on CPUs they would share one memory, so they are no help there."""
-    spread = apply_overrides(config, ["step_scheduler.local_batch_size=1"])
+    one_sample = apply_overrides(config, ["step_scheduler.local_batch_size=1"])
 
-    on_gpus, on_cpus = ([saving.options for saving in savings(spread, 2, num_gpus=number)] for number in (4, 0))
+    on_gpus, on_cpus = ([saving.options for saving in savings(one_sample, 2, num_gpus=number)] for number in (4, 0))
 
     assert "--nproc-per-node 4" in on_gpus
     assert not any("nproc" in options or "offload" in options for options in on_cpus)
