@@ -45,10 +45,10 @@ from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.models.export import import_tensors
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim.optimizer import load_optimizer_state
+from automodel_cli.engine.train.checkpoint_content import LiveParts, begin_saving
+from automodel_cli.engine.train.checkpoint_manager import CheckpointManager
 from automodel_cli.engine.train.device import place
 from automodel_cli.engine.train.objective import objective_of
-from automodel_cli.engine.train.saves import Saves
-from automodel_cli.engine.train.saving import begin_run_save
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import train_step
 from automodel_cli.engine.train.step_scheduler import StepScheduler
@@ -110,26 +110,23 @@ def amcli(training: Training, root: Path, *, is_async: bool) -> Callable[[], Sav
     section = CheckpointSection(is_async=is_async, max_recent_checkpoints=1)
 
     def begin(is_best: bool) -> Any:
-        return begin_run_save(
+        return begin_saving(
             root,
-            state,
-            ParallelModel(training.model),
-            training.optimizer,
-            section=section,
-            config_yaml="",
+            LiveParts(state, ParallelModel(training.model), training.optimizer, ""),
+            section,
             lr=1e-4,
             placement=training.placement,
             is_best=is_best,
             is_last=False,
         )
 
-    saves = Saves(root, state, begin, section, StepScheduler(10**9, None, 1), lambda text: None)
+    saves = CheckpointManager(root, state, begin, section, StepScheduler(10**9, None, 1), lambda text: None)
 
     def save() -> Save:
         state.step += 1
-        saves.if_due()
+        saves.save_if_due()
         return Save(
-            lambda: not is_async or bool(saves.wishes[0]), saves.at_the_end, restore, root / f"step_{state.step:06d}"
+            lambda: not is_async or bool(saves.status[0]), saves.finish, restore, root / f"step_{state.step:06d}"
         )
 
     def restore() -> None:

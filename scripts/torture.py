@@ -137,9 +137,8 @@ class Watch:
         self._calls: Counter[str] = Counter()
 
     def install(self) -> None:
-        from automodel_cli.engine.train import saving
 
-        begin, finish = saving.begin, saving.finish
+        begin, finish = checkpoint_content.begin, checkpoint_manager.finish
 
         def begun(*arguments: Any) -> Path:
             self._enter()
@@ -153,7 +152,7 @@ class Watch:
             note(self._root, f"calls{self._rank}", json.dumps(self._calls))
             return path
 
-        saving.begin, saving.finish = begun, finished
+        checkpoint_content.begin, checkpoint_manager.finish = begun, finished
         for name in OPERATIONS:
             setattr(os, name, self._around(name, getattr(os, name)))
 

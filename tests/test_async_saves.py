@@ -14,8 +14,8 @@ import pytest
 
 from automodel_cli import app
 from automodel_cli.engine.checkpoint.save import SaveStage
-from automodel_cli.engine.train import loop, saving
-from automodel_cli.engine.train.saves import Saves
+from automodel_cli.engine.train import checkpoint_manager, loop
+from automodel_cli.engine.train.checkpoint_manager import CheckpointManager
 from automodel_cli.errors import CheckpointError
 
 ASYNC = ("--set", "checkpoint.is_async=true")
@@ -38,7 +38,7 @@ def writer(monkeypatch):
         before = staticmethod(lambda step: None)
         threads: dict[int, str] = {}  # noqa: RUF012 (one instance, of this test)
 
-    real = saving.finish
+    real = checkpoint_manager.finish
 
     def finish(own, *rest):
         Writer.threads[own.step] = threading.current_thread().name
@@ -46,7 +46,7 @@ def writer(monkeypatch):
         return real(own, *rest)
 
     Writer.threads.clear()
-    monkeypatch.setattr(saving, "finish", finish)
+    monkeypatch.setattr(checkpoint_manager, "finish", finish)
     return Writer
 
 
@@ -100,8 +100,8 @@ def test_a_stop_while_a_save_is_under_way_loses_nothing(tiny_run, writer, at_ste
 def test_the_next_save_waits_and_says_so_once(tiny_run, writer, monkeypatch, capsys, wait_until):
     """At most one save is under way; the one after it is not left out."""
     settled = threading.Event()
-    real = Saves._settle
-    monkeypatch.setattr(Saves, "_settle", lambda self, **how: (settled.set(), real(self, **how))[1])
+    real = CheckpointManager._conclude
+    monkeypatch.setattr(CheckpointManager, "_conclude", lambda self, **how: (settled.set(), real(self, **how))[1])
 
     def cleared(step):
         wait_until("the run waits for the save", settled.is_set)
@@ -144,8 +144,8 @@ def test_a_stop_after_a_failure_saves_what_is_newer(tiny_run, writer, at_step, c
     writer.before = fails
     at_step(3, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.MonkeyPatch.context() as patch:
-        real = Saves.at_the_end
-        patch.setattr(Saves, "at_the_end", lambda self: (stopped.set(), real(self))[1])
+        real = CheckpointManager.finish
+        patch.setattr(CheckpointManager, "finish", lambda self: (stopped.set(), real(self))[1])
         assert app.run(["pretrain", "-c", str(tiny_run), *ASYNC]) == 6
 
     assert "step 2 is NOT saved" in capsys.readouterr().out
@@ -172,10 +172,10 @@ def test_an_error_of_the_run_does_not_cost_the_save_under_way(tiny_run, writer, 
 KILLED = """
 import os, signal, sys
 from automodel_cli import app
-from automodel_cli.engine.train import saving
+from automodel_cli.engine.train import checkpoint_manager
 import torch, automodel_cli.engine.train.recipe
 config, stages = sys.argv[1], sys.argv[2:]
-real = saving.finish
+real = checkpoint_manager.finish
 
 def attempt(root, stage):
     child = os.fork()
@@ -186,7 +186,7 @@ def attempt(root, stage):
             if reached.name == stage:
                 os.kill(os.getpid(), signal.SIGKILL)
         return real(own, at)
-    saving.finish = finish
+    checkpoint_manager.finish = finish
     os._exit(app.run(["pretrain", "-c", config, "--quiet", "--resume", "auto", "--set", "checkpoint.is_async=true",
                       "--set", f"checkpoint.checkpoint_dir={root}"]))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from automodel_cli import app
-from automodel_cli.engine.train import loop, saving
+from automodel_cli.engine.train import checkpoint_manager, loop
 from automodel_cli.engine.train.step import EvalResult
 from automodel_cli.errors import CheckpointError
 
@@ -80,14 +80,14 @@ def test_a_stop_right_after_the_best_validation_saves_the_best(tiny_run, losses,
 def test_the_best_that_could_not_be_saved_does_not_stand_in_the_way(tiny_run, losses, monkeypatch, is_async):
     """Step 2 was the best and its save failed: step 4, worse than that and better than all that is saved, is BEST."""
     losses(step1=5.0, step2=2.0, step3=4.0, step4=3.0, step5=4.0, step6=3.5)
-    real = saving.finish
+    real = checkpoint_manager.finish
 
     def finish(own, *rest):
         if own.step == 2:
             raise CheckpointError("the disk is full")
         return real(own, *rest)
 
-    monkeypatch.setattr(saving, "finish", finish)
+    monkeypatch.setattr(checkpoint_manager, "finish", finish)
     options = ["--set", "checkpoint.on_save_error=warn", "--set", "step_scheduler.val_every_steps=1"]
 
     assert app.run(["pretrain", "-c", str(tiny_run), *options, "--set", f"checkpoint.is_async={is_async}"]) == 0

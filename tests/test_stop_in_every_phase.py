@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from automodel_cli import app
-from automodel_cli.engine.train import loop, recipe, saving
+from automodel_cli.engine.train import checkpoint_manager, loop, recipe
 
 # Blocks on one read, after it has asked the run to stop, as somebody would who sees it hang.
 BLOCKING = """
@@ -63,7 +63,7 @@ def before(monkeypatch):
     [
         pytest.param(recipe, "train", [], id="before the first step"),
         pytest.param(loop, "queue_step", [1], id="in the first step, where a model is compiled"),
-        pytest.param(saving, "finish", [2], id="in a save"),
+        pytest.param(checkpoint_manager, "finish", [2], id="in a save"),
         pytest.param(loop, "evaluate", [2, 3], id="in a validation"),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_stop_is_noticed_after_what_is_being_done(tiny_run, before, capsys, mo
 
 def test_a_stop_while_a_save_goes_on_beside_the_training_waits_for_it(tiny_run, before):
     """The signal comes on the way into the save of step 2: it is there, and so is the step that was begun after it."""
-    before(saving, "finish")
+    before(checkpoint_manager, "finish")
 
     assert app.run(["pretrain", "-c", str(tiny_run), "--set", "checkpoint.is_async=true"]) == 6
 

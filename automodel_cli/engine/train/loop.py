@@ -17,10 +17,10 @@ from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.observe.speed import Speed
 from automodel_cli.engine.optim.lr_schedule import LRSchedule
+from automodel_cli.engine.train.checkpoint_manager import CheckpointManager
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.elastic import Elastic
 from automodel_cli.engine.train.objective import Objective
-from automodel_cli.engine.train.saves import Saves
 from automodel_cli.engine.train.signals import StoppedWaitingError, StopSignal
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import EvalResult, evaluate, label_tokens, queue_step
@@ -36,7 +36,7 @@ class Run:
 
     Args:
         validation: The validation sets; None without any.
-        saves: When the run is saved, and what follows if saving fails.
+        checkpoints: When the run is saved, and what follows if saving fails.
         samples_per_step: Samples of a step, over all ranks.
         guard: With it, loss and norm of a step are read when the next step has been queued.
         elastic: Set if the bits of the run must not depend on the number of ranks.
@@ -53,7 +53,7 @@ class Run:
     placement: Placement
     sink: Sink
     speed: Speed
-    saves: Saves
+    checkpoints: CheckpointManager
     samples_per_step: int
     guard: DeviceGuard | None = None
     elastic: Elastic | None = None
@@ -76,7 +76,7 @@ def train(run: Run, state: TrainState, stop: StopSignal) -> None:
 
 def _train(run: Run, state: TrainState, stop: StopSignal) -> None:
     reports = StepReports(state, run.sink, run.speed, run.placement.memory_bytes, is_late=run.guard is not None)
-    with closing(run.loader.iter_steps(state.samples_consumed)) as steps, run.saves as saves:
+    with closing(run.loader.iter_steps(state.samples_consumed)) as steps, run.checkpoints as checkpoints:
         while not run.steps.is_last(state.step):
             read_from = time.perf_counter()
             enter(Phase.READING, state.step + 1)
@@ -86,15 +86,15 @@ def _train(run: Run, state: TrainState, stop: StopSignal) -> None:
             waited = time.perf_counter() - read_from
             if stop.save_agreed:
                 reports.finish()
-                saves.on_request()
+                checkpoints.save_on_request()
             enter(Phase.TRAINING)
             reports.add(_queue(run, state, *agreed, waited=waited))
             if run.steps.validates(state.step) or run.steps.saves(state.step):
                 reports.finish()
-            saves.judge(_validate(run, state, stop) if run.steps.validates(state.step) else None)
-            saves.if_due()
+            checkpoints.set_val_loss(_validate(run, state, stop) if run.steps.validates(state.step) else None)
+            checkpoints.save_if_due()
         reports.finish()
-        saves.at_the_end()
+        checkpoints.finish()
 
 
 def _next_step(
@@ -113,15 +113,15 @@ def _next_step(
     except Exception as error:  # a dataset may raise anything; the others must be told first
         failure = error
     enter(Phase.SYNCHRONISING)
-    wishes = (int(stop.requested), int(stop.save_requested), int(failure is not None))
+    requests = (int(stop.requested), int(stop.save_requested), int(failure is not None))
     counted = group.counted_once(label_tokens(micro_batches))
-    num_tokens, stops, saves, failures, *saving = group.all_reduce_ints(counted, *wishes, *run.saves.wishes)
+    num_tokens, stops, saves, failures, *saving = group.all_reduce_ints(counted, *requests, *run.checkpoints.status)
     if failure is not None:
         raise failure
     if failures:
         raise PeerFailedError("another rank could not read its data")
     stop.agree(stops > 0, saves > 0)
-    run.saves.hear(*saving)
+    run.checkpoints.update(*saving)
     return None if stops else (micro_batches, num_tokens)
 
 

@@ -27,6 +27,8 @@ from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.optim.lr_schedule import schedule_of
 from automodel_cli.engine.train.build import RunParts, build_parts
+from automodel_cli.engine.train.checkpoint_content import LiveParts, begin_saving
+from automodel_cli.engine.train.checkpoint_manager import CheckpointManager
 from automodel_cli.engine.train.device import Placement, place, threads_of
 from automodel_cli.engine.train.elastic import elastic_of
 from automodel_cli.engine.train.feeding import loader_of, validation_of
@@ -40,8 +42,6 @@ from automodel_cli.engine.train.restore import (
 )
 from automodel_cli.engine.train.resume_rules import order_key_of
 from automodel_cli.engine.train.run_facts import speed_of, start_facts
-from automodel_cli.engine.train.saves import Saves
-from automodel_cli.engine.train.saving import begin_run_save
 from automodel_cli.engine.train.signals import StopSignal
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step_scheduler import StepScheduler
@@ -182,18 +182,15 @@ def _assemble(
     section, group = settings.step_scheduler, parts.model.group
     schedule = schedule_of(config, settings)
     loader = loader_of(parts, settings, state)
-    config_yaml = to_yaml(config.masked(), absolute_targets=True)
+    live = LiveParts(state, parts.model, parts.optimizer, to_yaml(config.masked(), absolute_targets=True))
 
     def begin_save(is_best: bool) -> Saving | None:
         if isinstance(loader, StreamLoader):
             state.stream = loader.state_at(state.samples_consumed)
-        return begin_run_save(
+        return begin_saving(
             root,
-            state,
-            parts.model,
-            parts.optimizer,
-            section=settings.checkpoint,
-            config_yaml=config_yaml,
+            live,
+            settings.checkpoint,
             lr=schedule.lr(state.step - 1),
             placement=placement,
             is_best=is_best,
@@ -220,7 +217,7 @@ def _assemble(
             num_devices=group.world_size,
             peak_tflops=settings.mfu.peak_tflops,
         ),
-        saves=Saves(root, state, begin_save, settings.checkpoint, steps, sink.on_message, group),
+        checkpoints=CheckpointManager(root, state, begin_save, settings.checkpoint, steps, sink.on_message, group),
         samples_per_step=section.global_batch_size,
         guard=parts.guard,
         elastic=elastic_of(settings, placement, parts.model),

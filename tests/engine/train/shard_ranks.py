@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.checkpoint.save import finish
 from automodel_cli.engine.config.sections import CheckpointSection, DistributedSection
 from automodel_cli.engine.distributed import sharded_tensors
 from automodel_cli.engine.distributed.distributed_group import DistributedGroup, distributed_group
@@ -29,10 +30,10 @@ from automodel_cli.engine.distributed.module_tree import move_to_meta
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim import muon
 from automodel_cli.engine.optim.optimizer import build_optimizer, optimizer_state_tensors
+from automodel_cli.engine.train.checkpoint_content import LiveParts, begin_saving
 from automodel_cli.engine.train.device import place as placed
 from automodel_cli.engine.train.objective import objective_of
 from automodel_cli.engine.train.restore import broadcast_snapshot, load_optimizer
-from automodel_cli.engine.train.saving import begin_run_save, finish_saving
 from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import train_step
 from automodel_cli.engine.train.weights import Weights
@@ -112,19 +113,16 @@ def saved(case: dict[str, Any], group: DistributedGroup, root: Path) -> dict[str
     )
     placement = placed("cpu", "fp32", 1)
     for kind_of_save in ("every", False):
-        own = begin_run_save(
+        own = begin_saving(
             root / str(kind_of_save),
-            TrainState(step=1),
-            parallel,
-            optimizer,
-            section=CheckpointSection(save_consolidated=kind_of_save),
-            config_yaml="seed: 1\n",
+            LiveParts(TrainState(step=1), parallel, optimizer, "seed: 1\n"),
+            CheckpointSection(save_consolidated=kind_of_save),
             lr=1e-3,
             placement=placement,
             is_best=False,
             is_last=True,
         )
-        group.on_every_rank(lambda own=own: finish_saving(own))
+        group.on_every_rank(lambda own=own: own and finish(own))
     whole, sharded = (load(root / name / "step_000001") for name in ("every", "False"))
     own = {**parallel.own_tensors(), **optimizer_state_tensors(optimizer, model)}
     differs = {}

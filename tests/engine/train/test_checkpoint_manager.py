@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from automodel_cli.engine.train.background import Background
+from automodel_cli.engine.train.checkpoint_manager import Background
 
 
 def test_a_failure_is_kept_and_raised_once():

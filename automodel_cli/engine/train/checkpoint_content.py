@@ -1,7 +1,7 @@
-"""From the live parts of a run to a checkpoint on disk.
+"""From the live parts of a run to the content of a checkpoint: what this rank writes.
 
-In two halves: `begin_saving` takes what this rank has to write out of the live parts, and is where the ranks talk
-to each other; `finish_saving` writes it and publishes, and only files pass between the ranks.
+Only here do the ranks send messages. Writing and publishing (`checkpoint/save.py`) come after, and the ranks then see
+each other's files only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from automodel_cli import __version__
 from automodel_cli.engine.checkpoint import layout
-from automodel_cli.engine.checkpoint.save import Publication, Saving, begin, finish
+from automodel_cli.engine.checkpoint.save import Publication, Saving, begin
 from automodel_cli.engine.checkpoint.share import Share, TensorFile, files_of_parts, texts_of, whole_share
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.config.sections import CheckpointSection
@@ -28,55 +28,16 @@ from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.state import TrainState, rng_tensors
 
 
-def begin_run_save(
-    root: Path,
-    state: TrainState,
-    model: ParallelModel,
-    optimizer: torch.optim.Optimizer,
-    *,
-    section: CheckpointSection,
-    config_yaml: str,
-    lr: float,
-    placement: Placement,
-    is_best: bool,
-    is_last: bool,
-) -> Saving | None:
-    """Begins to save everything that a resumed run needs; `finish_saving` does the rest.
-
-    Collective: every rank must call this.
+@dataclass(frozen=True)
+class LiveParts:
+    """The live parts of a run that a checkpoint is made of.
 
     Args:
-        root: Directory of the run's checkpoints.
         state: Progress, written as it is.
         model: Written under Hugging Face names.
         optimizer: Its state is written under the names of the model's parameters.
-        section: What is written whole, and which checkpoints stay.
         config_yaml: The run's configuration as text.
-        lr: Learning rate of the last step; shown by `inspect-ckpt`.
-        placement: Where the run computes; shown by `inspect-ckpt`.
-        is_best: Whether `BEST` moves too.
-        is_last: Whether the run is complete with this step.
-
-    Returns:
-        None on a rank that writes nothing.
-
-    Raises:
-        CheckpointError: There is no room for it.
-        PeerFailedError: Rank 0 says so.
     """
-    publication = Publication(
-        facts=_facts(state, lr, placement, model.group),
-        is_best=is_best,
-        max_recent=section.max_recent_checkpoints,
-        keep_every=section.keep_every_steps,
-    )
-    parts = LiveParts(state, model, optimizer, config_yaml)
-    return begin_saving(root, parts, publication, section, is_last=is_last)
-
-
-@dataclass(frozen=True)
-class LiveParts:
-    """The live parts of a run that a checkpoint is made of."""
 
     state: TrainState
     model: ParallelModel
@@ -84,7 +45,7 @@ class LiveParts:
     config_yaml: str
 
     def snapshot(self, **tensors: Any) -> Snapshot:
-        """With the files that are no tensors."""
+        """The snapshot with these tensors, and everything that is no tensor."""
         return Snapshot(
             step=self.state.step,
             config_yaml=self.config_yaml,
@@ -95,27 +56,49 @@ class LiveParts:
 
     @property
     def bos_id(self) -> int | None:
-        """Of the data's tokenizer."""
+        """BOS token of the data's tokenizer."""
         return self.state.tokenizer["bos_id"] if self.state.tokenizer else None
 
 
 def begin_saving(
-    root: Path, parts: LiveParts, publication: Publication, section: CheckpointSection, *, is_last: bool
+    root: Path,
+    parts: LiveParts,
+    section: CheckpointSection,
+    *,
+    lr: float,
+    placement: Placement,
+    is_best: bool,
+    is_last: bool,
 ) -> Saving | None:
-    """What this rank has to write; the ranks talk to each other here, and not after.
+    """What this rank has to write for a checkpoint of the present step. Collective: every rank must call this.
 
-    The tensors may be the live ones: they are as now until the next step.
+    The tensors may be the live ones: they stay unchanged until the next step.
+
+    Args:
+        root: Directory of the run's checkpoints.
+        parts: The live parts of the run.
+        section: What is written whole, and which checkpoints stay.
+        lr: Learning rate of the last step; shown by `inspect-ckpt`.
+        placement: Device and types; shown by `inspect-ckpt`.
+        is_best: Whether `BEST` moves too.
+        is_last: Whether the run is complete with this step.
 
     Returns:
         None on a rank that writes nothing.
 
     Raises:
         CheckpointError: There is no room for it.
-        PeerFailedError: Rank 0 says so.
+        PeerFailedError: The same, on other ranks than 0.
     """
     model, group, step = parts.model, parts.model.group, parts.state.step
+    publication = Publication(
+        facts=_facts(parts.state, lr, placement, group),
+        is_best=is_best,
+        max_recent=section.max_recent_checkpoints,
+        keep_every=section.keep_every_steps,
+    )
     state_tensors, own = optimizer_state_tensors(parts.optimizer, model.module), model.own_tensors()
-    # The numbers of elements are those of whole tensors, on every rank.
+    # `numel` counts the elements of the whole tensor, on every rank.
     num_bytes = sum(item.numel() * item.element_size() for item in (*own.values(), *state_tensors.values()))
     partial = group.broadcast(group.on_first_rank(lambda: begin(root, step, num_bytes)))
     if not model.is_sharded or section.save_consolidated == "every":
@@ -133,17 +116,6 @@ def begin_saving(
     )
 
 
-def finish_saving(saving: Saving | None) -> None:
-    """Writes what this rank has to write, and on rank 0 publishes the checkpoint; sends no messages.
-
-    Raises:
-        CheckpointError: It cannot be written.
-        PeerFailedError: On other ranks than 0: this one could not write its part, and rank 0 says so.
-    """
-    if saving is not None:
-        finish(saving)
-
-
 def _model_file(section: CheckpointSection) -> str:
     return layout.PICKLED_MODEL_FILE if section.model_save_format == "torch_save" else layout.MODEL_FILE
 
@@ -155,7 +127,7 @@ def _gathered_share(
     optim_tensors: dict[str, torch.Tensor],
     generators: list[dict[str, torch.Tensor]] | None,
 ) -> Share:
-    """Everything, on rank 0."""
+    """The whole content, which rank 0 writes."""
     own, *others = generators or [rng_tensors()]
     exported = export_model(parts.model.module, parts.bos_id, model_tensors)
     return whole_share(
@@ -170,7 +142,7 @@ def _gathered_share(
 
 
 def _own_share(parts: LiveParts, state_tensors: dict[str, torch.Tensor], model_file: str | None) -> Share:
-    """This rank's part of everything; with a `model_file`, rank 0 has the whole weights instead of parts."""
+    """This rank's part of the content; with a `model_file`, rank 0 writes the whole weights instead of parts."""
     model, rank = parts.model, parts.model.group.rank
     generators = rng_tensors()
     files = [
