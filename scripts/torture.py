@@ -137,6 +137,7 @@ class Watch:
         self._calls: Counter[str] = Counter()
 
     def install(self) -> None:
+        from automodel_cli.engine.train import checkpoint_content, checkpoint_manager
 
         begin, finish = checkpoint_content.begin, checkpoint_manager.finish
 

@@ -17,6 +17,7 @@ from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.observe.speed import Speed
 from automodel_cli.engine.optim.lr_schedule import LRSchedule
+from automodel_cli.engine.train.batches import Validation
 from automodel_cli.engine.train.checkpoint_manager import CheckpointManager
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.elastic import Elastic
@@ -26,7 +27,6 @@ from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import EvalResult, evaluate, label_tokens, queue_step
 from automodel_cli.engine.train.step_numbers import DeviceGuard, QueuedStep, StepReports
 from automodel_cli.engine.train.step_scheduler import StepScheduler
-from automodel_cli.engine.train.validation import Validation
 from automodel_cli.errors import PeerFailedError, TrainingDivergedError
 
 

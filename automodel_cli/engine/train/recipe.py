@@ -26,12 +26,12 @@ from automodel_cli.engine.distributed.heartbeat import Phase, enter
 from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.optim.lr_schedule import schedule_of
+from automodel_cli.engine.train.batches import loader_of, validation_of
 from automodel_cli.engine.train.build import RunParts, build_parts
 from automodel_cli.engine.train.checkpoint_content import LiveParts, begin_saving
 from automodel_cli.engine.train.checkpoint_manager import CheckpointManager
 from automodel_cli.engine.train.device import Placement, place, threads_of
 from automodel_cli.engine.train.elastic import elastic_of
-from automodel_cli.engine.train.feeding import loader_of, validation_of
 from automodel_cli.engine.train.local_batch import with_local_batch
 from automodel_cli.engine.train.loop import Run, train
 from automodel_cli.engine.train.out_of_memory import Situation, explained

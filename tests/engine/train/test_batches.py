@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from automodel_cli import app
 from automodel_cli.engine.data.nanogpt_dataset import NanogptDataset
-from automodel_cli.engine.train.validation import bytes_per_token, up_to_tokens
+from automodel_cli.engine.train.batches import bytes_per_token, up_to_tokens
 
 TWO_SETS = """
 validation_dataset:
