@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from automodel_cli.engine.distributed.sharded_tensors import local, settle
+from automodel_cli.engine.distributed.sharded_tensors import local, redistribute_gradient
 
 # Large enough to use the network well, small enough that the first messages leave early in the backward pass.
 BUCKET_BYTES = 25 * 2**20
@@ -112,7 +112,7 @@ def flatten(bucket: list[nn.Parameter]) -> torch.Tensor:
     """All gradients in one tensor; behind them, for each parameter, whether this rank has one."""
     parts = []
     for parameter in bucket:
-        settle(parameter)
+        redistribute_gradient(parameter)
         grad = parameter.grad
         parts.append((torch.zeros_like(local(parameter)) if grad is None else local(grad)).reshape(-1))
     flags = [float(parameter.grad is not None) for parameter in bucket]

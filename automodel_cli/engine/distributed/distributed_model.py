@@ -32,7 +32,7 @@ from automodel_cli.engine.distributed.sharded_tensors import (
     own_part,
     own_parts,
     read_local,
-    settle,
+    redistribute_gradient,
     sharded_like,
     whole,
     wrapped,
@@ -241,13 +241,13 @@ def _loss_and_norm(group: DistributedGroup, loss: torch.Tensor, parameters: Sequ
     Args:
         group: All ranks of the run.
         loss: This rank's part of the loss; tensor-parallel peers have equal parts.
-        parameters: Those with gradients; their gradients are settled in place.
+        parameters: Those with gradients; their gradients get the layout of the parameters, in place.
     """
     with torch.no_grad():
         squares = torch.zeros((), dtype=torch.float64, device=group.device)
         used = [parameter for parameter in parameters if parameter.grad is not None]
         if used:
-            norms = torch._foreach_norm([_settled(parameter) for parameter in used])
+            norms = torch._foreach_norm([_local_gradient(parameter) for parameter in used])
             copies = torch.tensor([_num_copies(group, parameter) for parameter in used], dtype=torch.float64)
             squares += (torch.stack(norms).double().square() / copies.to(norms[0].device)).sum().to(group.device)
         loss_sum, square_sum = group.all_reduce(torch.stack([group.counted_once(loss.detach().double()), squares]))
@@ -263,8 +263,8 @@ def _scale_gradients(parameters: Sequence[torch.Tensor], factor: torch.Tensor) -
             grad.mul_(factor.to(grad.device, grad.dtype))
 
 
-def _settled(parameter: torch.Tensor) -> torch.Tensor:
-    settle(parameter)
+def _local_gradient(parameter: torch.Tensor) -> torch.Tensor:
+    redistribute_gradient(parameter)
     return local(parameter.grad)  # type: ignore[arg-type]  # only asked of parameters that have one
 
 

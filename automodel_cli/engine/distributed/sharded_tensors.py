@@ -121,7 +121,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def settle(parameter: torch.Tensor) -> None:
+def redistribute_gradient(parameter: torch.Tensor) -> None:
     """Brings the gradient of a sharded parameter to the parameter's own layout; partial sums are summed."""
     grad = parameter.grad
     if isinstance(parameter, DTensor) and isinstance(grad, DTensor) and grad.placements != parameter.placements:

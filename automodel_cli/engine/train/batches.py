@@ -20,6 +20,45 @@ from automodel_cli.engine.train.state import TrainState, restore_rng, rng_tensor
 from automodel_cli.engine.train.step import EvalResult
 from automodel_cli.errors import ConfigError
 
+Batches = Iterable[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation sets of a run.
+
+    Args:
+        datasets: Datasets by name; a single one may have an empty name.
+        batches_of: Reads the set of a name from its beginning; the same batches every time.
+        best_metric_key: `val_loss`, or `val_loss/NAME` for one of several sets.
+    """
+
+    datasets: Mapping[str, MapDataset]
+    batches_of: Callable[[str], Batches]
+    best_metric_key: str = "val_loss"
+
+    def sets(self) -> Iterator[tuple[str, Batches]]:
+        """Name and batches of each."""
+        for name in self.datasets:
+            yield name, self.batches_of(name)
+
+    def record(self, results: Mapping[str, EvalResult], state: TrainState) -> tuple[ValStats, float]:
+        """The report of a validation, and the loss by which checkpoints are compared; `state` remembers `val_loss`."""
+        found = {name: _set_stats(result, self.datasets[name]) for name, result in results.items()}
+        # The mean over the sets, whatever their sizes: a larger set is no more important.
+        loss = sum(stats.val_loss for stats in found.values()) / len(found)
+        alone = next(iter(found.values())) if len(found) == 1 else None
+        stats = ValStats(
+            state.step,
+            loss,
+            _perplexity(loss),
+            sum(stats.num_tokens for stats in found.values()),
+            alone.val_bits_per_byte if alone is not None else None,
+            {name: stats for name, stats in found.items() if name},
+        )
+        state.val_loss = loss
+        return stats, stats.flat()[self.best_metric_key]
+
 
 def loader_of(parts: RunParts, settings: Settings, state: TrainState) -> BatchLoader | StreamLoader:
     """The loader of the dataset; that of a stream goes on where `state` says.
@@ -90,46 +129,6 @@ def validation_of(parts: RunParts, settings: Settings) -> Validation | None:
     parts.model.group.on_every_rank(check)
     restore_rng(generators)  # a set that draws numbers must not change those of the training
     return Validation(datasets, batches_of, settings.checkpoint.best_metric_key) if datasets else None
-
-
-Batches = Iterable[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The validation sets of a run.
-
-    Args:
-        datasets: Datasets by name; a single one may have an empty name.
-        batches_of: Reads the set of a name from its beginning; the same batches every time.
-        best_metric_key: `val_loss`, or `val_loss/NAME` for one of several sets.
-    """
-
-    datasets: Mapping[str, MapDataset]
-    batches_of: Callable[[str], Batches]
-    best_metric_key: str = "val_loss"
-
-    def sets(self) -> Iterator[tuple[str, Batches]]:
-        """Name and batches of each."""
-        for name in self.datasets:
-            yield name, self.batches_of(name)
-
-    def record(self, results: Mapping[str, EvalResult], state: TrainState) -> tuple[ValStats, float]:
-        """The report of a validation, and the loss by which checkpoints are compared; `state` remembers `val_loss`."""
-        found = {name: _set_stats(result, self.datasets[name]) for name, result in results.items()}
-        # The mean over the sets, whatever their sizes: a larger set is no more important.
-        loss = sum(stats.val_loss for stats in found.values()) / len(found)
-        alone = next(iter(found.values())) if len(found) == 1 else None
-        stats = ValStats(
-            state.step,
-            loss,
-            _perplexity(loss),
-            sum(stats.num_tokens for stats in found.values()),
-            alone.val_bits_per_byte if alone is not None else None,
-            {name: stats for name, stats in found.items() if name},
-        )
-        state.val_loss = loss
-        return stats, stats.flat()[self.best_metric_key]
 
 
 def up_to_tokens(batches: Batches, num_tokens: int) -> Batches:

@@ -80,15 +80,15 @@ def _train(run: Run, state: TrainState, stop: StopSignal) -> None:
         while not run.steps.is_last(state.step):
             read_from = time.perf_counter()
             enter(Phase.READING, state.step + 1)
-            agreed = _next_step(run, steps, stop)
-            if agreed is None:
+            data = _next_step(run, steps, stop)
+            if data is None:
                 break
             waited = time.perf_counter() - read_from
             if stop.save_agreed:
                 reports.finish()
                 checkpoints.save_on_request()
             enter(Phase.TRAINING)
-            reports.add(_queue(run, state, *agreed, waited=waited))
+            reports.add(_queue(run, state, *data, waited=waited))
             if run.steps.validates(state.step) or run.steps.saves(state.step):
                 reports.finish()
             checkpoints.set_val_loss(_validate(run, state, stop) if run.steps.validates(state.step) else None)

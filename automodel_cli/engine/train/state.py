@@ -1,4 +1,4 @@
-"""The random number generators of a process: with `TrainState`, what of a run survives it beside the tensors."""
+"""The random number generators of a process, which a checkpoint keeps beside `TrainState` and the tensors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rng_tensors() -> dict[str, torch.Tensor]:
 
 
 def restore_rng(tensors: dict[str, torch.Tensor]) -> None:
-    """Puts the generators back to what `rng_tensors` saw."""
+    """Restores the generators to the states that `rng_tensors` returned."""
     torch.set_rng_state(tensors["torch_cpu"])
     random.setstate((3, tuple(tensors["python"].tolist()), None))
     position, has_gauss = tensors["numpy_position"].tolist()

@@ -52,7 +52,7 @@ def train_step(
     autocast_dtype: torch.dtype | None,
     num_label_tokens: int | None = None,
 ) -> StepResult:
-    """Accumulates the gradient of all micro-batches and updates the weights once; arguments as of `queue_step`.
+    """Accumulates the gradient of all micro-batches and updates the weights once; see `queue_step` for arguments.
 
     Raises:
         TrainingDivergedError: The loss or the norm is not finite; weights and optimizer are unchanged.
@@ -86,21 +86,21 @@ def queue_step(
     guard: DeviceGuard | None = None,
     elastic: Elastic | None = None,
 ) -> StepNumbers:
-    """As `train_step`, but its numbers are read by the caller.
+    """Like `train_step`, but the caller reads the numbers.
 
     Args:
         model: Maps `input_ids` (B, T) to logits (B, T, V) or to an object with `.logits`; a plain module is that of a
             process alone.
-        loss_fn: Sum over tokens divided by the number it is given; of logits, or an objective of model and batch.
+        loss_fn: Returns the sum over tokens divided by the number it is given; takes logits, or model and batch.
         optimizer: Its groups get `lr`, times their own `lr_mult` if they have one.
         micro_batches: `input_ids` and `labels`, int64 (B, T), as arrays or tensors.
         device: Where the model is.
         lr: Learning rate of this update.
         max_norm: Clip the gradient's global norm to this; None only measures it.
         autocast_dtype: Type of matrix products; None computes in the type of the weights.
-        num_label_tokens: Label tokens of the step over all ranks; None where the micro-batches are all there is.
-        guard: Of `optimizer`: decides on the device whether it steps, so that nobody waits for it here.
-        elastic: Of this step, where its bits must not depend on the ranks.
+        num_label_tokens: Label tokens of the step over all ranks; None if no other rank has any.
+        guard: Decides on the device whether `optimizer` steps, so that the numbers need not be read here.
+        elastic: Set for this step if its bits must not depend on the number of ranks.
 
     Raises:
         TrainingDivergedError: Without a guard: the loss or the norm is not finite; nothing has changed.
@@ -127,7 +127,7 @@ def queue_step(
     numbers = StepNumbers(on_device, num_tokens)
     try:
         if guard is None:
-            numbers.read()  # the one synchronisation of a step: both numbers travel together
+            numbers.read()  # the only synchronisation of a step: both numbers are copied together
         for group in optimizer.param_groups:
             _set_lr(group, lr * group.get("lr_mult", 1.0))
         if guard is None:
@@ -141,7 +141,7 @@ def queue_step(
 
 def _set_lr(group: dict[str, Any], lr: float) -> None:
     if isinstance(group["lr"], torch.Tensor):
-        group["lr"].fill_(lr)  # of an optimizer whose compiled step knows this tensor
+        group["lr"].fill_(lr)  # the compiled step of the optimizer reads this tensor
     else:
         group["lr"] = lr
 
@@ -164,8 +164,8 @@ def evaluate(
         batches: As the micro-batches of `train_step`; the last may be smaller. All ranks need equally many.
         device: Where the model is.
         autocast_dtype: As in `train_step`.
-        should_stop: Asked before every batch; if it says yes, the rest is left out, and the result
-            is that of the batches before (a loss of NaN if there were none). It must say the same on all ranks.
+        should_stop: Called before every batch; if true, the rest is left out, and the result is that of
+            the batches before (a loss of NaN if there were none). It must return the same on all ranks.
 
     Raises:
         DataError: No batch has a label token.
@@ -212,7 +212,7 @@ def micro_batch_loss(
 
 
 def label_tokens(batches: Iterable[dict[str, Any]]) -> int:
-    """Tokens that are trained on; counted before the copy to the device, as asking a GPU would wait for it."""
+    """Number of tokens that are trained on; counted on the host, as reading a number from a GPU would wait for it."""
     return sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in batches)
 
 
