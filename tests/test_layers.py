@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import sysconfig
@@ -94,6 +96,17 @@ def test_every_room_of_the_package_stands_in_the_layers():
     rooms = [m.name for m in pkgutil.iter_modules([str(ROOT / "automodel_cli/engine")], "automodel_cli.engine.")]
 
     assert set(top) - {"automodel_cli.engine"} | set(rooms) <= named
+
+
+@pytest.mark.parametrize("room", ["train", "distributed"])
+def test_the_map_of_a_large_room_names_each_of_its_files(room: str):
+    """The docstring of the package says where to look, for every file and for no other."""
+    package = importlib.import_module(f"automodel_cli.engine.{room}")
+    files = {module.name for module in pkgutil.iter_modules(package.__path__)}
+
+    named = set(re.findall(r"`(\w+)`", package.__doc__ or ""))
+
+    assert named == files
 
 
 @pytest.mark.parametrize(("contract", "forbidden"), [("t0", HEAVY | {"numpy"}), ("t1", HEAVY)])

@@ -1,1 +1,13 @@
-"""One training run: `recipe.py` composes it, `loop.py` runs it, `state.py` says what survives it."""
+"""Training, from a checked configuration to a finished run.
+
+Which file says what:
+
+- before torch is imported: `preflight`, `continuation` (the plan of a resumed run), `resume_rules`, `can_resume`
+- building a run: `recipe` (start here), `build`, `objective`, `weights`, `batches`, `local_batch`, `dry_run`,
+  `run_facts`
+- one step: `loop`, `step`, `step_numbers`, `step_scheduler`, `elastic`, `signals`
+- saving: `checkpoint_manager` (when), `checkpoint_content` (what), `state`
+- resuming: `restore`, `verify_resume`
+- the machine: `device`, `cpu_products`, `out_of_memory`
+- for `amcli plan`: `traced_model`
+"""
