@@ -37,7 +37,7 @@ def test_a_store_at_the_rendezvous_is_told_from_another_program():
 def test_the_hang_up_of_a_closing_terminal_does_not_end_the_wait_for_a_save(first, then, is_raised):
     """A second signal ends it, unless it is SIGHUP, which a terminal that closes sends twice."""
     raised = []
-    before = signal.getsignal(signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a run in this process may have left it ignored
     with agent._stopped_by_signals():
         for name in (first, then):
             try:
