@@ -40,6 +40,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from automodel_cli.engine import durable
 from automodel_cli.engine.checkpoint.load import load
 from automodel_cli.engine.checkpoint.manifest import verify
+from automodel_cli.engine.checkpoint.train_state import TrainState
 from automodel_cli.engine.config.sections import CheckpointSection
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.models.export import import_tensors
@@ -49,7 +50,6 @@ from automodel_cli.engine.train.checkpoint_content import LiveParts, begin_savin
 from automodel_cli.engine.train.checkpoint_manager import CheckpointManager
 from automodel_cli.engine.train.device import place
 from automodel_cli.engine.train.objective import objective_of
-from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import train_step
 from automodel_cli.engine.train.step_scheduler import StepScheduler
 

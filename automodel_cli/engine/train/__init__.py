@@ -6,7 +6,7 @@ Which file says what:
 - building a run: `recipe` (start here), `build`, `objective`, `weights`, `batches`, `local_batch`, `dry_run`,
   `run_facts`
 - one step: `loop`, `step`, `step_numbers`, `step_scheduler`, `elastic`, `signals`
-- saving: `checkpoint_manager` (when), `checkpoint_content` (what), `state`
+- saving: `checkpoint_manager` (when), `checkpoint_content` (what), `generators`
 - resuming: `restore`, `verify_resume`
 - the machine: `device`, `cpu_products`, `out_of_memory`
 - for `amcli plan`: `traced_model`

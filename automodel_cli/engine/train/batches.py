@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from automodel_cli.engine.checkpoint.train_state import TrainState
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.durations import in_tokens
 from automodel_cli.engine.config.validation_sets import SECTION
@@ -16,7 +17,7 @@ from automodel_cli.engine.data.stream_loader import StreamLoader, is_stream, str
 from automodel_cli.engine.observe.metrics import SetStats, ValStats
 from automodel_cli.engine.protocols import IGNORED_LABEL, MapDataset
 from automodel_cli.engine.train.build import RunParts
-from automodel_cli.engine.train.state import TrainState, restore_rng, rng_tensors
+from automodel_cli.engine.train.generators import restore_rng, rng_tensors
 from automodel_cli.engine.train.step import EvalResult
 from automodel_cli.errors import ConfigError
 

@@ -40,8 +40,8 @@ from automodel_cli.engine.optim.optimizer import avoid_fused_kernels, build_opti
 from automodel_cli.engine.optim.param_groups import group_rules
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.device import Placement
+from automodel_cli.engine.train.generators import seed_everything
 from automodel_cli.engine.train.objective import Objective, objective_of
-from automodel_cli.engine.train.restore import seed_everything
 from automodel_cli.engine.train.step_numbers import DeviceGuard, guard_of
 from automodel_cli.engine.train.weights import build_model
 from automodel_cli.errors import ConfigError, DataError

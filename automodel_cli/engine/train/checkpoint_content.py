@@ -18,6 +18,7 @@ from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.save import Publication, Saving, begin
 from automodel_cli.engine.checkpoint.share import Share, TensorFile, files_of_parts, texts_of, whole_share
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.engine.checkpoint.train_state import TrainState
 from automodel_cli.engine.config.sections import CheckpointSection
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.distributed.rank_group import RankGroup
@@ -25,7 +26,7 @@ from automodel_cli.engine.models.export import export_model, export_parts, model
 from automodel_cli.engine.observe.code_version import code_version
 from automodel_cli.engine.optim.optimizer import optimizer_state_tensors
 from automodel_cli.engine.train.device import Placement
-from automodel_cli.engine.train.state import TrainState, rng_tensors
+from automodel_cli.engine.train.generators import rng_tensors
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from types import TracebackType
 from automodel_cli.engine.checkpoint.host_copy import HostCopy
 from automodel_cli.engine.checkpoint.layout import step_directory_name
 from automodel_cli.engine.checkpoint.save import Saving, finish
+from automodel_cli.engine.checkpoint.train_state import TrainState
 from automodel_cli.engine.config.sections import CheckpointSection
 from automodel_cli.engine.distributed.heartbeat import Phase, enter
 from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
-from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step_scheduler import StepScheduler
 from automodel_cli.errors import AmcliError, CheckpointError, PeerFailedError
 

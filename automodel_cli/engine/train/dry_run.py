@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
+from automodel_cli.engine.train.generators import restore_rng, rng_tensors
 from automodel_cli.engine.train.objective import Objective
 from automodel_cli.engine.train.out_of_memory import is_out_of_memory
-from automodel_cli.engine.train.state import restore_rng, rng_tensors
 from automodel_cli.engine.train.step import micro_batch_loss
 from automodel_cli.errors import OutOfMemoryError
 

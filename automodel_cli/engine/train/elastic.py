@@ -19,7 +19,7 @@ from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.train.device import Placement
-from automodel_cli.engine.train.restore import seed_everything
+from automodel_cli.engine.train.generators import seed_everything
 from automodel_cli.errors import ConfigError
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from automodel_cli.engine.checkpoint.train_state import TrainState
 from automodel_cli.engine.data.loader import BatchLoader
 from automodel_cli.engine.data.stream_loader import StreamLoader
 from automodel_cli.engine.distributed.heartbeat import Phase, enter
@@ -23,7 +24,6 @@ from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.elastic import Elastic
 from automodel_cli.engine.train.objective import Objective
 from automodel_cli.engine.train.signals import StoppedWaitingError, StopSignal
-from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import EvalResult, evaluate, label_tokens, queue_step
 from automodel_cli.engine.train.step_numbers import DeviceGuard, QueuedStep, StepReports
 from automodel_cli.engine.train.step_scheduler import StepScheduler

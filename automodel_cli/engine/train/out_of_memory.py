@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 
 from automodel_cli.engine.checkpoint.layout import is_complete, list_steps
+from automodel_cli.engine.checkpoint.train_state import TrainState
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.origin import DEFAULT
 from automodel_cli.engine.config.suggest import command
 from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.plan.savings import Saving, needed, savings
 from automodel_cli.engine.train.device import DeviceMemory, Placement, device_memory
-from automodel_cli.engine.train.state import TrainState
 from automodel_cli.errors import AmcliError, OutOfMemoryError
 
 _NAMED = 3

@@ -17,6 +17,7 @@ import torch
 
 from automodel_cli.engine.checkpoint.save import Saving
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.engine.checkpoint.train_state import TrainState
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.emit import to_yaml
@@ -32,18 +33,14 @@ from automodel_cli.engine.train.checkpoint_content import LiveParts, begin_savin
 from automodel_cli.engine.train.checkpoint_manager import CheckpointManager
 from automodel_cli.engine.train.device import Placement, place, threads_of
 from automodel_cli.engine.train.elastic import elastic_of
+from automodel_cli.engine.train.generators import own_generators, restore_generators
 from automodel_cli.engine.train.local_batch import with_local_batch
 from automodel_cli.engine.train.loop import Run, train
 from automodel_cli.engine.train.out_of_memory import Situation, explained
-from automodel_cli.engine.train.restore import (
-    load_optimizer,
-    own_generators,
-    restore_generators,
-)
+from automodel_cli.engine.train.restore import load_optimizer
 from automodel_cli.engine.train.resume_rules import order_key_of
 from automodel_cli.engine.train.run_facts import speed_of, start_facts
 from automodel_cli.engine.train.signals import StopSignal
-from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step_scheduler import StepScheduler
 from automodel_cli.errors import InterruptedTrainingError
 

@@ -6,12 +6,10 @@ a time and keep their part of it. Either way a run continues on any number of ra
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from automodel_cli.engine.checkpoint.layout import later_steps
@@ -25,7 +23,6 @@ from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.optim.optimizer import load_optimizer_state
 from automodel_cli.engine.train.continuation import Continuation
 from automodel_cli.engine.train.resume_rules import allows_other_samples, drops_optimizer_state
-from automodel_cli.engine.train.state import restore_rng
 from automodel_cli.errors import CheckpointError
 
 
@@ -120,27 +117,3 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: ParallelModel, snaps
     else:
         tensors = model.own_state(tensors if model.group.rank == 0 else None)
     load_optimizer_state(optimizer, model.module, tensors)
-
-
-def restore_generators(snapshot: Snapshot, group: RankGroup, seed: int) -> None:
-    """Restores this rank's generators; a rank that the saved run did not have gets its own seed."""
-    generators = (snapshot.rng_tensors, *snapshot.peer_rng_tensors)
-    if group.rank < len(generators):
-        restore_rng(generators[group.rank])
-    else:
-        seed_everything(seed + snapshot.step)
-        own_generators(group, seed + snapshot.step)
-
-
-def seed_everything(seed: int) -> None:
-    """Seeds every generator that a model, a dataset or a user's code may use."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-
-
-def own_generators(group: RankGroup, seed: int) -> None:
-    """Gives ranks with other tokens other random numbers (dropout), and tensor-parallel peers equal ones."""
-    reader = group.dp_rank * group.degrees.cp + group.cp_rank
-    if reader > 0:
-        seed_everything(int(np.random.SeedSequence([seed, reader]).generate_state(1, np.uint64)[0] >> 1))

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from automodel_cli.engine.checkpoint.train_state import TrainState
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.models.sizes import attention_width_of, experts_of, layers_of
@@ -21,7 +22,6 @@ from automodel_cli.engine.observe.speed import Speed, flops_per_token, peak_flop
 from automodel_cli.engine.protocols import MapDataset
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.resume_rules import amount_in_words, amount_of
-from automodel_cli.engine.train.state import TrainState
 
 
 def start_facts(

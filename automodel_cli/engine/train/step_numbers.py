@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
+from automodel_cli.engine.checkpoint.train_state import TrainState
 from automodel_cli.engine.models.compiling import compile_seconds
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.observe.speed import Speed
-from automodel_cli.engine.train.state import TrainState
 from automodel_cli.errors import TrainingDivergedError
 
 

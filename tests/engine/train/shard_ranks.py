@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.load import load
 from automodel_cli.engine.checkpoint.save import finish
+from automodel_cli.engine.checkpoint.train_state import TrainState
 from automodel_cli.engine.config.sections import CheckpointSection, DistributedSection
 from automodel_cli.engine.distributed import sharded_tensors
 from automodel_cli.engine.distributed.distributed_group import DistributedGroup, distributed_group
@@ -34,7 +35,6 @@ from automodel_cli.engine.train.checkpoint_content import LiveParts, begin_savin
 from automodel_cli.engine.train.device import place as placed
 from automodel_cli.engine.train.objective import objective_of
 from automodel_cli.engine.train.restore import broadcast_snapshot, load_optimizer
-from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import train_step
 from automodel_cli.engine.train.weights import Weights
 

@@ -21,9 +21,9 @@ from automodel_cli.engine.plan.derive import RESERVED_SHARE
 from automodel_cli.engine.train import local_batch
 from automodel_cli.engine.train.device import DeviceMemory, Placement
 from automodel_cli.engine.train.dry_run import DryRun, undone
+from automodel_cli.engine.train.generators import rng_tensors
 from automodel_cli.engine.train.local_batch import fits_by_line, largest_that_fits
 from automodel_cli.engine.train.objective import Objective
-from automodel_cli.engine.train.state import rng_tensors
 
 
 @given(st.integers(1, 5000), st.integers(0, 6000))

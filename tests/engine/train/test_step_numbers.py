@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from automodel_cli.engine.checkpoint.train_state import TrainState
 from automodel_cli.engine.observe.speed import Speed
 from automodel_cli.engine.optim.optimizer import build_optimizer
-from automodel_cli.engine.train.state import TrainState
 from automodel_cli.engine.train.step import queue_step
 from automodel_cli.engine.train.step_numbers import DeviceGuard, QueuedStep, StepReports, can_guard, guard_of
 from automodel_cli.errors import TrainingDivergedError

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
 
-import numpy as np
 import pytest
-import torch
 
-from automodel_cli.engine.checkpoint.train_state import read_train_state
-from automodel_cli.engine.train.state import TrainState, restore_rng, rng_tensors
+from automodel_cli.engine.checkpoint.train_state import TrainState, read_train_state
 from automodel_cli.errors import CheckpointError
 
 
@@ -61,18 +57,3 @@ def test_a_loss_that_was_not_finite_is_none(tmp_path):
     path.write_text(json.dumps(TrainState(step=3, val_loss=float("inf"), best_val_loss=float("nan")).to_dict()))
 
     assert TrainState.from_dict(read_train_state(path, step=3)) == TrainState(step=3)
-
-
-def test_all_generators_draw_the_same_after_a_restore():
-    """torch, numpy and Python continue with the very numbers that would have come."""
-
-    def draw():
-        return torch.rand(3).tolist(), np.random.rand(3).tolist(), np.random.randn(), random.random()
-
-    np.random.randn()  # leaves half of a pair behind, which must survive too
-    saved = rng_tensors()
-    expected = draw()
-    draw()
-    restore_rng(saved)
-
-    assert draw() == expected

@@ -1,4 +1,4 @@
-"""The random number generators of a process, which a checkpoint keeps beside `TrainState` and the tensors."""
+"""The random number generators of a process: seeds, and states that a checkpoint keeps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import random
 import numpy as np
 import torch
 
-from automodel_cli.engine.checkpoint.train_state import TrainState as TrainState
+from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.engine.distributed.rank_group import RankGroup
 
 
 def rng_tensors() -> dict[str, torch.Tensor]:
@@ -41,3 +42,27 @@ def restore_rng(tensors: dict[str, torch.Tensor]) -> None:
     np.random.set_state(("MT19937", keys, position, has_gauss, float(tensors["numpy_cached"][0])))
     if "torch_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["torch_cuda"])
+
+
+def restore_generators(snapshot: Snapshot, group: RankGroup, seed: int) -> None:
+    """Restores this rank's generators; a rank that the saved run did not have gets its own seed."""
+    generators = (snapshot.rng_tensors, *snapshot.peer_rng_tensors)
+    if group.rank < len(generators):
+        restore_rng(generators[group.rank])
+    else:
+        seed_everything(seed + snapshot.step)
+        own_generators(group, seed + snapshot.step)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds every generator that a model, a dataset or a user's code may use."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def own_generators(group: RankGroup, seed: int) -> None:
+    """Gives ranks with other tokens other random numbers (dropout), and tensor-parallel peers equal ones."""
+    reader = group.dp_rank * group.degrees.cp + group.cp_rank
+    if reader > 0:
+        seed_everything(int(np.random.SeedSequence([seed, reader]).generate_state(1, np.uint64)[0] >> 1))
