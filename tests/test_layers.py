@@ -11,8 +11,10 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 import torch
 
@@ -107,6 +109,13 @@ def test_the_map_of_a_large_room_names_each_of_its_files(room: str):
     named = set(re.findall(r"`(\w+)`", package.__doc__ or ""))
 
     assert named == files
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Imports inside of functions and for type checkers count, too."""
+    graph = grimp.build_graph("automodel_cli", cache_dir=None, exclude_type_checking_imports=False)
+
+    TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in graph.modules}).prepare()
 
 
 @pytest.mark.parametrize(("contract", "forbidden"), [("t0", HEAVY | {"numpy"}), ("t1", HEAVY)])

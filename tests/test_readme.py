@@ -130,9 +130,13 @@ def test_every_example_is_a_sound_configuration(example: str, tmp_path: Path):
     assert "_target_" in shown
 
 
-@pytest.mark.parametrize("check", [["check_links.py"], ["gen_cli_docs.py", "--check"]], ids=["links", "help pages"])
+@pytest.mark.parametrize(
+    "check",
+    [["check_links.py"], ["gen_cli_docs.py", "--check"], ["draw_architecture.py", "--check"]],
+    ids=["links", "help pages", "architecture"],
+)
 def test_the_documents_are_current(check: list[str]):
-    """Every link leads somewhere, and docs/cli.md is what the commands say now."""
+    """Every link leads somewhere; docs/cli.md is what the commands say now, the picture what the imports are."""
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / check[0], *check[1:]],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
