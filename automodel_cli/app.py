@@ -33,8 +33,7 @@ from automodel_cli.commands.options import (
 )
 from automodel_cli.commands.plan import plan
 from automodel_cli.commands.prep import prep
-from automodel_cli.commands.pretrain import pretrain
-from automodel_cli.commands.resume import resume
+from automodel_cli.commands.pretrain import pretrain, resume
 from automodel_cli.commands.sample import sample
 from automodel_cli.commands.verify_resume import verify_resume
 from automodel_cli.engine.config.secrets import masked_message

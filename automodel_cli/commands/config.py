@@ -11,7 +11,6 @@ import typer
 
 from automodel_cli import terminal
 from automodel_cli.commands import complete, render, render_config
-from automodel_cli.commands.config_paths import configuration_at
 from automodel_cli.commands.options import (
     ConfigOption,
     Group,
@@ -20,6 +19,7 @@ from automodel_cli.commands.options import (
     SetOption,
     TrustOption,
     UnsetOption,
+    configuration_at,
 )
 from automodel_cli.commands.render_config import Format
 from automodel_cli.engine.config.check import Settings, checked

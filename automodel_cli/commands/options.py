@@ -11,11 +11,31 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from automodel_cli import terminal
-from automodel_cli.commands import complete, config_paths
+from automodel_cli.commands import complete
+from automodel_cli.engine.distributed.launch_plan import NPROC_WORDS
 from automodel_cli.errors import UsageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def _meant(context: typer.Context, paths: list[Path] | None) -> list[Path] | None:
+    """The paths of an option as a command gets them; those of a line that is only being completed stay."""
+    return paths if context.resilient_parsing or not paths else [configuration_at(path) for path in paths]
+
+
+def configuration_at(path: Path) -> Path:
+    """A file, a checkpoint, or what is neither, as it is; of a directory of checkpoints, the newest.
+
+    Raises:
+        CheckpointError: The directory holds checkpoints, and none of them is complete.
+    """
+    if path.is_file() or (path / "config.yaml").is_file():
+        return path
+    from automodel_cli.engine.checkpoint.layout import LINKS, list_steps, resolve
+
+    return resolve(path) if path.name in LINKS or list_steps(path) else path
+
 
 ConfigOption = Annotated[
     list[Path] | None,
@@ -24,7 +44,7 @@ ConfigOption = Annotated[
         "--config",
         help="YAML file, checkpoint or run; given several times, later ones win.",
         show_default=False,
-        callback=config_paths.meant,
+        callback=_meant,
         autocompletion=complete.config_files,
     ),
 ]
@@ -67,6 +87,45 @@ OverrideResumeOption = Annotated[
 ]
 TrustOption = Annotated[
     bool, typer.Option("--trust-config", help="Run code that a checkpoint's own configuration names.")
+]
+NprocOption = Annotated[
+    str | None,
+    typer.Option(
+        "--nproc-per-node",
+        metavar="N|auto|gpu|cpu",
+        help="Train in so many processes on this machine.",
+        show_default=False,
+        autocompletion=lambda: list(NPROC_WORDS),
+    ),
+]
+NnodesOption = Annotated[
+    str, typer.Option("--nnodes", metavar="N|MIN:MAX", help="Machines that take part.", show_default=False)
+]
+NodeRankOption = Annotated[
+    int | None, typer.Option("--node-rank", metavar="N", help="Number of this machine, from 0.", show_default=False)
+]
+RdzvEndpointOption = Annotated[
+    str,
+    typer.Option("--rdzv-endpoint", metavar="HOST:PORT", help="Where the machines meet.", show_default=False),
+]
+RdzvBackendOption = Annotated[
+    str,
+    typer.Option("--rdzv-backend", metavar="NAME", help="What they meet by: c10d, or static.", show_default=False),
+]
+MaxRestartsOption = Annotated[
+    int,
+    typer.Option(
+        "--max-restarts", metavar="N", min=0, help="Start again from the last checkpoint after so many failures."
+    ),
+]
+MaxTimeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-time",
+        metavar="TIME",
+        help="Save and stop with exit code 6 after this time, such as 3h30m.",
+        show_default=False,
+    ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before something is deleted.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress: the result and errors.")]

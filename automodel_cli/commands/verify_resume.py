@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from automodel_cli.commands import render, render_verification
-from automodel_cli.commands.launching import NprocOption
-from automodel_cli.commands.options import ConfigOption, JsonOption, SetOption, UnsetOption
+from automodel_cli.commands.options import ConfigOption, JsonOption, NprocOption, SetOption, UnsetOption
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.load import load_config
 from automodel_cli.errors import ExitCode
