@@ -21,8 +21,7 @@ from automodel_cli import __version__, terminal
 from automodel_cli.commands import shells
 from automodel_cli.commands.config import config_app
 from automodel_cli.commands.data import data_app
-from automodel_cli.commands.export import export
-from automodel_cli.commands.import_ import import_
+from automodel_cli.commands.exchange import export, import_
 from automodel_cli.commands.inspect_ckpt import inspect_ckpt
 from automodel_cli.commands.options import (
     Group,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from automodel_cli.commands import consent, render
+from automodel_cli.commands import render
 from automodel_cli.commands.options import (
     CheckpointArgument,
     ConfigOption,
@@ -121,7 +121,7 @@ def pretrain(
     )
     start = start_of(final, settings, request, say)
     if start.deletes_run and ranks.asks:
-        consent.ask(f"delete the checkpoints and metrics of the run in {start.root}", yes=yes)
+        render.ask(f"delete the checkpoints and metrics of the run in {start.root}", yes=yes)
     _train(start, ranks, until, context, as_json=json_, quiet=quiet)
 
 

@@ -47,7 +47,7 @@ def test_checkpoints_are_continued_restored_or_deleted_as_asked(run_at_4):
     assert continued.continuation.directory.name == "step_000004"
     assert restored.continuation.directory.name == "step_000002"
     assert (overwritten.continuation, overwritten.deletes_run) == (None, True)
-    assert not (continued.deletes_run or restored.deletes_run or start(run_at_4)[0].deletes_run)
+    assert not any(each.deletes_run for each in (continued, restored, start(run_at_4)[0]))
 
 
 @pytest.mark.parametrize(

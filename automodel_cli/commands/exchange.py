@@ -1,4 +1,4 @@
-"""`amcli export`: a checkpoint as a complete Hugging Face directory."""
+"""`amcli export` and `amcli import`: a checkpoint as a Hugging Face directory, and the other way round."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import typer
 
 from automodel_cli.commands import render
 from automodel_cli.commands.options import CheckpointArgument, JsonOption
+from automodel_cli.engine.config.emit import setting
+from automodel_cli.engine.config.suggest import command
 
 
 class WeightType(StrEnum):
@@ -65,21 +67,43 @@ def export(
     )
     render.notes(found.notes, say)
     if json_:
-        typer.echo(
-            json.dumps(
-                {
-                    "directory": str(found.directory),
-                    "step": found.step,
-                    "num_parameters": found.num_parameters,
-                    "dtype": found.dtype,
-                    "files": found.files,
-                    "logit_difference": found.logit_difference,
-                }
-            )
-        )
+        keys = ("step", "num_parameters", "dtype", "files", "logit_difference")
+        typer.echo(json.dumps({"directory": str(found.directory), **{key: getattr(found, key) for key in keys}}))
         return
     size = f"{found.num_parameters:,} parameters in {found.dtype}, {sum(found.files.values()):,} bytes"
     typer.echo(f"{found.directory}: step {found.step}, {size}")
     if found.logit_difference is not None:
         typer.echo(f"transformers loads it; its logits differ by at most {found.logit_difference:.1e} of the largest")
     typer.echo(f"next: AutoModelForCausalLM.from_pretrained({str(found.directory)!r})")
+
+
+def import_(
+    source: Annotated[Path, typer.Argument(help="A Hugging Face directory: config.json and weights.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Directory of checkpoints; imports/NAME unless given.", show_default=False),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Make a checkpoint of a Hugging Face directory: weights only, to sample or to start a run from.
+
+    No code that lies in the directory is run. GPT-2 becomes amcli's own model, other
+    architectures stay the class of transformers.
+
+    \b
+    Examples:
+      amcli import downloads/gpt2 --out runs/gpt2
+      amcli sample runs/gpt2 --prompt "Once upon a time"
+      amcli pretrain -c my.yaml -c runs/gpt2 --set checkpoint.init_from=runs/gpt2
+    """
+    root = out or Path("imports") / source.resolve().name
+
+    from automodel_cli.engine.exchange.import_model import import_model
+
+    found = import_model(source, root)
+    if json_:
+        typer.echo(json.dumps({**vars(found), "directory": str(found.directory)}))
+        return
+    typer.echo(f"{found.directory}: {found.model_class}, {found.num_parameters:,} parameters, weights only")
+    training = command("pretrain", "-c", "FILE", "-c", root, "--set", setting("checkpoint.init_from", str(root)))
+    typer.echo(f"next: {command('sample' if found.tokenizer else 'inspect-ckpt', root)}\n  or: {training}")
