@@ -42,7 +42,7 @@ def configuration(config: Config, form: Format, *, origins: bool, derived: Deriv
         derived: What follows from it, if that is to be said.
     """
     if derived is not None:
-        from automodel_cli.commands.render_plan import derived_document, derived_text
+        from automodel_cli.commands.plan import derived_document, derived_text
     if form is Format.JSON:
         document: dict[str, object] = {"config": config.values}
         if origins:
