@@ -32,7 +32,7 @@ from automodel_cli.errors import AmcliError, ConfigError, UsageError
 if TYPE_CHECKING:
     from automodel_cli.engine.plan.derive import Derived
 
-# Notes are no part of the output, which may be YAML that is read again.
+# Notes go to standard error: the output may be YAML that is read again.
 _aside = render.speaker(as_json=True)
 
 config_app = typer.Typer(cls=Group, rich_markup_mode=None, no_args_is_help=True)
@@ -104,7 +104,7 @@ def show(
     if check:
         _check(config, set_ or [], unset, trust=trust_config, as_json=as_json)
         return
-    # Shown, nothing runs: there is nothing to consent to.
+    # Nothing that it names runs, so no consent is needed.
     final = load_config(config, set_ or [], unset or (), trust=True)
     if plot_lr:
         _plot_lr(final, as_json=as_json)
@@ -123,7 +123,7 @@ def show(
             problem, settings = None, checked(final)
         except AmcliError as error:
             problem, settings = error, None
-        # From wrong numbers nothing follows; data that is not there yet changes none.
+        # Nothing follows from wrong numbers. Missing data changes no number.
         follows = not (changed or no_origins or isinstance(problem, ConfigError))
         derived = _derived(final) if follows and form in (Format.YAML, Format.JSON) else None
         render_config.configuration(shown, form, origins=not no_origins, derived=derived)

@@ -111,7 +111,7 @@ def _can_resume(
 
 
 def _foreign(path: Path) -> ForeignTensors | None:
-    """The tensors of a place that is neither a checkpoint nor a directory of them."""
+    """The tensors of a path that is neither a checkpoint nor a run; else None."""
     from automodel_cli.engine.checkpoint.foreign import read_foreign
     from automodel_cli.engine.checkpoint.layout import is_checkpoint, list_steps
 
@@ -120,7 +120,7 @@ def _foreign(path: Path) -> ForeignTensors | None:
 
 
 def _place(path: Path | None) -> tuple[str, ForeignTensors, Path | None]:
-    """Name and tensors of what the user means, and the checkpoint of ours that it is."""
+    """Name and tensors of what a path means, and the checkpoint if it is one of amcli."""
     from automodel_cli.engine.checkpoint.foreign import read_foreign
     from automodel_cli.engine.checkpoint.layout import MODEL_DIRECTORY, resolve
 

@@ -1,4 +1,4 @@
-"""Option types that several commands share, and the seed form of overrides, `--model.n_layer 24`."""
+"""Options that several commands share, and overrides in the form `--model.n_layer 24`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ R = TypeVar("R")
 
 
 def _meant(context: typer.Context, paths: list[Path] | None) -> list[Path] | None:
-    """The paths of an option as a command gets them; those of a line that is only being completed stay."""
+    """The configurations that the paths after `-c` name; unchanged while the line is being completed."""
     return paths if context.resilient_parsing or not paths else [configuration_at(path) for path in paths]
 
 
 def configuration_at(path: Path) -> Path:
-    """A file, a checkpoint, or what is neither, as it is; of a directory of checkpoints, the newest.
+    """The newest checkpoint of a run's directory; any other path as it is.
 
     Raises:
         CheckpointError: The directory holds checkpoints, and none of them is complete.
@@ -135,17 +135,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts
 class OverridableCommand(TyperCommand):
     """A command that reads `--a.b.c value` and `--a.b.c=value` as `--set a.b.c=value`.
 
-    Before Typer looks at the line: it would take the value of an option that it does not know for an argument.
+    Rewritten before Typer parses the line, since Typer takes the value of an unknown option for an argument.
     """
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # ours is its own
-        """Parses the line with every override in its first form."""
+        """Parses the line with every override as `--set`."""
         ctx.meta[_OWN_ARGUMENTS] = list(args)
         return super().parse_args(ctx, with_set_options(args, is_complete=not ctx.resilient_parsing))
 
 
 class Group(TyperGroup):
-    """A group of commands whose summaries are whole sentences, on as many lines as they need."""
+    """A group of commands whose help shows whole sentences, on as many lines as they need."""
 
     def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # as above
         """Writes the table of commands."""
@@ -157,14 +157,14 @@ class Group(TyperGroup):
 
 _ANY_LENGTH = 10_000
 _OWN_ARGUMENTS = "automodel_cli.own_arguments"
-# What the guides of NeMo AutoModel write before the command, and the kind of model behind it.
+# The guides of NeMo AutoModel write this option before the command, and the kind of model after it.
 _BEFORE_THE_COMMAND = "--nproc-per-node"
 _LAUNCHING = ("pretrain", "resume")
 _DOMAIN = "llm"
 
 
 def own_arguments(ctx: typer.Context) -> list[str]:
-    """What stood behind the command's name, as it was typed."""
+    """The arguments after the command's name, as they were typed."""
     return list(ctx.meta[_OWN_ARGUMENTS])
 
 
@@ -195,8 +195,8 @@ def with_set_options(args: list[str], *, is_complete: bool = True) -> list[str]:
     """The arguments with dotted options as `--set`; all others as they are.
 
     Args:
-        args: Of one command.
-        is_complete: False while the line is still being typed: then a value may be missing.
+        args: The arguments of one command.
+        is_complete: False while the line is still being typed, so that a value may be missing.
 
     Raises:
         UsageError: A dotted option of a complete line has no value.
@@ -225,7 +225,7 @@ def with_set_options(args: list[str], *, is_complete: bool = True) -> list[str]:
 
 
 def working(command: Callable[P, R]) -> Callable[P, R]:
-    """A command whose work counts, not what it prints: it goes on where standard output cannot be written to."""
+    """Makes a command go on when standard output cannot be written: its work counts, not its output."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
