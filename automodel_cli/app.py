@@ -89,7 +89,7 @@ def root(
     Start here:
       amcli prep shakespeare     prepare the embedded text
       amcli pretrain             train a small GPT-2 on it
-      amcli sample               let it write
+      amcli sample               write text with it
 
     \b
     Exit codes:

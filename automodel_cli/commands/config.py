@@ -54,16 +54,19 @@ def show(
     config: ConfigOption = None,
     set_: SetOption = None,
     unset: UnsetOption = None,
-    form: Annotated[Format | None, typer.Option("--format", help="How to print it; yaml unless given.")] = None,
-    no_origins: Annotated[bool, typer.Option("--no-origins", help="Leave out where each value came from.")] = False,
+    form: Annotated[Format | None, typer.Option("--format", help="Format of the output; yaml unless given.")] = None,
+    no_origins: Annotated[bool, typer.Option("--no-origins", help="Do not print where each value came from.")] = False,
     changed: Annotated[
-        bool, typer.Option("--changed-only", help="Only what is not at its default, or not as built in.")
+        bool,
+        typer.Option(
+            "--changed-only", help="Only values that differ from the default, or from the built-in configuration."
+        ),
     ] = False,
     diff: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE|CHECKPOINT",
-            help="What differs from another configuration.",
+            help="Show the differences from another configuration.",
             show_default=False,
             autocompletion=complete.config_files,
         ),
@@ -72,12 +75,12 @@ def show(
         str | None,
         typer.Option(
             metavar="KEY",
-            help="What one key means, and what it is here.",
+            help="Explain one key, and show its value here.",
             show_default=False,
             autocompletion=complete.keys,
         ),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only check it: one line, or all that is wrong.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check: one line, or everything that is wrong.")] = False,
     trust_config: TrustOption = False,
     plot_lr: Annotated[bool, typer.Option("--plot-lr", help="Draw the learning rate over the steps.")] = False,
     json_: JsonOption = False,

@@ -15,7 +15,9 @@ data_app = typer.Typer(cls=Group, rich_markup_mode=None, no_args_is_help=True)
 DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A directory of token shards.")]
 BosOption = Annotated[
     int | None,
-    typer.Option(metavar="ID", help="The token that begins a document, if no manifest says.", show_default=False),
+    typer.Option(
+        metavar="ID", help="Id of the token that begins a document, if there is no manifest.", show_default=False
+    ),
 ]
 
 
@@ -67,11 +69,12 @@ def inspect(
         typer.Option(metavar="N", min=0, help="Decode the document that holds this token.", show_default=False),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Where --doc and --offset look.  [default: the first]", show_default=False)
+        str | None,
+        typer.Option(help="Split in which --doc and --offset count.  [default: the first]", show_default=False),
     ] = None,
     bos_token: BosOption = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Decode with this one instead of the manifest's.", show_default=False)
+        str | None, typer.Option(help="Decode with this tokenizer instead of the manifest's.", show_default=False)
     ] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -103,7 +106,7 @@ def inspect(
 @working
 def merge(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="The parts, in any order.")],
-    output: Annotated[Path, typer.Option(help="Where the whole goes; must not exist yet.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="Directory for the result; must not exist yet.", show_default=False)],
     json_: JsonOption = False,
 ) -> None:
     """Join the parts that `amcli prep --partition i/N` wrote into one directory.

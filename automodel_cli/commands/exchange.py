@@ -30,13 +30,13 @@ def export(
         typer.Option("--out", "-o", help="Directory to write; exports/STEP unless given.", show_default=False),
     ] = None,
     dtype: Annotated[
-        WeightType | None, typer.Option("--dtype", help="Type of the weights; theirs unless given.")
+        WeightType | None, typer.Option("--dtype", help="Type of the weights; unchanged unless given.")
     ] = None,
     max_shard_gb: Annotated[
         float, typer.Option("--max-shard-gb", min=0.001, help="Cut larger weights into files of this size.")
     ] = 5.0,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not load it and compare its logits.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is already there.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face directory: weights, configuration, tokenizer, model card.

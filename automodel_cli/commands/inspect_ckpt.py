@@ -22,29 +22,33 @@ def inspect_ckpt(
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare its SHA-256.")] = False,
     tree: Annotated[bool, typer.Option("--tree", help="Show all tensors by name, with types and shapes.")] = False,
     tensor: Annotated[
-        str | None, typer.Option(metavar="GLOB", help="Numbers of the tensors of this name.", show_default=False)
+        str | None, typer.Option(metavar="GLOB", help="Show statistics of the tensors that match.", show_default=False)
     ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Numbers of all tensors, and what looks wrong.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Show statistics of all tensors, and what looks wrong.")
+    ] = False,
     diff: Annotated[
         Path | None,
         typer.Option(
             metavar="OTHER",
-            help="What another checkpoint or directory has changed.",
+            help="Show the differences from another checkpoint or directory.",
             show_default=False,
             autocompletion=complete.checkpoints,
         ),
     ] = None,
     can_resume: Annotated[
-        bool, typer.Option("--can-resume", help="Say whether a run can go on from it, with -c's configuration.")
+        bool, typer.Option("--can-resume", help="Say whether a run can continue from it (with -c's configuration).")
     ] = False,
     config: ConfigOption = None,
     nproc_per_node: Annotated[
         int | None,
-        typer.Option("--nproc-per-node", metavar="N", min=1, help="Ranks to go on with.", show_default=False),
+        typer.Option(
+            "--nproc-per-node", metavar="N", min=1, help="Number of ranks to continue on.", show_default=False
+        ),
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Say what a checkpoint is, and whether it is whole.
+    """Show what a checkpoint is, and whether it is complete and undamaged.
 
     Reads headers and sizes only, and never runs anything that a checkpoint contains; --verify
     also compares every byte. A run's directory gives the list of its checkpoints. Hugging Face

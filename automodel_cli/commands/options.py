@@ -53,7 +53,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override one value, as often as wanted.",
+        help="Override one value; may be repeated.",
         show_default=False,
         autocompletion=complete.assignments,
     ),
@@ -63,7 +63,7 @@ UnsetOption = Annotated[
     typer.Option(
         "--unset",
         metavar="KEY",
-        help="Take a key out, as often as wanted.",
+        help="Remove one key; may be repeated.",
         show_default=False,
         autocompletion=complete.keys,
     ),
@@ -81,7 +81,7 @@ OverrideResumeOption = Annotated[
     typer.Option(
         "--override-resume",
         metavar="KEY",
-        help="Let a key change that makes another run of it, as often as wanted.",
+        help="Allow a key to change that normally must not; may be repeated.",
         show_default=False,
     ),
 ]
@@ -93,29 +93,31 @@ NprocOption = Annotated[
     typer.Option(
         "--nproc-per-node",
         metavar="N|auto|gpu|cpu",
-        help="Train in so many processes on this machine.",
+        help="Number of processes to train in on this machine.",
         show_default=False,
         autocompletion=lambda: list(NPROC_WORDS),
     ),
 ]
 NnodesOption = Annotated[
-    str, typer.Option("--nnodes", metavar="N|MIN:MAX", help="Machines that take part.", show_default=False)
+    str, typer.Option("--nnodes", metavar="N|MIN:MAX", help="Number of machines.", show_default=False)
 ]
 NodeRankOption = Annotated[
     int | None, typer.Option("--node-rank", metavar="N", help="Number of this machine, from 0.", show_default=False)
 ]
 RdzvEndpointOption = Annotated[
     str,
-    typer.Option("--rdzv-endpoint", metavar="HOST:PORT", help="Where the machines meet.", show_default=False),
+    typer.Option(
+        "--rdzv-endpoint", metavar="HOST:PORT", help="Address at which the machines meet.", show_default=False
+    ),
 ]
 RdzvBackendOption = Annotated[
     str,
-    typer.Option("--rdzv-backend", metavar="NAME", help="What they meet by: c10d, or static.", show_default=False),
+    typer.Option("--rdzv-backend", metavar="NAME", help="Rendezvous backend: c10d or static.", show_default=False),
 ]
 MaxRestartsOption = Annotated[
     int,
     typer.Option(
-        "--max-restarts", metavar="N", min=0, help="Start again from the last checkpoint after so many failures."
+        "--max-restarts", metavar="N", min=0, help="How often to start again from the last checkpoint after a failure."
     ),
 ]
 MaxTimeOption = Annotated[
@@ -127,8 +129,10 @@ MaxTimeOption = Annotated[
         show_default=False,
     ),
 ]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before something is deleted.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress: the result and errors.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print only the result and errors: no notes, no progress.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 

@@ -44,24 +44,24 @@ def plan(
     nproc_per_node: Annotated[
         int | None,
         typer.Option(
-            "--nproc-per-node", min=1, help="Devices of one machine; as few as the layout needs unless given."
+            "--nproc-per-node", min=1, help="Number of devices per machine; as few as the layout needs unless given."
         ),
     ] = None,
-    nnodes: Annotated[int, typer.Option("--nnodes", min=1, help="Machines.")] = 1,
+    nnodes: Annotated[int, typer.Option("--nnodes", min=1, help="Number of machines.")] = 1,
     gpu_memory: Annotated[
         str | None, typer.Option("--gpu-memory", metavar="SIZE", help="Memory of a device, such as 80GB or 79.6GiB.")
     ] = None,
-    device: Annotated[str, typer.Option(help="a100, h100, h200, b200, l40s or mi300x.")] = "h100",
+    device: Annotated[str, typer.Option(help="Type of the devices: a100, h100, h200, b200, l40s or mi300x.")] = "h100",
     mfu: Annotated[float, typer.Option(help="Share of the peak that training reaches.", min=0.001, max=1.0)] = 0.4,
     peak_tflops: Annotated[
-        float | None, typer.Option("--peak-tflops", min=0.001, help="Peak of a device, in place of its data sheet's.")
+        float | None, typer.Option("--peak-tflops", min=0.001, help="Peak of a device, instead of its data sheet's.")
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Say what a run would need: memory, batch, tokens, hours.
+    """Compute what a run would need: memory, batch, tokens, hours.
 
-    Nothing is started and no GPU is asked: it is arithmetic, for a machine that may be elsewhere. A model that no
-    formula knows is built without memory and run once on tensors without content, which takes a few seconds.
+    Nothing is started and no GPU is needed: the machine may be another one. A model without a formula is built
+    without memory and run once on tensors without content, which takes a few seconds.
     docs/plan.md has every formula and its source.
 
     \b

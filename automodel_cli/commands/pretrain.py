@@ -146,8 +146,8 @@ def resume(
     """Continue a run from its checkpoint, bit for bit.
 
     The configuration is the checkpoint's own, or the files given with -c; --set changes
-    single values, and every change is said. What would make another run of it (the model, the
-    seed, the batch, ...) changes only with --override-resume. A broken checkpoint is set aside, and the one
+    single values, and every change is printed. Keys that make it another run (the model, the
+    seed, the batch, ...) change only with --override-resume. A broken checkpoint is set aside, and the one
     before it is used.
 
     \b

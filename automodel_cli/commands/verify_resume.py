@@ -29,9 +29,13 @@ def verify_resume(
     steps: Annotated[int, typer.Option("--steps", min=2, help="Length of each run.")] = 20,
     every: Annotated[int, typer.Option("--every", min=1, help="Steps between two checkpoints.")] = 5,
     kills: Annotated[int, typer.Option("--kills", min=1, help="How often the second run is killed.")] = 3,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random moments.")] = 0,
-    directory: Annotated[Path, typer.Option("--directory", help="For both runs; must not exist.")] = _DIRECTORY,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep both runs; else they go if they are equal.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random moments.")] = 0,
+    directory: Annotated[
+        Path, typer.Option("--directory", help="Directory of both runs; must not exist.")
+    ] = _DIRECTORY,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep both runs; else they are deleted if they are equal.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Prove that a killed run ends as an undisturbed one, by hash.
