@@ -35,6 +35,7 @@ from automodel_cli.commands.prep import prep
 from automodel_cli.commands.pretrain import pretrain, resume
 from automodel_cli.commands.sample import sample
 from automodel_cli.commands.verify_resume import verify_resume
+from automodel_cli.engine.config.emit import printable
 from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.engine.distributed.environment import ask_for_huge_pages, rank_place, wait_without_spinning
 from automodel_cli.engine.distributed.rank_report import is_symptom, write_report
@@ -186,8 +187,7 @@ def _report(message: str, error: BaseException | None, status: int = ExitCode.IN
 def _shown(message: str) -> str:
     """A message that is safe on a terminal: names in it come from files and may hold any characters, of any length."""
     lines = (line if len(line) <= _LINE_LENGTH else f"{line[:_LINE_LENGTH]}..." for line in message.split("\n"))
-    signs = (sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in "\n".join(lines))
-    return "".join(signs)
+    return "\n".join(map(printable, lines))
 
 
 def _report_usage(error: TyperException, argv: list[str]) -> int:
