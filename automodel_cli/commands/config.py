@@ -30,7 +30,7 @@ from automodel_cli.engine.config.suggest import command
 from automodel_cli.errors import AmcliError, ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from automodel_cli.engine.plan.derive import Derived
+    pass
 
 # Notes go to standard error: the output may be YAML that is read again.
 _aside = render.speaker(as_json=True)
@@ -121,6 +121,9 @@ def show(
 
         render_config.explanation(explanation_of(printed, explain), as_json=as_json)
     else:
+        from automodel_cli.engine.config.trust import consent_notes
+        from automodel_cli.engine.plan.derive import derive
+
         shown = changed_only(printed, built_in=not config) if changed else printed
         try:
             problem, settings = None, checked(final)
@@ -128,11 +131,11 @@ def show(
             problem, settings = error, None
         # Nothing follows from wrong numbers. Missing data changes no number.
         follows = not (changed or no_origins or isinstance(problem, ConfigError))
-        derived = _derived(final) if follows and form in (Format.YAML, Format.JSON) else None
+        derived = derive(final) if follows and form in (Format.YAML, Format.JSON) else None
         render_config.configuration(shown, form, origins=not no_origins, derived=derived)
         if settings is None:
             raise problem or ConfigError("the configuration could not be checked")
-        _say_notes(settings, _consent_notes(config))
+        _say_notes(settings, consent_notes(load_config(config)))
 
 
 @config_app.command("init")
@@ -175,12 +178,6 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-def _consent_notes(paths: list[Path] | None) -> list[str]:
-    from automodel_cli.engine.config.trust import consent_notes
-
-    return consent_notes(load_config(paths))
-
-
 def _form(form: Format | None, json_: bool, *single: bool) -> Format:
     """The format of the output; `--json` is short for `--format json`."""
     if sum(single) > 1:
@@ -193,12 +190,6 @@ def _form(form: Format | None, json_: bool, *single: bool) -> Format:
         message = f"--format {form} is for a whole configuration"
         raise UsageError(message, help="--diff, --explain, --check and --plot-lr print text, or --format json")
     return Format.JSON if json_ else form or Format.YAML
-
-
-def _derived(config: Config) -> Derived:
-    from automodel_cli.engine.plan.derive import derive
-
-    return derive(config)
 
 
 def _plot_lr(config: Config, *, as_json: bool) -> None:

@@ -112,15 +112,13 @@ def pretrain(
         say("no -c given: this is the built-in configuration, a small GPT-2 on the embedded Shakespeare")
         say("for real data: amcli prep fineweb --max-tokens 2B, and amcli config init my.yaml --preset nanogpt-124m")
 
-    from automodel_cli.engine.train.start import Request, start_of
+    from automodel_cli.engine.train.start import NewRun, start_of
 
     # Ranks that are started again after a failure continue from the last good checkpoint.
     continues = resume == "auto" or bool(ranks.place.restart_count)
-    request = Request(
-        config, set_ or (), unset or (), override_resume or (), trust_config, overwrite=overwrite, continues=continues
-    )
-    start = start_of(final, settings, request, say)
-    if start.deletes_run and ranks.asks:
+    changes = (config, set_ or (), unset or (), override_resume or ())
+    start = start_of(final, settings, *changes, trust=trust_config, overwrite=overwrite, continues=continues, say=say)
+    if isinstance(start, NewRun) and start.deletes and ranks.asks:
         render.ask(f"delete the checkpoints and metrics of the run in {start.root}", yes=yes)
     _train(start, ranks, until, context, as_json=json_, quiet=quiet)
 
@@ -162,10 +160,7 @@ def resume(
     until = _stop_at(max_time)
     plan = plan_resume(checkpoint, config, set_ or (), unset or (), override_resume or (), trust=trust_config)
     ranks = _ranks(plan.config, nproc_per_node, nnodes, node_rank, rdzv_endpoint, rdzv_backend, max_restarts)
-
-    from automodel_cli.engine.train.start import Start
-
-    _train(Start.from_checkpoint(plan), ranks, until, context, as_json=json_, quiet=quiet)
+    _train(plan, ranks, until, context, as_json=json_, quiet=quiet)
 
 
 def _stop_at(max_time: str | None) -> float | None:
@@ -239,13 +234,13 @@ def _train(
     start: Start, ranks: _Ranks, until: float | None, context: typer.Context, *, as_json: bool, quiet: bool
 ) -> None:
     """Prints the changes and notes; trains, or starts the ranks that train; prints the summary."""
-    from automodel_cli.engine.train.start import prepare, prepare_launch, train
+    from automodel_cli.engine.train.start import Continuation, prepare, prepare_launch, train
 
-    if start.continuation is not None and ranks.world_size > 1:
-        checked(start.config, ranks.world_size)
     say = ranks.speaker(as_json, quiet=quiet)
-    if start.continuation is not None:
-        render.changes(start.continuation.changes, say)
+    if isinstance(start, Continuation):
+        if ranks.world_size > 1:
+            checked(start.config, ranks.world_size)
+        render.changes(start.changes, say)
     render.notes(start.settings.notes, say)
     prepare(start, ranks.place, say)
     if ranks.plan is not None:

@@ -42,53 +42,21 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a command line asks for, beside the configuration itself.
-
-    Args:
-        config_paths: YAML files and checkpoints; None for none.
-        overrides: `key=value` assignments.
-        unset: Keys that are taken out.
-        consented: Keys of `resume_rules.py` that may change.
-        trust: Whether code that a checkpoint's own configuration names may run.
-        overwrite: Delete the run that is in the directory.
-        continues: Continue the run that is in the directory, if there is one.
-    """
-
-    config_paths: Sequence[Path] | None = None
-    overrides: Sequence[str] = ()
-    unset: Sequence[str] = ()
-    consented: Sequence[str] = ()
-    trust: bool = False
-    overwrite: bool = False
-    continues: bool = False
-
-
-@dataclass(frozen=True)
-class Start:
-    """A run that can be started.
-
-    Args:
-        root: Directory of its checkpoints.
-        continuation: The checkpoint, and what has changed since; None for a new run.
-        overwrite: Delete the run that is in the directory.
-    """
+class NewRun:
+    """A run from step 0; `overwrite` deletes the checkpoints that are in its directory."""
 
     config: Config
     settings: Settings
     root: Path
-    continuation: Continuation | None = None
     overwrite: bool = False
 
-    @classmethod
-    def from_checkpoint(cls, plan: Continuation) -> Start:
-        """The start of a run that continues."""
-        return cls(plan.config, plan.settings, plan.root, plan)
-
     @property
-    def deletes_run(self) -> bool:
-        """Whether there are checkpoints that this start deletes."""
-        return self.overwrite and self.continuation is None and run_begun(self.settings.checkpoint)
+    def deletes(self) -> bool:
+        """Whether there are checkpoints to delete."""
+        return self.overwrite and run_begun(self.settings.checkpoint)
+
+
+Start = NewRun | Continuation
 
 
 @dataclass(frozen=True)
@@ -99,37 +67,45 @@ class Outcome:
     was_complete: bool = False
 
 
-def start_of(config: Config, settings: Settings, request: Request, say: Say) -> Start:
-    """Decides how `pretrain` starts.
+def start_of(
+    config: Config,
+    settings: Settings,
+    config_paths: Sequence[Path] | None,
+    overrides: Sequence[str] = (),
+    unset: Sequence[str] = (),
+    consented: Sequence[str] = (),
+    *,
+    trust: bool = False,
+    overwrite: bool = False,
+    continues: bool = False,
+    say: Say,
+) -> Start:
+    """Decides how `pretrain` starts; takes the arguments of `plan_restore` and `plan_resume`, and three more.
 
-    Args:
-        config: The final configuration.
-        settings: The same, checked.
-        request: What the command line asks for.
-        say: Called with a line if there is nothing to restore yet.
+    `overwrite` deletes the run that is in the directory, `continues` continues it, if there is one. `say` is called
+    with a line if there is nothing to restore yet.
 
     Raises:
         UsageError: The options contradict `checkpoint.restore_from`.
         CheckpointError: There is no such checkpoint, or something changed that needs consent.
     """
     restores = settings.checkpoint.restore_from is not None
-    if restores and request.overwrite:
+    if restores and overwrite:
         raise UsageError("checkpoint.restore_from goes on with a run, and --overwrite deletes one: give one of them")
-    if request.consented and not restores:
+    if consented and not restores:
         raise UsageError(
             "--override-resume is about the run that checkpoint.restore_from continues, and that is not set",
             help="`amcli resume` takes it, too",
         )
     root = Path(settings.checkpoint.checkpoint_dir)
-    if request.continues and run_begun(settings.checkpoint):
-        plan = plan_resume(root, request.config_paths, request.overrides, request.unset, trust=request.trust)
-        return Start.from_checkpoint(plan)
+    if continues and run_begun(settings.checkpoint):
+        return plan_resume(root, config_paths, overrides, unset, trust=trust)
     if restores:
-        restored = plan_restore(config, settings, request.consented, trust=request.trust)
+        restored = plan_restore(config, settings, consented, trust=trust)
         if restored is not None:
-            return Start.from_checkpoint(restored)
+            return restored
         say(f"checkpoint.restore_from is LATEST, and {root} holds no checkpoint: a new run")
-    return Start(config, settings, root, overwrite=request.overwrite)
+    return NewRun(config, settings, root, overwrite)
 
 
 def prepare(start: Start, place: RankPlace, say: Say) -> None:
@@ -152,7 +128,7 @@ def prepare_launch(start: Start, say: Say) -> None:
     Raises:
         CheckpointError: The directory holds another run, and `overwrite` is not given.
     """
-    if start.continuation is None:
+    if isinstance(start, NewRun):
         check_new_run(start.settings.checkpoint, overwrite=start.overwrite)
         ensure_embedded_corpus(start.config, say)
 
@@ -164,26 +140,26 @@ def train(start: Start, place: RankPlace, stop_at: float | None, say: Say, *, qu
         start: What to train.
         place: This process among the ranks.
         stop_at: Moment of `time.monotonic()` to save and stop at; None for no limit.
-        say: Called with the notes of this rank.
+        say: Called with each note.
         quiet: Show no progress.
 
     Raises:
         AmcliError: See `recipe.pretrain`.
     """
-    config, settings, root, plan = start.config, start.settings, start.root, start.continuation
+    config, settings, root = start.config, start.settings, start.root
     with on_ranks(place, settings, root, lambda: _directory(start, say)) as group:
         from automodel_cli.engine.observe.build import run_sink
         from automodel_cli.engine.train import recipe
 
         snapshot = None
-        if plan is not None:
+        if isinstance(start, Continuation):
             from automodel_cli.engine.train.restore import open_checkpoint
 
-            resumed = open_checkpoint(plan, say, group)
+            resumed = open_checkpoint(start, say, group)
             snapshot = resumed.snapshot
             if resumed.is_finished:
                 return Outcome(_summary_of(snapshot, root), was_complete=True)
-            if plan.changes and (change := plan.schedule_change(snapshot.step)) is not None:
+            if start.changes and (change := start.schedule_change(snapshot.step)) is not None:
                 say(f"changed  {change}")
         begin = 0 if snapshot is None else snapshot.step
         sink = run_sink(config, settings, root, start_step=begin, quiet=quiet) if place.speaks else _no_sink
@@ -195,7 +171,7 @@ def train(start: Start, place: RankPlace, stop_at: float | None, say: Say, *, qu
 @contextmanager
 def _directory(start: Start, say: Say) -> Iterator[None]:
     """Owns the run's directory; of a new run, with everything ready in it."""
-    if start.continuation is not None:
+    if isinstance(start, Continuation):
         with owned(start.settings.checkpoint, start.root):
             yield
         return

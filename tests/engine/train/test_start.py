@@ -9,7 +9,7 @@ import pytest
 from automodel_cli import app
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.load import load_config
-from automodel_cli.engine.train.start import Request, Start, start_of
+from automodel_cli.engine.train.start import NewRun, Start, start_of
 from automodel_cli.errors import UsageError
 
 
@@ -17,8 +17,7 @@ def start(path: Path, *overrides: str, **asked: object) -> tuple[Start, list[str
     """How `pretrain` would start, and what it would print about that."""
     config = load_config([path], overrides)
     said: list[str] = []
-    request = Request(config_paths=[path], overrides=overrides, **asked)
-    return start_of(config, checked(config), request, said.append), said
+    return start_of(config, checked(config), [path], overrides, **asked, say=said.append), said
 
 
 @pytest.fixture
@@ -33,8 +32,7 @@ def test_without_checkpoints_every_request_starts_a_new_run(tiny_run):
     restored, said = start(tiny_run, "checkpoint.restore_from=LATEST")
     others = [start(tiny_run, **asked)[0] for asked in ({}, {"continues": True}, {"overwrite": True})]
 
-    assert [each.continuation for each in (restored, *others)] == [None] * 4
-    assert not any(each.deletes_run for each in others)
+    assert all(isinstance(each, NewRun) and not each.deletes for each in (restored, *others))
     assert said == ["checkpoint.restore_from is LATEST, and checkpoints holds no checkpoint: a new run"]
 
 
@@ -44,10 +42,10 @@ def test_checkpoints_are_continued_restored_or_deleted_as_asked(run_at_4):
     restored = start(run_at_4, "checkpoint.restore_from=step_000002")[0]
     overwritten = start(run_at_4, overwrite=True)[0]
 
-    assert continued.continuation.directory.name == "step_000004"
-    assert restored.continuation.directory.name == "step_000002"
-    assert (overwritten.continuation, overwritten.deletes_run) == (None, True)
-    assert not any(each.deletes_run for each in (continued, restored, start(run_at_4)[0]))
+    assert continued.directory.name == "step_000004"
+    assert restored.directory.name == "step_000002"
+    assert overwritten.deletes
+    assert not start(run_at_4)[0].deletes
 
 
 @pytest.mark.parametrize(
