@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,14 +14,6 @@ from automodel_cli.engine.config.emit import setting
 from automodel_cli.engine.config.suggest import command
 
 
-class WeightType(StrEnum):
-    """Types that exported weights can have."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-
 def export(
     checkpoint: CheckpointArgument = None,
     out: Annotated[
@@ -30,7 +21,8 @@ def export(
         typer.Option("--out", "-o", help="Directory to write; exports/STEP unless given.", show_default=False),
     ] = None,
     dtype: Annotated[
-        WeightType | None, typer.Option("--dtype", help="Type of the weights; unchanged unless given.")
+        Literal["fp32", "bf16", "fp16"] | None,
+        typer.Option("--dtype", help="Type of the weights; unchanged unless given."),
     ] = None,
     max_shard_gb: Annotated[
         float, typer.Option("--max-shard-gb", min=0.001, help="Cut larger weights into files of this size.")
@@ -59,7 +51,7 @@ def export(
     found = export_checkpoint(
         directory,
         out or Path("exports") / directory.name,
-        dtype=dtype.value if dtype else None,
+        dtype=dtype,
         max_shard_bytes=int(max_shard_gb * 10**9),
         check=not no_check,
         overwrite=overwrite,
