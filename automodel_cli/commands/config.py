@@ -20,6 +20,7 @@ from automodel_cli.commands.options import (
     TrustOption,
     UnsetOption,
     configuration_at,
+    option,
 )
 from automodel_cli.commands.render_config import Format
 from automodel_cli.engine.config.check import Settings, checked
@@ -64,21 +65,14 @@ def show(
     ] = False,
     diff: Annotated[
         Path | None,
-        typer.Option(
+        option(
             metavar="FILE|CHECKPOINT",
             help="Show the differences from another configuration.",
-            show_default=False,
-            autocompletion=complete.config_files,
+            complete=complete.config_files,
         ),
     ] = None,
     explain: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY",
-            help="Explain one key, and show its value here.",
-            show_default=False,
-            autocompletion=complete.keys,
-        ),
+        str | None, option(metavar="KEY", help="Explain one key, and show its value here.", complete=complete.keys)
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check: one line, or everything that is wrong.")] = False,
     trust_config: TrustOption = False,

@@ -9,17 +9,14 @@ from typing import Annotated, Literal
 import typer
 
 from automodel_cli.commands import render
-from automodel_cli.commands.options import CheckpointArgument, JsonOption
+from automodel_cli.commands.options import CheckpointArgument, JsonOption, option
 from automodel_cli.engine.config.emit import setting
 from automodel_cli.engine.config.suggest import command
 
 
 def export(
     checkpoint: CheckpointArgument = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Directory to write; exports/STEP unless given.", show_default=False),
-    ] = None,
+    out: Annotated[Path | None, option("--out", "-o", help="Directory to write; exports/STEP unless given.")] = None,
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"] | None,
         typer.Option("--dtype", help="Type of the weights; unchanged unless given."),
@@ -72,8 +69,7 @@ def export(
 def import_(
     source: Annotated[Path, typer.Argument(help="A Hugging Face directory: config.json and weights.")],
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Directory of checkpoints; imports/NAME unless given.", show_default=False),
+        Path | None, option("--out", "-o", help="Directory of checkpoints; imports/NAME unless given.")
     ] = None,
     json_: JsonOption = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from automodel_cli.commands import complete
-from automodel_cli.commands.options import CheckpointArgument, ConfigOption, JsonOption
+from automodel_cli.commands.options import CheckpointArgument, ConfigOption, JsonOption, option
 from automodel_cli.errors import CheckpointError, ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -21,19 +21,16 @@ def inspect_ckpt(
     path: CheckpointArgument = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare its SHA-256.")] = False,
     tree: Annotated[bool, typer.Option("--tree", help="Show all tensors by name, with types and shapes.")] = False,
-    tensor: Annotated[
-        str | None, typer.Option(metavar="GLOB", help="Show statistics of the tensors that match.", show_default=False)
-    ] = None,
+    tensor: Annotated[str | None, option(metavar="GLOB", help="Show statistics of the tensors that match.")] = None,
     stats: Annotated[
         bool, typer.Option("--stats", help="Show statistics of all tensors, and what looks wrong.")
     ] = False,
     diff: Annotated[
         Path | None,
-        typer.Option(
+        option(
             metavar="OTHER",
             help="Show the differences from another checkpoint or directory.",
-            show_default=False,
-            autocompletion=complete.checkpoints,
+            complete=complete.checkpoints,
         ),
     ] = None,
     can_resume: Annotated[
@@ -41,10 +38,7 @@ def inspect_ckpt(
     ] = False,
     config: ConfigOption = None,
     nproc_per_node: Annotated[
-        int | None,
-        typer.Option(
-            "--nproc-per-node", metavar="N", min=1, help="Number of ranks to continue on.", show_default=False
-        ),
+        int | None, option("--nproc-per-node", metavar="N", min=1, help="Number of ranks to continue on.")
     ] = None,
     json_: JsonOption = False,
 ) -> None:

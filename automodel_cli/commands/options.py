@@ -19,6 +19,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def option(*names: str, help: str, complete: Callable[..., Any] | None = None, **more: Any) -> Any:
+    """An option of Typer whose help page shows no default; `complete` gives the candidates for completion."""
+    return typer.Option(*names, help=help, show_default=False, autocompletion=complete, **more)
+
+
 def _meant(context: typer.Context, paths: list[Path] | None) -> list[Path] | None:
     """The configurations that the paths after `-c` name; unchanged while the line is being completed."""
     return paths if context.resilient_parsing or not paths else [configuration_at(path) for path in paths]
@@ -39,34 +44,20 @@ def configuration_at(path: Path) -> Path:
 
 ConfigOption = Annotated[
     list[Path] | None,
-    typer.Option(
+    option(
         "-c",
         "--config",
         help="YAML file, checkpoint or run; given several times, later ones win.",
-        show_default=False,
         callback=_meant,
-        autocompletion=complete.config_files,
+        complete=complete.config_files,
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override one value; may be repeated.",
-        show_default=False,
-        autocompletion=complete.assignments,
-    ),
+    option("--set", metavar="KEY=VALUE", help="Override one value; may be repeated.", complete=complete.assignments),
 ]
 UnsetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--unset",
-        metavar="KEY",
-        help="Remove one key; may be repeated.",
-        show_default=False,
-        autocompletion=complete.keys,
-    ),
+    list[str] | None, option("--unset", metavar="KEY", help="Remove one key; may be repeated.", complete=complete.keys)
 ]
 CheckpointArgument = Annotated[
     Path | None,
@@ -78,42 +69,26 @@ CheckpointArgument = Annotated[
 ]
 OverrideResumeOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--override-resume",
-        metavar="KEY",
-        help="Allow a key to change that normally must not; may be repeated.",
-        show_default=False,
-    ),
+    option("--override-resume", metavar="KEY", help="Allow a key to change that normally must not; may be repeated."),
 ]
 TrustOption = Annotated[
     bool, typer.Option("--trust-config", help="Run code that a checkpoint's own configuration names.")
 ]
 NprocOption = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--nproc-per-node",
         metavar="N|auto|gpu|cpu",
         help="Number of processes to train in on this machine.",
-        show_default=False,
-        autocompletion=lambda: list(NPROC_WORDS),
+        complete=lambda: list(NPROC_WORDS),
     ),
 ]
-NnodesOption = Annotated[
-    str, typer.Option("--nnodes", metavar="N|MIN:MAX", help="Number of machines.", show_default=False)
-]
-NodeRankOption = Annotated[
-    int | None, typer.Option("--node-rank", metavar="N", help="Number of this machine, from 0.", show_default=False)
-]
+NnodesOption = Annotated[str, option("--nnodes", metavar="N|MIN:MAX", help="Number of machines.")]
+NodeRankOption = Annotated[int | None, option("--node-rank", metavar="N", help="Number of this machine, from 0.")]
 RdzvEndpointOption = Annotated[
-    str,
-    typer.Option(
-        "--rdzv-endpoint", metavar="HOST:PORT", help="Address at which the machines meet.", show_default=False
-    ),
+    str, option("--rdzv-endpoint", metavar="HOST:PORT", help="Address at which the machines meet.")
 ]
-RdzvBackendOption = Annotated[
-    str,
-    typer.Option("--rdzv-backend", metavar="NAME", help="Rendezvous backend: c10d or static.", show_default=False),
-]
+RdzvBackendOption = Annotated[str, option("--rdzv-backend", metavar="NAME", help="Rendezvous backend: c10d or static.")]
 MaxRestartsOption = Annotated[
     int,
     typer.Option(
@@ -122,12 +97,7 @@ MaxRestartsOption = Annotated[
 ]
 MaxTimeOption = Annotated[
     str | None,
-    typer.Option(
-        "--max-time",
-        metavar="TIME",
-        help="Save and stop with exit code 6 after this time, such as 3h30m.",
-        show_default=False,
-    ),
+    option("--max-time", metavar="TIME", help="Save and stop with exit code 6 after this time, such as 3h30m."),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting.")]
 QuietOption = Annotated[

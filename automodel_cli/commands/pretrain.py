@@ -28,6 +28,7 @@ from automodel_cli.commands.options import (
     TrustOption,
     UnsetOption,
     YesOption,
+    option,
     own_arguments,
 )
 from automodel_cli.engine.config.check import checked
@@ -58,12 +59,11 @@ def pretrain(
     ] = False,
     resume: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--resume",
             metavar="auto",
             help="Continue the run that is in the directory, if there is one.",
-            show_default=False,
-            autocompletion=lambda: ["auto"],
+            complete=lambda: ["auto"],
         ),
     ] = None,
     override_resume: OverrideResumeOption = None,

@@ -9,7 +9,7 @@ import typer
 
 from automodel_cli import terminal
 from automodel_cli.commands import complete
-from automodel_cli.commands.options import CheckpointArgument, JsonOption, TrustOption
+from automodel_cli.commands.options import CheckpointArgument, JsonOption, TrustOption, option
 
 
 def sample(
@@ -27,12 +27,7 @@ def sample(
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed writes the same text.")] = 0,
     tokenizer: Annotated[
         str | None,
-        typer.Option(
-            "--tokenizer",
-            help="Tokenizer to use instead of the recorded one.",
-            show_default=False,
-            autocompletion=complete.tokenizers,
-        ),
+        option("--tokenizer", help="Tokenizer to use instead of the recorded one.", complete=complete.tokenizers),
     ] = None,
     trust_config: TrustOption = False,
     json_: JsonOption = False,
