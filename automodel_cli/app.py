@@ -1,7 +1,7 @@
 """The Typer app, the root options, and the one place where an exception becomes a message.
 
-Nothing here or in `commands/` imports torch before a command needs it: `--help`, completion and
-`config show` stay fast because of that.
+Nothing here or in `commands/` imports torch before a command needs it, so `--help`, completion and `config show`
+stay fast.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from automodel_cli import __version__, terminal
 from automodel_cli.commands import shells
 from automodel_cli.commands.config import config_app
 from automodel_cli.commands.data import data_app
-from automodel_cli.commands.export import export
-from automodel_cli.commands.import_ import import_
+from automodel_cli.commands.exchange import export, import_
 from automodel_cli.commands.inspect_ckpt import inspect_ckpt
 from automodel_cli.commands.options import (
     Group,
@@ -33,10 +32,10 @@ from automodel_cli.commands.options import (
 )
 from automodel_cli.commands.plan import plan
 from automodel_cli.commands.prep import prep
-from automodel_cli.commands.pretrain import pretrain
-from automodel_cli.commands.resume import resume
+from automodel_cli.commands.pretrain import pretrain, resume
 from automodel_cli.commands.sample import sample
 from automodel_cli.commands.verify_resume import verify_resume
+from automodel_cli.engine.config.emit import printable
 from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.engine.distributed.environment import ask_for_huge_pages, rank_place, wait_without_spinning
 from automodel_cli.engine.distributed.rank_report import is_symptom, write_report
@@ -44,9 +43,9 @@ from automodel_cli.errors import AmcliError, ExitCode, InterruptedTrainingError
 
 TRACEBACK_OPTION = "--traceback"
 TRACEBACK_VARIABLE = "AMCLI_TRACEBACK"
-_LINE_LENGTH = 2000  # of a message; what is longer was written by no person
+_LINE_LENGTH = 2000  # longest line of a message; data, not words, fills a longer one
 
-# Rich help and pretty exceptions cost 0.15 s at every start (benchmarks/startup.py), more than all the rest.
+# Rich help and pretty exceptions cost 0.15 s at every start (benchmarks/startup.py), more than everything else.
 app = typer.Typer(
     name="amcli",
     cls=Group,
@@ -71,7 +70,7 @@ shells.register()
 
 
 def _print_version(context: typer.Context, value: bool) -> None:
-    if value and not context.resilient_parsing:  # the line is only being completed
+    if value and not context.resilient_parsing:  # not while the line is being completed
         typer.echo(f"amcli {__version__}")
         raise typer.Exit
 
@@ -91,7 +90,7 @@ def root(
     Start here:
       amcli prep shakespeare     prepare the embedded text
       amcli pretrain             train a small GPT-2 on it
-      amcli sample               let it write
+      amcli sample               write text with it
 
     \b
     Exit codes:
@@ -108,14 +107,14 @@ def run(argv: list[str]) -> int:
     argv = with_launch_options_behind(argv)
     try:
         status = app(args=argv, prog_name="amcli", standalone_mode=False)
-        sys.stdout.flush()  # while what cannot be written still has an exit code
+        sys.stdout.flush()  # here a failed write still sets the exit code
         return status if isinstance(status, int) else ExitCode.OK
     except terminal.OutputLostError as error:
-        # A reader that has had enough (`| head`) is no error; a full disk is.
+        # A reader that has closed the pipe (`| head`) is no error; a full disk is.
         is_reader = error.reason.errno in (errno.EPIPE, errno.EIO)
         return 141 if is_reader else _report(f"the output cannot be written: {error.reason.strerror}", None, 141)
     except AmcliError as error:
-        with contextlib.suppress(Exception):  # the error itself matters more than the lines around its place
+        with contextlib.suppress(Exception):  # the error matters more than the lines around its place
             from automodel_cli.engine.config.excerpt import add_excerpts
 
             add_excerpts(error, argv)
@@ -127,9 +126,9 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return _report("interrupted", None, 130, label="")
     except SystemExit as error:
-        if _is_of_typer(error):  # it ends completion so, and a command whose reader has left
+        if _is_of_typer(error):  # typer exits after completion, and when the reader has left
             raise
-        # Code that a run calls must not turn a failure into exit code 0.
+        # `sys.exit()` in code that a run calls must not give exit code 0.
         failure = RuntimeError(f"code that the run calls ended the process (SystemExit: {error})").with_traceback(
             error.__traceback__
         )
@@ -140,7 +139,7 @@ def run(argv: list[str]) -> int:
 
 def _is_of_typer(error: SystemExit) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
-    # Libraries put a function of their own in the place of `sys.exit`, whose frame is then the last.
+    # Some libraries replace `sys.exit` by a function of their own, whose frame is then the last.
     return any(frame.filename.startswith(str(Path(typer.__file__).parent)) for frame in frames[-2:])
 
 
@@ -153,24 +152,23 @@ def main() -> None:
 
 
 def _wants_traceback(argv: list[str]) -> bool:
-    # The option is honoured wherever it stands: people append it to the command that failed.
+    # The option works in any place: people append it to the command that failed.
     return TRACEBACK_OPTION in argv or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
 
 
 def _report_failure(error: Exception, message: str, wants_traceback: bool, status: int) -> int:
-    """Prints an error; a rank tells it to its launcher, too, and prints it only if that would not."""
+    """Prints an error. A rank reports it to its launcher, and prints it only if the launcher does not."""
     message = masked_message(message)
     place = rank_place()
     if place.launcher:
         write_report(place, error, message)
         if place.is_ours and isinstance(error, InterruptedTrainingError):
-            return (
-                ExitCode.OK
-            )  # no failure, which the launcher would answer with a restart: it ends with the code itself
+            # The launcher would answer another code with a restart; it sets the exit code itself.
+            return ExitCode.OK
     traceback_of = error if wants_traceback else None
     if not place.launcher or place.rank == 0:
-        # The launcher shows what its ranks report; beside that, only a traceback that was asked for.
-        label = "" if status == ExitCode.INTERRUPTED else "error"  # it did what it was asked to do
+        # The launcher prints the reports of its ranks; the rank itself prints only a traceback, with --traceback.
+        label = "" if status == ExitCode.INTERRUPTED else "error"  # a stop that was requested is no error
         return _report(message, traceback_of, status, label) if not place.is_ours or wants_traceback else status
     if not place.is_ours and not is_symptom(error):
         _report(f"rank {place.rank} on {platform.node()}: {message}", traceback_of)
@@ -187,10 +185,9 @@ def _report(message: str, error: BaseException | None, status: int = ExitCode.IN
 
 
 def _shown(message: str) -> str:
-    """A message as it may go to a terminal: names in it come from files, which may hold anything of any length."""
+    """A message that is safe on a terminal: names in it come from files and may hold any characters, of any length."""
     lines = (line if len(line) <= _LINE_LENGTH else f"{line[:_LINE_LENGTH]}..." for line in message.split("\n"))
-    signs = (sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in "\n".join(lines))
-    return "".join(signs)
+    return "\n".join(map(printable, lines))
 
 
 def _report_usage(error: TyperException, argv: list[str]) -> int:
@@ -206,7 +203,7 @@ def _report_usage(error: TyperException, argv: list[str]) -> int:
 
 
 def _describe(error: Exception) -> str:
-    """An unexpected exception in a few lines: what, where, and how to see all of it."""
+    """An unexpected exception in a few lines: what, where, and how to see its traceback."""
     try:
         text = str(error)
     except Exception as failure:  # of the user's own class

@@ -1,8 +1,8 @@
-"""The one writer to the terminal: whatever is written to standard output or standard error passes by here.
+"""The one writer to the terminal: all of standard output and standard error passes through here.
 
-A terminal may vanish under a run, and so may `tee`, the reader of a pipe, or the room for a log file. Then what
+A terminal may disappear during a run; so may `tee`, the reader of a pipe, or the space for a log file. Then output that
 cannot be written is dropped: no write raises, so training goes on, saves, and ends with its own exit code.
-Only a command that exists to print ends when nobody takes its output (`OutputLostError`).
+Only a command whose work is to print ends when its output is lost (`OutputLostError`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-# A file has no room at present: the next line is tried again. After any other failure there is nobody to write to.
+# There is no space for a file at present: the next line is tried again. Any other failure is final.
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ETIMEDOUT)
 _PATIENCE_MILLISECONDS = 500
 
@@ -34,10 +34,10 @@ _is_ending = False
 
 
 class OutputLostError(BaseException):
-    """Nobody takes the output of a command that exists to print; no `Exception`, so that it is handled in one place.
+    """The output of a command whose work is to print is lost; no `Exception`, so that only `app.run` handles it.
 
     Args:
-        reason: What the operating system said.
+        reason: The error of the operating system.
     """
 
     def __init__(self, reason: OSError) -> None:
@@ -46,11 +46,11 @@ class OutputLostError(BaseException):
 
 
 class Descriptor(io.FileIO):
-    """Standard output or standard error, never closed; what cannot be written to it is dropped.
+    """Standard output or standard error, never closed; drops what cannot be written.
 
     Args:
         number: 1 or 2.
-        says: Is told once that output is lost.
+        says: Called once, with a message, when output is lost.
     """
 
     def __init__(self, number: int, says: Callable[[str], object] = lambda text: None) -> None:
@@ -62,10 +62,10 @@ class Descriptor(io.FileIO):
         self._is_gone = self._is_torn = self._has_said = False
 
     def write(self, data: Buffer, /) -> int:
-        """Writes all of it, or drops the rest.
+        """Writes everything, or drops the rest.
 
         Raises:
-            OutputLostError: It is standard output, and the command exists to print.
+            OutputLostError: This is standard output, and the work of the command is to print.
         """
         view = memoryview(data).cast("B")
         if not self._is_gone:
@@ -76,20 +76,20 @@ class Descriptor(io.FileIO):
         return len(view)
 
     def _write_all(self, view: memoryview) -> None:
-        if self._is_torn:  # the line that is cut off ends here
+        if self._is_torn:  # ends the line that was cut off
             self._wait_for_room()
             os.write(self.fileno(), b"\n")
             self._is_torn = False
         while view:
             self._wait_for_room()
-            # A pipe that has room takes this much at once; more might wait for the reader.
+            # A pipe that is ready takes this much without blocking; more might wait for the reader.
             written = os.write(self.fileno(), view[: select.PIPE_BUF])
             self._is_torn = view[written - 1] != ord("\n")
             view = view[written:]
         self._is_torn = False
 
     def _wait_for_room(self) -> None:
-        """Waits for a slow reader; while the process is asked to end, not for long: `less` may never read on."""
+        """Waits for a slow reader; once the process must end, only briefly, since `less` may never read on."""
         while not self._room.poll(_PATIENCE_MILLISECONDS):
             if _is_ending:
                 raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
@@ -105,10 +105,10 @@ class Descriptor(io.FileIO):
 
 
 def install(*, shows_everything: bool) -> None:
-    """Makes this module the writer of the process, before anything has been written.
+    """Puts `Descriptor` in the place of standard output and standard error; to be called before anything is written.
 
     Args:
-        shows_everything: Leave tracebacks of threads and warnings of libraries as Python prints them.
+        shows_everything: Print tracebacks of threads and warnings of libraries as Python does.
     """
     for number in range(3):
         try:
@@ -122,14 +122,14 @@ def install(*, shows_everything: bool) -> None:
     sys.stdout = _text(Descriptor(1, sys.stderr.write), sys.stdout, line_buffering=False)
     if not shows_everything:
         threading.excepthook = _on_thread_error
-        sys.unraisablehook = lambda failure: None  # of the tidying up at the end, by whatever library
+        sys.unraisablehook = lambda failure: None  # raised by libraries that clean up at exit
         if not sys.warnoptions:
             warnings.showwarning = _show_warning
 
 
 @contextmanager
 def going_on_unread() -> Iterator[None]:
-    """A command whose work counts, not what it prints: it goes on where standard output cannot be written to."""
+    """Goes on when standard output cannot be written: for commands whose work is not to print."""
     global _goes_on
     before, _goes_on = _goes_on, True
     try:
@@ -140,13 +140,13 @@ def going_on_unread() -> Iterator[None]:
 
 
 def hurry() -> None:
-    """From now on no reader is waited for: the process was asked to end. May be called by a signal handler."""
+    """Stops waiting for slow readers, since the process must end. May be called by a signal handler."""
     global _is_ending
     _is_ending = True
 
 
 def quiet_libraries() -> None:
-    """Drops what libraries log below an error, by whatever handler; to be called before they are imported."""
+    """Drops what libraries log below the level of an error; to be called before they are imported."""
     import logging
 
     class Quiet(logging.getLoggerClass()):  # type: ignore[misc]
@@ -181,7 +181,7 @@ def _text(raw: Descriptor, before: TextIO | None, *, line_buffering: bool) -> Te
 
 
 def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Prints names of files that are not UTF-8 as the bytes that they are, and escapes what the encoding lacks."""
+    """Prints file names that are not UTF-8 as their bytes, and escapes characters that the encoding lacks."""
     try:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeError:
@@ -201,6 +201,6 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Shows a warning about the user's own code in a line; those of libraries are for `--traceback`."""
+    """Shows a warning about the user's own code in one line; warnings of libraries only with `--traceback`."""
     if not is_of_library(filename):
         sys.stderr.write(f"warning: {filename}:{lineno}: {category.__name__}: {message}\n")

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from automodel_cli import app
-from automodel_cli.commands import launching
+from automodel_cli.commands import pretrain
 from automodel_cli.engine.checkpoint.share import Share
 from automodel_cli.engine.train import loop
 
@@ -42,7 +42,7 @@ def test_max_time_saves_and_the_same_command_continues(tiny_run, monkeypatch, at
     """`pretrain --resume auto` starts, is stopped with 6 after step 3, continues, and then has nothing to do."""
     assert app.run(["pretrain", "-c", str(tiny_run), "--set", "checkpoint.checkpoint_dir=straight"]) == 0
     command = ["pretrain", "-c", str(tiny_run), "--resume", "auto", "--max-time", "1h"]
-    real = launching.time.monotonic
+    real = pretrain.time.monotonic
     at_step(3, lambda: monkeypatch.setattr("automodel_cli.engine.train.signals.time.monotonic", lambda: real() + 3600))
 
     assert app.run(command) == 6

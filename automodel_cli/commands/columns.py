@@ -1,7 +1,7 @@
 """Tables that keep their meaning in a narrow terminal: no name, key or number is cut or broken.
 
-Columns go one by one, the least important first, until a table fits. Where those that must stay do not fit either, what
-is too long for its row stands on a line of its own below; only text is wrapped, and only between words.
+Columns are left out one by one, the least important first, until the table fits. If the columns that must stay do not
+fit either, a cell that is too long stands on a line of its own below. Only text is wrapped, and only between words.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import typer
 
 BOLD, DIM, RED, GREEN, YELLOW, CYAN = "1", "2", "31", "32", "33", "36"
 _GAP = 2
-_LEAST = 8  # characters that a column is aligned to in however narrow a terminal
+_LEAST = 8  # characters that a column is aligned to even in the narrowest terminal
 _LEAST_TEXT = 24
 _BELOW = 4
-# What belongs to the number before it.
+# Units, which stay with the number before them.
 _UNIT = re.compile(r"(?<=\d) (?=(?:[KMGT]i?B|bytes|tokens|nats|ms|s|min|h|x|TFLOP/s)\b)|(?<=\d x) (?=\d)")
 
 # The style of the cell in a row and column; empty for none.
@@ -34,7 +34,7 @@ def is_terminal() -> bool:
 
 
 def room() -> int | None:
-    """Columns to keep to; None for a pipe, where nothing limits them unless COLUMNS does."""
+    """Width of the output in characters; None for a pipe, which has no limit unless COLUMNS sets one."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() or os.environ.get("COLUMNS") else None
 
 
@@ -69,11 +69,11 @@ def lines(
 
     Args:
         rows: Cells without line breaks; all rows have as many.
-        limit: Columns of the terminal; None for no limit.
-        first_to_go: Columns that may be left out, in the order in which they are.
+        limit: Width of the terminal; None for no limit.
+        first_to_go: Columns that may be left out, the first one first.
         right: Columns that are aligned to the right.
-        text: Columns of words, which may go on below themselves.
-        style: How a cell looks.
+        text: Columns of words, which may be wrapped.
+        style: Style of the cell in a row and column.
 
     >>> lines([("a", "1", "note"), ("b", "22", "note")], 8, first_to_go=[2], right=[1])
     ['a   1', 'b  22']
@@ -83,7 +83,7 @@ def lines(
     while limit is not None and gone and _total(widths) > limit:
         del widths[gone.pop(0)]
     if limit is not None and _total(widths) > limit:
-        for column in text:  # as wide as the others leave it, or else below them
+        for column in text:  # as wide as the other columns allow, or else on lines below
             left = widths[column] + limit - _total(widths)
             widths[column] = left if left >= _LEAST_TEXT else 0
     while limit is not None and _total(widths) > limit and max(widths.values()) > _LEAST:
@@ -101,12 +101,24 @@ def lines(
 
 
 def wrapped(text: str, limit: int | None, indent: str = "") -> list[str]:
-    """A sentence on as many lines as it needs; what has no blank in it stays whole."""
+    """A sentence on as many lines as it needs; words are never cut."""
     if limit is None:
         return [text]
     whole = _UNIT.sub("\0", text)
     found = textwrap.wrap(whole, limit, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return [line.replace("\0", " ") for line in found] or [text]
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""The text with every character that could steer a terminal as an escape, except those of `keep`.
+
+    >>> printable("a\x1b[2J")
+    'a\\x1b[2J'
+    """
+    return "".join(
+        char if char.isprintable() or char in keep else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
 
 
 def _total(widths: dict[int, int]) -> int:
@@ -120,7 +132,7 @@ class _Line:
     limit: int | None
     done: list[str] = field(default_factory=list)
     shown: str = ""
-    length: int = 0  # of what is shown, without its control codes
+    length: int = 0  # of `shown`, without control codes
 
     def place(self, cell: str, start: int, code: str, *, is_text: bool) -> None:
         pieces = [cell]
@@ -131,7 +143,7 @@ class _Line:
                 pieces = wrapped(cell, self.limit - start)
             else:
                 pieces = [cell]
-            # Whole, as far to the left as that takes, but never where a name would stand.
+            # Moved to the left until it fits, but not into the column of names.
             start = max(min(start, _BELOW), min(start, self.limit - max(map(len, pieces))))
         for number, piece in enumerate(pieces):
             if number or (self.length and self.length + _GAP > start):

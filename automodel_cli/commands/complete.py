@@ -1,9 +1,9 @@
-"""What can follow on a command line: files, checkpoints, presets, and the configuration's own keys.
+"""Candidates for completion: files, checkpoints, presets, and the keys of the configuration.
 
-Each public function is the `autocompletion` of a parameter: it gets what has been typed of one word
-and gives (candidate, help) pairs; `shells.py` brings them to the shell. Candidates that end in `=`, `.`
-or `/` want more to be typed. Nothing here imports torch or runs what a configuration names, and a
-configuration that cannot be read is passed over in silence: the prompt is no place for an error.
+Each public function is the `autocompletion` of a parameter: it gets the part of a word that is typed and
+returns (candidate, help) pairs; `shells.py` brings them to the shell. A candidate that ends in `=`, `.` or `/`
+is not complete. Nothing here imports torch or runs what a configuration names. A configuration that cannot be
+read is skipped silently, since a prompt must not show errors.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ Candidate = tuple[str, str]
 _YAML_SUFFIXES = (".yaml", ".yml")
 _TEXT_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".md", ".gz", ".zst", ".bz2")
 
-# A press of the tab key must not wait for a huge directory: so much is looked at, and no more.
+# Limits, so that the tab key does not wait for a huge directory.
 _MOST_ENTRIES = 1000
 _MOST_DIRECTORIES = 20
-_LOOK_AHEAD = 2  # levels: `runs/` is offered for the sake of `runs/wide/step_000200`
+_LOOK_AHEAD = 2  # levels: `runs/` is offered if there is `runs/wide/step_000200`
 
 
 def config_files(incomplete: str) -> list[Candidate]:
-    """YAML files, and directories: a checkpoint's directory is a configuration too."""
+    """YAML files and directories, since a directory may be a checkpoint."""
     return _paths(incomplete, _YAML_SUFFIXES)
 
 
 def sources(incomplete: str) -> list[Candidate]:
-    """What `amcli prep` reads: presets, text files, and directories on the way to them."""
+    """Sources of `amcli prep`: presets, text files, and directories."""
     from automodel_cli.engine.prep.presets import PRESETS
 
     named = [(preset.name, preset.description) for preset in PRESETS.values()]
@@ -46,14 +46,14 @@ def sources(incomplete: str) -> list[Candidate]:
 
 
 def presets(incomplete: str) -> list[Candidate]:
-    """What `amcli config init` starts from."""
+    """Presets of `amcli config init`."""
     from automodel_cli.engine.config.template import PRESETS
 
     return _starting(incomplete, [(preset, "") for preset in PRESETS])
 
 
 def tokenizers(incomplete: str) -> list[Candidate]:
-    """The embedded tokenizers, and directories, which may hold a saved one."""
+    """The embedded tokenizers, and directories, which may hold a tokenizer."""
     embedded = [("bytes", "one token per byte, 257 with BOS"), ("gpt2", "the tokens of GPT-2, 50,257")]
     return _starting(incomplete, embedded) + _paths(incomplete, ())
 
@@ -80,7 +80,7 @@ def checkpoints(incomplete: str) -> list[Candidate]:
 
 
 def assignments(context: typer.Context, incomplete: str) -> list[Candidate]:
-    """After `--set`: the keys of the configuration, and behind the `=` the values that suggest themselves."""
+    """After `--set`: keys of the configuration, and likely values after the `=`."""
     key, equals, typed = incomplete.partition("=")
     known = _known_keys(context, key)
     if not equals:
@@ -94,7 +94,7 @@ def assignments(context: typer.Context, incomplete: str) -> list[Candidate]:
 
 
 def keys(context: typer.Context, incomplete: str) -> list[Candidate]:
-    """The keys of the configuration, for options that name one."""
+    """Keys of the configuration."""
     return _next_parts(incomplete, _known_keys(context, incomplete), "")
 
 
@@ -103,7 +103,7 @@ def _starting(incomplete: str, candidates: list[Candidate]) -> list[Candidate]:
 
 
 def _next_parts(incomplete: str, known: dict[str, Key], end: str) -> list[Candidate]:
-    """The keys that start so, each up to its next dot: 15 sections are easier to read than 60 keys."""
+    """The keys that start with the typed text, up to the next dot: 15 sections are easier to read than 60 keys."""
     start = incomplete.rfind(".") + 1
     found: list[Candidate] = []
     sections: dict[str, list[str]] = {}
@@ -124,14 +124,14 @@ def _known_keys(context: typer.Context, typed: str) -> dict[str, Key]:
 
 
 def _configuration(context: typer.Context) -> Config:
-    """What the line says so far: its files (or the checkpoint's, or the built-in ones) and its overrides."""
+    """The configuration of the line so far: its files (else the checkpoint's, else the built-in ones) and overrides."""
     from automodel_cli.engine.config.builtin import builtin_config
     from automodel_cli.engine.config.config import Config, apply_overrides, read_configs
     from automodel_cli.errors import AmcliError
 
     config = Config({})
     for path in context.params.get("config") or _of_checkpoint(context):
-        # Only what is a file: a pipe would wait for its writer.
+        # Only regular files: reading a pipe would wait for its writer.
         if any(place.is_file() for place in (Path(path), Path(path) / "config.yaml")):
             with suppress(AmcliError):
                 config = config.merged(read_configs([Path(path)]))
@@ -144,7 +144,7 @@ def _configuration(context: typer.Context) -> Config:
 
 
 def _of_checkpoint(context: typer.Context) -> list[Path]:
-    """The checkpoint that `amcli resume` would continue, if this is that command and there is one."""
+    """The checkpoint that the command reads, if it reads one."""
     from automodel_cli.engine.checkpoint.layout import resolve
     from automodel_cli.errors import AmcliError
 
@@ -159,7 +159,7 @@ def _paths(incomplete: str, suffixes: tuple[str, ...] = ("",)) -> list[Candidate
 
 
 def _entries(incomplete: str, suffixes: tuple[str, ...]) -> Iterator[str]:
-    """Directories, with a slash, and files whose names end so; `~/` is left to the shell, which knows it."""
+    """Directories, with a slash, and files with one of the suffixes; `~/` is left to the shell."""
     if incomplete.startswith("~"):
         return
     start = incomplete.rfind("/") + 1
@@ -174,7 +174,7 @@ def _entries(incomplete: str, suffixes: tuple[str, ...]) -> Iterator[str]:
 
 
 def _scan(directory: str) -> list[os.DirEntry[str]]:
-    """The entries by name; none of a directory that cannot be read, or whose name a terminal cannot show."""
+    """The entries with printable names, sorted; none if the directory cannot be read."""
     try:
         with os.scandir(directory) as entries:
             shown = [entry for entry in islice(entries, _MOST_ENTRIES) if entry.name.isprintable()]

@@ -11,7 +11,6 @@ import typer
 
 from automodel_cli import terminal
 from automodel_cli.commands import complete, render, render_config
-from automodel_cli.commands.config_paths import configuration_at
 from automodel_cli.commands.options import (
     ConfigOption,
     Group,
@@ -20,6 +19,8 @@ from automodel_cli.commands.options import (
     SetOption,
     TrustOption,
     UnsetOption,
+    configuration_at,
+    option,
 )
 from automodel_cli.commands.render_config import Format
 from automodel_cli.engine.config.check import Settings, checked
@@ -30,9 +31,9 @@ from automodel_cli.engine.config.suggest import command
 from automodel_cli.errors import AmcliError, ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from automodel_cli.engine.plan.derive import Derived
+    pass
 
-# Notes are no part of the output, which may be YAML that is read again.
+# Notes go to standard error: the output may be YAML that is read again.
 _aside = render.speaker(as_json=True)
 
 config_app = typer.Typer(cls=Group, rich_markup_mode=None, no_args_is_help=True)
@@ -54,30 +55,26 @@ def show(
     config: ConfigOption = None,
     set_: SetOption = None,
     unset: UnsetOption = None,
-    form: Annotated[Format | None, typer.Option("--format", help="How to print it; yaml unless given.")] = None,
-    no_origins: Annotated[bool, typer.Option("--no-origins", help="Leave out where each value came from.")] = False,
+    form: Annotated[Format | None, typer.Option("--format", help="Format of the output; yaml unless given.")] = None,
+    no_origins: Annotated[bool, typer.Option("--no-origins", help="Do not print where each value came from.")] = False,
     changed: Annotated[
-        bool, typer.Option("--changed-only", help="Only what is not at its default, or not as built in.")
+        bool,
+        typer.Option(
+            "--changed-only", help="Only values that differ from the default, or from the built-in configuration."
+        ),
     ] = False,
     diff: Annotated[
         Path | None,
-        typer.Option(
+        option(
             metavar="FILE|CHECKPOINT",
-            help="What differs from another configuration.",
-            show_default=False,
-            autocompletion=complete.config_files,
+            help="Show the differences from another configuration.",
+            complete=complete.config_files,
         ),
     ] = None,
     explain: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY",
-            help="What one key means, and what it is here.",
-            show_default=False,
-            autocompletion=complete.keys,
-        ),
+        str | None, option(metavar="KEY", help="Explain one key, and show its value here.", complete=complete.keys)
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only check it: one line, or all that is wrong.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check: one line, or everything that is wrong.")] = False,
     trust_config: TrustOption = False,
     plot_lr: Annotated[bool, typer.Option("--plot-lr", help="Draw the learning rate over the steps.")] = False,
     json_: JsonOption = False,
@@ -104,7 +101,7 @@ def show(
     if check:
         _check(config, set_ or [], unset, trust=trust_config, as_json=as_json)
         return
-    # Shown, nothing runs: there is nothing to consent to.
+    # Nothing that it names runs, so no consent is needed.
     final = load_config(config, set_ or [], unset or (), trust=True)
     if plot_lr:
         _plot_lr(final, as_json=as_json)
@@ -118,18 +115,21 @@ def show(
 
         render_config.explanation(explanation_of(printed, explain), as_json=as_json)
     else:
+        from automodel_cli.engine.config.trust import consent_notes
+        from automodel_cli.engine.plan.derive import derive
+
         shown = changed_only(printed, built_in=not config) if changed else printed
         try:
             problem, settings = None, checked(final)
         except AmcliError as error:
             problem, settings = error, None
-        # From wrong numbers nothing follows; data that is not there yet changes none.
+        # Nothing follows from wrong numbers. Missing data changes no number.
         follows = not (changed or no_origins or isinstance(problem, ConfigError))
-        derived = _derived(final) if follows and form in (Format.YAML, Format.JSON) else None
+        derived = derive(final) if follows and form in (Format.YAML, Format.JSON) else None
         render_config.configuration(shown, form, origins=not no_origins, derived=derived)
         if settings is None:
             raise problem or ConfigError("the configuration could not be checked")
-        _say_notes(settings, _consent_notes(config))
+        _say_notes(settings, consent_notes(load_config(config)))
 
 
 @config_app.command("init")
@@ -172,12 +172,6 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-def _consent_notes(paths: list[Path] | None) -> list[str]:
-    from automodel_cli.engine.config.trust import consent_notes
-
-    return consent_notes(load_config(paths))
-
-
 def _form(form: Format | None, json_: bool, *single: bool) -> Format:
     """The format of the output; `--json` is short for `--format json`."""
     if sum(single) > 1:
@@ -190,12 +184,6 @@ def _form(form: Format | None, json_: bool, *single: bool) -> Format:
         message = f"--format {form} is for a whole configuration"
         raise UsageError(message, help="--diff, --explain, --check and --plot-lr print text, or --format json")
     return Format.JSON if json_ else form or Format.YAML
-
-
-def _derived(config: Config) -> Derived:
-    from automodel_cli.engine.plan.derive import derive
-
-    return derive(config)
 
 
 def _plot_lr(config: Config, *, as_json: bool) -> None:

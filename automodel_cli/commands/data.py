@@ -7,15 +7,14 @@ from typing import Annotated
 
 import typer
 
-from automodel_cli.commands.options import Group, JsonOption, working
+from automodel_cli.commands.options import Group, JsonOption, option, working
 from automodel_cli.errors import ExitCode
 
 data_app = typer.Typer(cls=Group, rich_markup_mode=None, no_args_is_help=True)
 
 DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A directory of token shards.")]
 BosOption = Annotated[
-    int | None,
-    typer.Option(metavar="ID", help="The token that begins a document, if no manifest says.", show_default=False),
+    int | None, option(metavar="ID", help="Id of the token that begins a document, if there is no manifest.")
 ]
 
 
@@ -58,21 +57,11 @@ def verify(directory: DirectoryArgument, json_: JsonOption = False) -> None:
 @data_app.command("inspect")
 def inspect(
     directory: DirectoryArgument,
-    doc: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, help="Decode one document, counted from 0.", show_default=False),
-    ] = None,
-    offset: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, help="Decode the document that holds this token.", show_default=False),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Where --doc and --offset look.  [default: the first]", show_default=False)
-    ] = None,
+    doc: Annotated[int | None, option(metavar="N", min=0, help="Decode one document, counted from 0.")] = None,
+    offset: Annotated[int | None, option(metavar="N", min=0, help="Decode the document that holds this token.")] = None,
+    split: Annotated[str | None, option(help="Split in which --doc and --offset count.  [default: the first]")] = None,
     bos_token: BosOption = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Decode with this one instead of the manifest's.", show_default=False)
-    ] = None,
+    tokenizer: Annotated[str | None, option(help="Decode with this tokenizer instead of the manifest's.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Show what a directory of shards holds, or one document as text.
@@ -103,7 +92,7 @@ def inspect(
 @working
 def merge(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="The parts, in any order.")],
-    output: Annotated[Path, typer.Option(help="Where the whole goes; must not exist yet.", show_default=False)],
+    output: Annotated[Path, option(help="Directory for the result; must not exist yet.")],
     json_: JsonOption = False,
 ) -> None:
     """Join the parts that `amcli prep --partition i/N` wrote into one directory.

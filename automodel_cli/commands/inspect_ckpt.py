@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from automodel_cli.commands import complete
-from automodel_cli.commands.options import CheckpointArgument, ConfigOption, JsonOption
+from automodel_cli.commands.options import CheckpointArgument, ConfigOption, JsonOption, option
 from automodel_cli.errors import CheckpointError, ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -21,30 +21,28 @@ def inspect_ckpt(
     path: CheckpointArgument = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare its SHA-256.")] = False,
     tree: Annotated[bool, typer.Option("--tree", help="Show all tensors by name, with types and shapes.")] = False,
-    tensor: Annotated[
-        str | None, typer.Option(metavar="GLOB", help="Numbers of the tensors of this name.", show_default=False)
-    ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Numbers of all tensors, and what looks wrong.")] = False,
+    tensor: Annotated[str | None, option(metavar="GLOB", help="Show statistics of the tensors that match.")] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Show statistics of all tensors, and what looks wrong.")
+    ] = False,
     diff: Annotated[
         Path | None,
-        typer.Option(
+        option(
             metavar="OTHER",
-            help="What another checkpoint or directory has changed.",
-            show_default=False,
-            autocompletion=complete.checkpoints,
+            help="Show the differences from another checkpoint or directory.",
+            complete=complete.checkpoints,
         ),
     ] = None,
     can_resume: Annotated[
-        bool, typer.Option("--can-resume", help="Say whether a run can go on from it, with -c's configuration.")
+        bool, typer.Option("--can-resume", help="Say whether a run can continue from it (with -c's configuration).")
     ] = False,
     config: ConfigOption = None,
     nproc_per_node: Annotated[
-        int | None,
-        typer.Option("--nproc-per-node", metavar="N", min=1, help="Ranks to go on with.", show_default=False),
+        int | None, option("--nproc-per-node", metavar="N", min=1, help="Number of ranks to continue on.")
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Say what a checkpoint is, and whether it is whole.
+    """Show what a checkpoint is, and whether it is complete and undamaged.
 
     Reads headers and sizes only, and never runs anything that a checkpoint contains; --verify
     also compares every byte. A run's directory gives the list of its checkpoints. Hugging Face
@@ -111,7 +109,7 @@ def _can_resume(
 
 
 def _foreign(path: Path) -> ForeignTensors | None:
-    """The tensors of a place that is neither a checkpoint nor a directory of them."""
+    """The tensors of a path that is neither a checkpoint nor a run; else None."""
     from automodel_cli.engine.checkpoint.foreign import read_foreign
     from automodel_cli.engine.checkpoint.layout import is_checkpoint, list_steps
 
@@ -120,7 +118,7 @@ def _foreign(path: Path) -> ForeignTensors | None:
 
 
 def _place(path: Path | None) -> tuple[str, ForeignTensors, Path | None]:
-    """Name and tensors of what the user means, and the checkpoint of ours that it is."""
+    """Name and tensors of what a path means, and the checkpoint if it is one of amcli."""
     from automodel_cli.engine.checkpoint.foreign import read_foreign
     from automodel_cli.engine.checkpoint.layout import MODEL_DIRECTORY, resolve
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from automodel_cli.commands import complete, consent, render_prep
+from automodel_cli.commands import complete, render, render_prep
 from automodel_cli.commands.options import JsonOption, QuietOption, YesOption
 from automodel_cli.engine.prep.documents import (
     MAX_DOCUMENT_BYTES,
@@ -191,7 +191,7 @@ def prep(
 
     directory = output_directory(options)
     if overwrite and directory.is_dir() and any(directory.iterdir()):
-        consent.ask(f"delete the data in {directory}", yes=yes)
+        render.ask(f"delete the data in {directory}", yes=yes)
     with render_prep.progress(", ".join(sources or [str(dataset)]), quiet=json_ or quiet) as on_progress:
         result = prepare(options, on_progress, render_prep.note)
     if verify:

@@ -1,9 +1,10 @@
-"""What the training commands say: plain notes, and the summary at the end."""
+"""What several commands print: notes, questions, and the summary at the end of a run."""
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -28,19 +29,33 @@ def speaker(as_json: bool, *, quiet: bool = False) -> Say:
 
 
 def changes(found: list[Change], say: Say) -> None:
-    """Says every key that is not as it was in the checkpoint."""
+    """Prints every key that is not as it was in the checkpoint."""
     for change in found:
         say(f"changed  {change}")
 
 
 def notes(found: Sequence[str], say: Say) -> None:
-    """Says what the checks could not tell, and what has no effect yet."""
+    """Prints what could not be checked, and what has no effect yet."""
     for note in found:
         say("\n".join(columns.wrapped(f"note: {note}", columns.room(), "  ")))
 
 
+def ask(what: str, *, yes: bool) -> None:
+    """Asks on a terminal whether to go on; a script is not asked.
+
+    Args:
+        what: What will be lost, as the beginning of a question: `delete the run in checkpoints`.
+        yes: The answer was given with `--yes`.
+
+    Raises:
+        typer.Abort: The answer is no.
+    """
+    if not yes and sys.stdin.isatty() and sys.stderr.isatty():
+        typer.confirm(f"{what}?", abort=True, err=True)
+
+
 def run_summary(summary: RunSummary, *, as_json: bool) -> None:
-    """The end of a run: losses beside the unigram entropy, throughput, and what to do next."""
+    """Prints how a run ended: losses beside the unigram entropy, throughput, and what to do next."""
     values = {
         "step": summary.step,
         "loss": summary.loss,

@@ -1,7 +1,6 @@
 """How `inspect-ckpt` looks: aligned text, with colour only on a terminal.
 
-What a checkpoint says about itself is untrusted: control characters are shown as escapes and
-never reach the terminal.
+Text from a checkpoint is untrusted: its control characters are shown as escapes and never reach the terminal.
 """
 
 from __future__ import annotations
@@ -14,10 +13,12 @@ from typing import Any, TypeGuard
 import typer
 
 from automodel_cli.commands import columns
+from automodel_cli.commands.columns import printable
 from automodel_cli.engine.checkpoint.inspect_run import RunReport
 from automodel_cli.engine.checkpoint.parameters import ParameterCount
 from automodel_cli.engine.checkpoint.report import CheckpointReport
 
+_VERDICT = 6  # its column in the table of a run
 _COLOURS = {
     "resumable": columns.GREEN,
     "weights only": columns.CYAN,
@@ -52,12 +53,12 @@ def _checkpoint(found: CheckpointReport) -> None:
         _files(found)
     if found.config:
         _title("configuration")
-        # As it stands in the YAML: a seed with a comma in it could not be copied.
+        # Numbers without thousands separators, so that they can be copied into YAML.
         _grid([(key, str(value)) for key, value in found.config.items()])
 
 
 def _say(text: str, code: str, *, only: str | None = None) -> None:
-    """A sentence in a style, or `only` its first words in it."""
+    """Prints a sentence in a style; with `only`, just these first words have the style."""
     for line in columns.wrapped(text, columns.room(), "  "):
         begin = only if only and line.startswith(only) else line if only is None else ""
         typer.echo(columns.styled(begin, code) + line.removeprefix(begin))
@@ -101,7 +102,7 @@ def _progress_rows(found: CheckpointReport) -> list[tuple[str, Any]]:
 
 
 def _balance(rank_bytes: dict[int, int]) -> str | None:
-    """How evenly the ranks share what they write: the largest part decides how long a save takes."""
+    """How evenly the ranks share the writing: the rank that writes most decides how long a save takes."""
     if not rank_bytes:
         return None
     sizes = sorted(rank_bytes.values())
@@ -171,7 +172,7 @@ def _run(found: RunReport) -> None:
         )
     typer.echo(columns.styled(printable(found.path), columns.BOLD))
     verdicts = {number: _COLOURS[report.verdict] for number, report in enumerate(found.checkpoints, start=1)}
-    # Which checkpoint it is, and whether it can be used, stay longest.
+    # The name and the verdict stay longest.
     _table(rows, right=(1, 2, 3, 4), first_to_go=(5, 4, 3, 1, 2, 7), colours=verdicts)
     for report in found.checkpoints:
         for problem in report.problems:
@@ -185,7 +186,7 @@ def _number(value: Any, form: str) -> str:
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    # JSON has integers without end, and formatting one beyond a float's range raises.
+    # Integers in JSON have no limit, and formatting one beyond the range of a float raises.
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
@@ -203,7 +204,7 @@ def _table(
     first_to_go: Sequence[int] = (),
     colours: Mapping[int, str] | None = None,
 ) -> None:
-    """A table with a header; `colours` are those of the verdicts, by row."""
+    """Prints a table with a header; `colours` are those of the verdicts, by row."""
 
     def style(row: int, column: int) -> str:
         if row == 0:
@@ -211,17 +212,3 @@ def _table(
         return (colours or {}).get(row, "") if column == _VERDICT else ""
 
     columns.show(rows, right=right, first_to_go=first_to_go, style=style)
-
-
-_VERDICT = 6
-
-
-def printable(text: str) -> str:
-    r"""`text` with every character that could steer a terminal shown as an escape.
-
-    >>> printable("a\x1b[2J")
-    'a\\x1b[2J'
-    """
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text
-    )

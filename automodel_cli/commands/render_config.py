@@ -1,4 +1,4 @@
-"""How `amcli config` looks: aligned text, dimmed only on a terminal, or JSON with stable keys."""
+"""How the output of `amcli config` looks: aligned text, dimmed only on a terminal, or JSON with stable keys."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Format(StrEnum):
 
 
 def configuration(config: Config, form: Format, *, origins: bool, derived: Derived | None = None) -> None:
-    """Prints a configuration, beside each value where it came from, and at the end what follows from it.
+    """Prints a configuration, the origin of each value beside it, and at the end what follows from it.
 
     Args:
         config: What to print.
-        form: How. What follows from it stands in JSON and, as comments, in YAML; the others are one value a line.
-        origins: Whether to say where values came from.
-        derived: What follows from it, if that is to be said.
+        form: Only JSON and YAML (as comments) hold what follows from it.
+        origins: Print where values came from.
+        derived: What follows from it; None to leave it out.
     """
     if derived is not None:
-        from automodel_cli.commands.render_plan import derived_document, derived_text
+        from automodel_cli.commands.plan import derived_document, derived_text
     if form is Format.JSON:
         document: dict[str, object] = {"config": config.values}
         if origins:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from automodel_cli.commands import columns
+from automodel_cli.commands.columns import printable
 from automodel_cli.commands.render_prep import duration, next_command
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _SHOWN_TEXT = 24
 
 @contextmanager
 def progress(verb: str, *, quiet: bool) -> Iterator[Callable[[VerifyProgress], None]]:
-    """Show on standard error how many bytes are done: a bar on a terminal, else a line every tenth."""
+    """Shows on standard error how many bytes are done: a bar on a terminal, else a line every tenth."""
     if quiet:
         yield lambda _: None
     elif sys.stderr.isatty():
@@ -63,7 +64,7 @@ def _plain_lines(verb: str) -> Callable[[VerifyProgress], None]:
     def show(state: VerifyProgress) -> None:
         nonlocal shown_tenths
         tenths = state.done_bytes * 10 // max(state.total_bytes, 1)
-        # The end has a summary of its own.
+        # The summary follows at the end.
         if shown_tenths < tenths < 10:
             shown_tenths = tenths
             typer.echo(f"{verb}: {tenths * 10}%, {state.done_bytes:,} bytes", err=True)
@@ -72,7 +73,7 @@ def _plain_lines(verb: str) -> Callable[[VerifyProgress], None]:
 
 
 def verification(found: Verification, *, as_json: bool) -> None:
-    """Every problem, and a summary."""
+    """Prints every problem, and a summary."""
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return
@@ -90,7 +91,7 @@ def verification(found: Verification, *, as_json: bool) -> None:
 
 
 def merged(result: Merged, *, as_json: bool) -> None:
-    """What was joined, and the next command."""
+    """Prints what was joined, and the next command."""
     if as_json:
         facts = {"directory": str(result.directory), "num_parts": result.num_parts, "num_linked": result.num_linked}
         notes = {"notes": list(result.notes)}
@@ -106,22 +107,22 @@ def merged(result: Merged, *, as_json: bool) -> None:
 
 
 def document(found: DecodedDocument, *, as_json: bool) -> None:
-    """One document: where it lies, and its text or, without a tokenizer, its tokens."""
+    """Prints where a document lies, and its text or, without a tokenizer, its tokens."""
     if as_json:
         typer.echo(json.dumps(found.to_dict()))
         return
     where = f"document {found.number:,} of {found.split}: {found.shard}, token {found.offset:,}"
-    # Aside, so that a pipe gets the text alone.
+    # On standard error, so that a pipe gets only the text.
     typer.echo(f"{where}, {len(found.token_ids):,} tokens", err=True)
     if found.text is None:
         typer.echo("no tokenizer is known (--tokenizer names one); its token ids are", err=True)
         typer.echo(" ".join(map(str, found.token_ids)))
     else:
-        typer.echo(_printable(found.text) if sys.stdout.isatty() else found.text)
+        typer.echo(printable(found.text, keep="\n\t") if sys.stdout.isatty() else found.text)
 
 
 def survey(found: Survey, tokenizer: Tokenizer | None, *, as_json: bool) -> None:
-    """Everything about a directory; tokens are shown as text where a tokenizer is known."""
+    """Prints everything about a directory; tokens as text if a tokenizer is known."""
     if as_json:
         values = found.to_dict()
         for split in values["splits"].values():
@@ -183,12 +184,12 @@ def _histogram(split: SplitSurvey) -> None:
         else min(_BAR_CELLS, limit - max(len(span) + len(count) for span, count in rows) - 4)
     )
     for (span, count), found in zip(rows, split.lengths, strict=True):
-        # A bin with a single document among millions is still not empty.
+        # Rounded up: a bin with a single document among millions is not empty.
         typer.echo(f"{span}  {count}  {'█' * -(-found.num_documents * room // largest)}".rstrip())
 
 
 def _lines(values: dict[str, Any], indent: int) -> None:
-    """Nested values, one line each."""
+    """Prints nested values, one a line."""
     columns.show(list(_rows(values, indent)), text=[1])
 
 
@@ -199,7 +200,7 @@ def _rows(values: dict[str, Any], indent: int) -> Iterator[tuple[str, str]]:
             yield name, ""
             yield from _rows(value, indent + 1)
         else:
-            yield name, _printable(f"{value:,}" if type(value) is int else "-" if value in (None, {}) else str(value))
+            yield name, printable(f"{value:,}" if type(value) is int else "-" if value in (None, {}) else str(value))
 
 
 def _text(tokenizer: Tokenizer | None, token_id: int) -> str | None:
@@ -211,11 +212,6 @@ def _text(tokenizer: Tokenizer | None, token_id: int) -> str | None:
 def _shown(tokenizer: Tokenizer | None, token_id: int) -> str:
     text = _text(tokenizer, token_id)
     return "" if text is None else repr(text[:_SHOWN_TEXT])
-
-
-def _printable(text: str) -> str:
-    """Text whose control characters cannot steer a terminal."""
-    return "".join(sign if sign.isprintable() or sign in "\n\t" else f"\\x{ord(sign):02x}" for sign in text)
 
 
 def _shards(count: int) -> str:

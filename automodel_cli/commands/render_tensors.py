@@ -1,4 +1,4 @@
-"""How `inspect-ckpt` shows tensors: as a tree, with their numbers, beside those of another place."""
+"""How `inspect-ckpt` shows tensors: as a tree, with statistics, or compared with those of another place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from automodel_cli.commands import columns
-from automodel_cli.commands.render_checkpoint import printable
+from automodel_cli.commands.columns import printable
 from automodel_cli.engine.checkpoint.manifest import finite
 from automodel_cli.engine.checkpoint.parameters import count_parameters
 from automodel_cli.engine.checkpoint.tensor_header import TensorInfo
@@ -24,7 +24,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 def summary(path: str, found: ForeignTensors, *, as_json: bool) -> None:
-    """What lies in a place that is no checkpoint of ours."""
+    """Prints what lies in a place that is not a checkpoint of amcli."""
     count = count_parameters(found.tensors, found.config)
     if as_json:
         tensors = {name: {"dtype": info.dtype, "shape": list(info.shape)} for name, info in found.tensors.items()}
@@ -54,7 +54,7 @@ def summary(path: str, found: ForeignTensors, *, as_json: bool) -> None:
 
 
 def tree(tensors: Mapping[str, TensorInfo]) -> None:
-    """The names as a tree, with type, shape and parameters."""
+    """Prints the names as a tree, with type, shape and number of parameters."""
     root: dict[str, Any] = {}
     for name, info in tensors.items():
         *places, last = name.split(".")
@@ -86,7 +86,7 @@ def _elements(node: Any) -> int:
 
 
 def statistics(all_stats: Sequence[TensorStats], warnings: Sequence[str], *, as_json: bool) -> None:
-    """Numbers of tensors, one a line, then what looks wrong."""
+    """Prints statistics, one tensor a line, then what looks wrong."""
     if as_json:
         document = {"tensors": [vars(stats) for stats in all_stats], "warnings": list(warnings)}
         typer.echo(json.dumps(finite(document), indent=2, allow_nan=False))
@@ -104,14 +104,14 @@ def statistics(all_stats: Sequence[TensorStats], warnings: Sequence[str], *, as_
         )
         for stats in all_stats
     ]
-    # What shows a fault stays longest: the name, what is no number, and the largest.
+    # The columns that show a fault stay longest: name, NaN, Inf and max.
     columns.show([header, *rows], first_to_go=(9, 1, 2, 5, 3, 6, 4))
     for warning in warnings:
         typer.echo("\n".join(columns.wrapped(f"warning: {printable(warning)}", columns.room())))
 
 
 def differences(found: TensorDifferences, changes: Sequence[Change], *, as_json: bool) -> None:
-    """What differs between two places: configuration, names, shapes, and how far each layer moved."""
+    """Prints what differs between two places: configuration, names, shapes, and how far each layer moved."""
     if as_json:
         document = {**vars(found), "config": [{"key": c.key, "old": c.old, "new": c.new} for c in changes]}
         typer.echo(json.dumps(finite(document), indent=2, default=list))
@@ -142,5 +142,5 @@ def _number(value: float | None) -> str:
 
 def _bars(counts: Sequence[int]) -> str:
     most = max(counts, default=0)
-    # Whatever is there at all shows, however little it is beside the rest.
+    # A bin that is not empty shows at least one eighth, even next to a huge one.
     return "".join(_BARS[0 if not count else max(1, round(8 * count / most))] for count in counts)

@@ -9,29 +9,30 @@ import typer
 
 from automodel_cli import terminal
 from automodel_cli.commands import complete
-from automodel_cli.commands.options import CheckpointArgument, JsonOption, TrustOption
+from automodel_cli.commands.options import CheckpointArgument, JsonOption, TrustOption, option
 
 
 def sample(
     checkpoint: CheckpointArgument = None,
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")] = "",
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to write.")] = 400,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Among the k likeliest tokens; 0 among all.")] = 50,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Equal seeds write equal text.")] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens to write.")
+    ] = 400,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="0 always takes the most likely token.")
+    ] = 0.8,
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=0, help="Choose among the k most likely tokens; 0: among all.")
+    ] = 50,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed writes the same text.")] = 0,
     tokenizer: Annotated[
         str | None,
-        typer.Option(
-            "--tokenizer",
-            help="Instead of the recorded one.",
-            show_default=False,
-            autocompletion=complete.tokenizers,
-        ),
+        option("--tokenizer", help="Tokenizer to use instead of the recorded one.", complete=complete.tokenizers),
     ] = None,
     trust_config: TrustOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Let a trained checkpoint write.
+    """Write text with a trained checkpoint.
 
     \b
     Examples:

@@ -1,14 +1,14 @@
-"""How bash, zsh and fish ask what can follow on a command line, and how they are answered.
+"""Completion in bash, zsh and fish.
 
-Typer finds the parameter that a word belongs to and asks its `autocompletion` (`complete.py`). Three
-things it does not know are added to its classes here:
+Typer finds the parameter that a word belongs to and calls its `autocompletion` (`complete.py`). The classes here add
+three things that Typer does not do:
 
-- A shell ends a single candidate with a space; after `model.n_layer=` or `runs/` there must be none.
-- bash takes `=` and `:` for the ends of words, and replaces only what stands behind the last of them.
-- `--model.n_layer 24` is an override as well, though no option has that name.
+- A shell adds a space after a single candidate; after `model.n_layer=` or `runs/` there must be none.
+- bash ends a word at `=` and `:`, and replaces only the part after the last of them.
+- `--model.n_layer 24` is an override, though no option has that name.
 
-Guarantees that no error is printed into a prompt, and that help texts are plain text, which needs no rich.
-Typer has no public hook for any of this: `register` names what it replaces, `pyproject.toml` pins the version.
+No error is printed into a prompt, and help texts are plain text, so that rich is not imported.
+Typer has no public hook for this: `register` replaces its classes, and `pyproject.toml` pins its version.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typer import _completion_classes, _completion_shared
 from typer._completion_classes import BashComplete, CompletionItem, FishComplete, ShellComplete, ZshComplete
 
 # The first line of the answer is for compopt, the others are the candidates. The line and the word are
-# passed as the user typed them: the words that bash makes of them do not tell `a=b` from `a = b`.
+# passed as the user typed them: after bash has split them, `a=b` and `a = b` look the same.
 BASH_SCRIPT = """
 %(complete_func)s() {
     local lines
@@ -34,14 +34,14 @@ BASH_SCRIPT = """
 complete -o default -F %(complete_func)s %(prog_name)s
 """
 
-# More is to be typed behind a candidate that ends so.
+# A candidate with one of these at its end is not complete.
 _OPEN_ENDS = ("=", ".", "/")
-# A word behind one of these is a part of the configuration, and never the name of some file.
+# After one of these comes a part of the configuration, never the name of a file.
 _KEY_OPTIONS = ("--set", "--unset", "--explain")
 
 
 def register() -> None:
-    """Makes Typer answer as described above; to be called before the app runs."""
+    """Replaces the classes of Typer; to be called before the app runs."""
     _completion_shared._completion_scripts["bash"] = BASH_SCRIPT
     _completion_classes.BashComplete = Bash  # type: ignore[misc]  # a class stands in for its base
     _completion_classes.ZshComplete = Zsh  # type: ignore[misc]
@@ -49,14 +49,14 @@ def register() -> None:
 
 
 class _Overrides(ShellComplete):
-    """Candidates for a word, with `--key=value` and `--a.b.c value` brought to the form that Typer knows."""
+    """Candidates for a word; rewrites `--key=value` and `--a.b.c value` into the form that Typer knows."""
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
         """Whole words, each with a plain line of help."""
         try:
             found = self._candidates(args, incomplete)
         except Exception:
-            # Whatever is wrong, the prompt is no place to say it; the command itself will.
+            # A prompt must not show errors; the command itself will show this one.
             if os.environ.get("AMCLI_TRACEBACK", "0") not in ("", "0"):
                 raise
             return []
@@ -80,8 +80,8 @@ class Bash(_Overrides, BashComplete):
     source_template = BASH_SCRIPT
 
     def complete(self) -> str:
-        """A line for compopt, and the candidates as bash has to insert them."""
-        if "COMP_WORD" not in os.environ:  # the caller is a script that Typer itself has written
+        """A line for compopt, and the candidates as bash must insert them."""
+        if "COMP_WORD" not in os.environ:  # the caller is a script that Typer has written
             return super().complete()
         (_, *args, word), quote = split_line(os.environ["COMP_LINE"])
         replaced = os.environ["COMP_WORD"]
@@ -113,7 +113,7 @@ class Zsh(_Overrides, ZshComplete):
 
 
 class Fish(_Overrides, FishComplete):
-    """fish, which adds no space behind `=`, `.` and `/` of its own accord."""
+    """fish, which itself adds no space after `=`, `.` and `/`."""
 
     def format_completion(self, item: CompletionItem) -> str:
         """Candidate and help, with a tab between them."""
@@ -121,12 +121,12 @@ class Fish(_Overrides, FishComplete):
 
 
 def split_line(line: str) -> tuple[list[str], str]:
-    """The words of a line as a shell takes them, and the quote that is open at its end.
+    """The words of a line as a shell splits it, and the quote that is open at its end.
 
     >>> split_line("amcli config show --set 'seed=")
     (['amcli', 'config', 'show', '--set', 'seed='], "'")
     """
-    # One more character at the end gives the last word a letter, also where it is empty.
+    # One more character, so that the last word is never empty.
     lexer = shlex.shlex(f"{line}_", posix=True)
     lexer.whitespace_split = True
     lexer.commenters = ""
@@ -135,7 +135,7 @@ def split_line(line: str) -> tuple[list[str], str]:
     try:
         for word in lexer:
             words.append(word)
-    except ValueError:  # the quote is not closed yet; typeshed does not know the state
+    except ValueError:  # the quote is not closed yet; typeshed does not know `state`
         words.append(lexer.token)
         quote = str(vars(lexer)["state"])
     return [*words[:-1], words[-1].removesuffix("_")], quote
@@ -163,14 +163,14 @@ def _is_of_configuration(args: list[str], incomplete: str) -> bool:
 
 
 def _compopt(args: list[str], word: str, values: list[str]) -> str:
-    """What to tell bash about this completion, beside the candidates."""
+    """Options for bash's compopt."""
     options = ["-o nospace"] if values and all(value.endswith(_OPEN_ENDS) for value in values) else []
     # Without candidates bash would offer the files of the working directory.
     return " ".join([*options, "+o default"] if _is_of_configuration(args, word) else options)
 
 
 def _quoted(value: str, quote: str) -> str:
-    """A candidate as it has to stand on the line, inside or outside of an open quote."""
+    """A candidate as it must stand on the line, inside or outside of an open quote."""
     if quote == "'":
         return value.replace("'", "'\\''")
     if quote == '"':

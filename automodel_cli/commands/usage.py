@@ -1,7 +1,7 @@
-"""What is said about a wrong command line: the right usage, what is wrong, and what was probably meant.
+"""The message about a wrong command line: the right usage, what is wrong, and what was probably meant.
 
-Typer's parser finds the mistake. What it cannot know is added here: options of other commands, commands
-of a group, keys of the configuration without their section, and arguments that lack their option.
+Typer's parser finds the mistake. The suggestions are made here, from the options of other commands, the commands
+of a group, keys of the configuration without their section, and arguments without their option.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def explain(app: typer.Typer, argv: list[str], error: TyperException) -> tuple[s
     """The usage of the command that was meant, and the message with its help line.
 
     Args:
-        app: The whole command line.
+        app: The app with all commands.
         argv: The arguments that `error` is about.
-        error: What Typer's parser raised.
+        error: Raised by Typer's parser.
     """
     command = typer.main.get_command(app)
     root = typer.Context(command, info_name="amcli", **command.context_settings)
@@ -38,7 +38,7 @@ def explain(app: typer.Typer, argv: list[str], error: TyperException) -> tuple[s
 
 
 def _command_of(root: typer.Context, argv: list[str]) -> tuple[typer.Context, list[str]]:
-    """The innermost command that the arguments name, and those behind its name."""
+    """The innermost command that the arguments name, and the arguments after its name."""
     context, rest = root, argv
     while isinstance(context.command, TyperGroup):
         words = [word for word in rest if not word.startswith("-")]
@@ -71,7 +71,7 @@ def _explain(
 
 
 def _instead_of_command(context: typer.Context, word: str, rest: list[str]) -> str:
-    """The nearest command, or the group that has one of this name, or all that there are."""
+    """The nearest command, or the group that has a command of this name, or all commands."""
     group = context.command
     names = group.list_commands(context) if isinstance(group, TyperGroup) else []
     after = rest[rest.index(word) + 1 :]
@@ -85,7 +85,7 @@ def _instead_of_command(context: typer.Context, word: str, rest: list[str]) -> s
 
 
 def _instead_of_option(root: typer.Context, context: typer.Context, rest: list[str], option: str) -> str | None:
-    """A key of the configuration, else the commands that have this very option, else the nearest one."""
+    """A key of the configuration, else the commands that have this option, else the nearest option."""
     known = _options(context)
     if "--set" in known and (key := _key_named(option)):
         return f"it is a key of the configuration: --set {quoted(f'{key}={_value_of(option, rest)}')}"
@@ -95,13 +95,13 @@ def _instead_of_option(root: typer.Context, context: typer.Context, rest: list[s
     section = option.lstrip("-")
     if "--set" in known and isinstance(builtin_config().get(section), Mapping):
         return f"`{section}` is a section of the configuration: --set {section}.KEY=VALUE"
-    # Without the dashes, which all of them share.
+    # Compared without the dashes, which all options share.
     match = nearest(option.lstrip("-"), [name.lstrip("-") for name in known])
     return f"did you mean {'--' if len(match) > 1 else '-'}{match}?" if match else None
 
 
 def _value_of(option: str, rest: list[str]) -> str:
-    """What was typed for the option, or a word in its place."""
+    """The value that was typed for the option, or a placeholder."""
     for argument, following in zip(rest, [*rest[1:], "-"], strict=True):
         name, equals, value = argument.partition("=")
         if name == option:
@@ -119,7 +119,7 @@ def _instead_of_argument(context: typer.Context, argument: str) -> str | None:
 
 
 def _key_named(option: str) -> str | None:
-    """The key of the built-in configuration whose last part is this option: `--max-steps`."""
+    """The key of the built-in configuration whose last part is this option, such as `--max-steps`."""
     from automodel_cli.engine.config.keys import known_keys
 
     name = option.lstrip("-").replace("-", "_")
@@ -127,7 +127,7 @@ def _key_named(option: str) -> str | None:
 
 
 def _form_of(context: typer.Context, option: str) -> str | None:
-    """An option with what stands for its value on the help page: `--set KEY=VALUE`."""
+    """An option as on the help page: `--set KEY=VALUE`."""
     for parameter in context.command.params:
         if isinstance(parameter, TyperOption) and option in parameter.opts:
             return f"{option} {parameter.make_metavar(context)}"
@@ -135,7 +135,7 @@ def _form_of(context: typer.Context, option: str) -> str | None:
 
 
 def _commands(context: typer.Context) -> Iterator[tuple[str, TyperCommand]]:
-    """Every command at and below this one that is no group, with its whole name."""
+    """Every command at and below this one that is not a group, with its whole name."""
     command = context.command
     if isinstance(command, TyperGroup):
         for name in command.list_commands(context):

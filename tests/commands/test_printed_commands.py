@@ -27,9 +27,9 @@ from automodel_cli.engine.plan.savings import Saving
 from automodel_cli.engine.prep.check_result import check_result
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 from automodel_cli.engine.shards.manifest import load_manifest
-from automodel_cli.engine.train import saving
-from automodel_cli.engine.train.opening import _starting_from
+from automodel_cli.engine.train import checkpoint_manager
 from automodel_cli.engine.train.out_of_memory import Situation, _where_it_goes_on
+from automodel_cli.engine.train.restore import _starting_from
 from automodel_cli.errors import AmcliError
 
 PACKAGE = Path(app.__file__).parent
@@ -218,8 +218,10 @@ def test_the_commands_around_a_run_are_about_that_run(tiny_run, capsys, paste, m
     assert "step_000006" in paste(inspect)[1]
     code, finished = paste(printed_commands(in_the_way)[0])
     assert (code, "nothing to train" in finished) == (0, True)
-    real, asked = saving.finish, []
-    monkeypatch.setattr(saving, "finish", lambda *args, **named: (_stop_once(asked), real(*args, **named))[1])
+    real, asked = checkpoint_manager.finish, []
+    monkeypatch.setattr(
+        checkpoint_manager, "finish", lambda *args, **named: (_stop_once(asked), real(*args, **named))[1]
+    )
     code, stopped = paste(printed_commands(finished)[0])
     assert code == 6, stopped
     code, said = paste(printed_commands(stopped)[-1])

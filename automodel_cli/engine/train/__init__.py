@@ -2,8 +2,9 @@
 
 Which file says what:
 
-- before torch is imported: `preflight`, `continuation` (the plan of a resumed run), `resume_rules`, `can_resume`
-- building a run: `recipe` (start here), `build`, `objective`, `weights`, `batches`, `local_batch`, `dry_run`,
+- before torch is imported: `start` (new or continued: start here), `preflight`, `continuation` (the plan of a resumed
+  run), `resume_rules`, `can_resume`
+- building a run: `recipe`, `build`, `objective`, `weights`, `batches`, `local_batch`, `dry_run`,
   `run_facts`
 - one step: `loop`, `step`, `step_numbers`, `step_scheduler`, `elastic`, `signals`
 - saving: `checkpoint_manager` (when), `checkpoint_content` (what), `generators`
