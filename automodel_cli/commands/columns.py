@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 import typer
 
+from automodel_cli.engine.config.emit import steady
+
 BOLD, DIM, RED, GREEN, YELLOW, CYAN = "1", "2", "31", "32", "33", "36"
 _GAP = 2
 _LEAST = 8  # characters that a column is aligned to even in the narrowest terminal
@@ -78,6 +80,7 @@ def lines(
     >>> lines([("a", "1", "note"), ("b", "22", "note")], 8, first_to_go=[2], right=[1])
     ['a   1', 'b  22']
     """
+    rows = [[steady(cell) for cell in row] for row in rows]
     widths = {column: max(map(len, cells)) for column, cells in enumerate(zip(*rows, strict=True))}
     gone = list(first_to_go)
     while limit is not None and gone and _total(widths) > limit:

@@ -93,17 +93,19 @@ def inspect_ckpt(
 def _can_resume(
     path: Path | None, config: list[Path] | None, ranks: int | None, *, verify: bool, as_json: bool
 ) -> None:
+    from automodel_cli.commands.render import speaker
     from automodel_cli.engine.train.can_resume import can_resume
 
+    say = speaker(as_json=False)
     answer = can_resume(path, config, ranks, verify=verify)
     if as_json:
         typer.echo(json.dumps(answer.to_dict(), indent=2))
     else:
-        typer.echo(f"{answer.verdict}: {answer.path} on {answer.world_size} rank{'s'[: answer.world_size > 1]}")
+        say(f"{answer.verdict}: {answer.path} on {answer.world_size} rank{'s'[: answer.world_size > 1]}")
         for line in answer.reasons:
-            typer.echo(f"  {line}")
+            say(f"  {line}")
         for line in answer.changes:
-            typer.echo(f"  changed  {line}")
+            say(f"  changed  {line}")
     if answer.reasons:
         raise typer.Exit(ExitCode.CHECKPOINT)
 

@@ -12,6 +12,7 @@ import typer
 
 from automodel_cli.commands import columns
 from automodel_cli.engine.config.diff import Change
+from automodel_cli.engine.config.emit import steady
 from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.engine.config.suggest import on_run
 
@@ -25,7 +26,7 @@ def speaker(as_json: bool, *, quiet: bool = False) -> Say:
     """Where notes go: standard output, standard error where that is kept for JSON, or nowhere."""
     if quiet:
         return lambda text: None
-    return lambda text: typer.echo(masked_message(text), err=as_json)
+    return lambda text: typer.echo(steady(masked_message(text)), err=as_json)
 
 
 def changes(found: list[Change], say: Say) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated
 
 import typer
@@ -46,6 +47,7 @@ def sample(
     directory = resolve(checkpoint)
     terminal.quiet_libraries()
 
+    from automodel_cli.engine.config.emit import steady
     from automodel_cli.engine.sample.writer import load_writer
 
     writer = load_writer(directory, tokenizer, trust=trust_config)
@@ -56,7 +58,9 @@ def sample(
         document = {"checkpoint": str(directory), "seed": seed, "prompt": prompt, "text": "".join(pieces)}
         typer.echo(json.dumps(document, indent=2))
         return
-    typer.echo(prompt, nl=False)
+    # A model writes what it was trained to write: on a terminal that may be no command to the terminal.
+    shown = steady if sys.stdout.isatty() else str
+    typer.echo(shown(prompt), nl=False)
     for piece in pieces:
-        typer.echo(piece, nl=False)
+        typer.echo(shown(piece), nl=False)
     typer.echo()

@@ -38,14 +38,20 @@ def in_users_code(note: Callable[[], str]) -> Iterator[None]:
         note: Which code it was; asked only when something was raised.
 
     Raises:
-        RuntimeError: The code called `sys.exit`, which would end a run with the exit code of a success.
+        RuntimeError: The code called `sys.exit`, which would end a run with the exit code of a success, or raised
+            StopIteration, which the generators around it would take for an end of their own.
     """
     try:
         yield
     except AmcliError:
         raise
-    except SystemExit as error:
-        ended = RuntimeError(f"the code ended the program with sys.exit({error.code!r})")
+    except (SystemExit, StopIteration) as error:
+        did = (
+            f"ended the program with sys.exit({error.code!r})"
+            if isinstance(error, SystemExit)
+            else "raised StopIteration"
+        )
+        ended = RuntimeError(f"the code {did}")
         ended.add_note(note())
         # With the frames of the user's code, so that the place in the message is theirs.
         raise ended.with_traceback(error.__traceback__) from None

@@ -242,6 +242,8 @@ def _checked_value(config: Config, path: KeyPath, raw: Any, item: Field[Any], an
         return value  # converted and held to its range by `check_schedule`, which knows the tokens of a step
     if value is not None and rule["minimum"] is not None and not value >= rule["minimum"]:
         raise ConfigError(f"{shown}, but it must be at least {rule['minimum']}", where=str(origin))
+    if isinstance(value, int) and value > rule["maximum"]:
+        raise ConfigError(f"{shown}, but it must be at most {rule['maximum']}", where=str(origin))
     if value is not None and rule["above"] is not None and not value > rule["above"]:
         raise ConfigError(f"{shown}, but it must be above {rule['above']}", where=str(origin), help=rule["meaning"])
     return value

@@ -21,7 +21,8 @@ from automodel_cli.errors import ConfigError
 _Line = tuple[str, str | None]
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./*~$-][A-Za-z0-9_ ./*:@%+=,(){}$~-]*")
-
+# Tabs and line breaks apart: spaces of other scripts and joiners of emoji belong to texts.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 # How the comment beside a value is shown: as it is, or dimmed on a terminal.
 Note = Callable[[str], str]
@@ -120,6 +121,15 @@ def printable(text: str) -> str:
     'a\ufffdb'
     """
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def steady(text: str) -> str:
+    r"""Lines without control characters: what files and models say may not steer the terminal that shows it.
+
+    >>> steady("a\tb\n\x1b[2Jc")
+    'a\tb\n\ufffd[2Jc'
+    """
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def inline(value: Any, *, nested: bool = False) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from automodel_cli.engine.bounded import MAX_WHOLE
 from automodel_cli.engine.config.arguments import Argument, CallableFacts, Callables
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.emit import inline, label
@@ -125,14 +126,16 @@ def own_key(section: type[Any], name: str, config: Config | None = None) -> Expl
 def allowed_words(rule: Mapping[str, Any]) -> str | None:
     """Range or choices of a key in words.
 
-    >>> allowed_words({"choices": ("auto", "cpu", None), "minimum": None, "above": None})
+    >>> allowed_words({"choices": ("auto", "cpu", None)})
     'auto, cpu or null'
-    >>> allowed_words({"choices": None, "minimum": 1, "above": None})
-    'at least 1'
+    >>> allowed_words({"choices": None, "minimum": 1, "maximum": 8, "above": None})
+    'from 1 to 8'
     """
     if rule["choices"] is not None:
         *first, last = map(inline, rule["choices"])
         return f"{', '.join(first)} or {last}" if first else last
+    if rule["minimum"] is not None and rule["maximum"] != MAX_WHOLE:
+        return f"from {rule['minimum']:g} to {rule['maximum']}"
     if rule["minimum"] is not None:
         return f"at least {rule['minimum']:g}"
     return f"above {rule['above']:g}" if rule["above"] is not None else None

@@ -6,19 +6,23 @@ Before anything of a section is built, what a checkpoint asks for in it without 
 
 from __future__ import annotations
 
+import errno
 import io
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
+from automodel_cli.engine.config.limits import MAX_MODULES
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
 from automodel_cli.engine.config.secrets import is_masked
 from automodel_cli.engine.config.sections import ENGINE_KEYS
 from automodel_cli.engine.config.signature import keyword_problems, signature_of
 from automodel_cli.engine.config.target import resolve_target
 from automodel_cli.engine.config.target_errors import Place
-from automodel_cli.engine.config.trust import MODEL, base_names, never_ask, trust_problems
+from automodel_cli.engine.config.trust import MODEL, base_names, is_buildable, never_ask, trust_problems
 from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.errors import AmcliError, ConfigError
 
@@ -109,14 +113,39 @@ def call(factory: Callable[..., Any], arguments: dict[str, Any], config: Config,
         path: Of the section that describes it.
 
     Raises:
+        ConfigError: A model has too many modules, or a checkpoint describes what a known class cannot be built with.
         Exception: As `instantiate`.
     """
     origin, key = config.origin((*path, TARGET)), dotted((*path, TARGET))
     is_part = path in (("model",), ("dataset",), ("loss_fn",), *validation_sets(config).values())
     if is_part and _makes_its_own_kind(factory):
         _check_kind(str(path[0]), factory, key, origin)
-    try:
+    with building(factory, arguments, config, path), _bounded_modules(Place(origin, key)):
         built = factory(**arguments)
+    if is_part:
+        _check_kind(str(path[0]), type(built), key, origin, built=built)
+    return built
+
+
+@contextmanager
+def building(
+    factory: Callable[..., Any], arguments: Mapping[str, Any], config: Config, path: KeyPath
+) -> Iterator[None]:
+    """Around a call of the target of a section: what it raises is given its place.
+
+    Args:
+        factory: The callable.
+        arguments: Its keyword arguments.
+        config: The whole configuration.
+        path: Of the section that describes it.
+
+    Raises:
+        ConfigError: The target ends the process, or a checkpoint describes what a known class cannot be built with.
+        Exception: As `instantiate`.
+    """
+    origin, key = config.origin((*path, TARGET)), dotted((*path, TARGET))
+    try:
+        yield
     except AmcliError as error:
         if error.where is None:
             error.where = _where_of_argument(error, arguments, config, path, origin)
@@ -125,11 +154,48 @@ def call(factory: Callable[..., Any], arguments: dict[str, Any], config: Config,
         message = f"it ended the process (SystemExit: {error}) instead of returning what it builds"
         raise Place(origin, key).error(message) from error
     except Exception as error:
+        # Of a file that came along: no error in the user's own code, which has another exit code.
+        if origin.kind == "checkpoint" and is_buildable(factory) and not _is_out_of_memory(error):
+            message = f"it cannot be built from a checkpoint's configuration: {type(error).__name__}: {error}"
+            raise Place(origin, key).error(message) from error
         error.add_note(f"while building `{dotted(path)}` from {origin}")
         raise
-    if is_part:
-        _check_kind(str(path[0]), type(built), key, origin, built=built)
-    return built
+
+
+@contextmanager
+def _bounded_modules(place: Place) -> Iterator[None]:
+    """Refuses a model of more than `MAX_MODULES` modules while it is built: a wrong number of layers has no end.
+
+    Raises:
+        ConfigError: From within the call.
+    """
+    torch = sys.modules.get("torch.nn.modules.module")
+    if torch is None:  # then nothing builds a model
+        yield
+        return
+    count = 0
+
+    def register(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > MAX_MODULES:
+            raise place.error(
+                f"the model has more than {MAX_MODULES:,} modules, which are as many as are built",
+                "lower the number of its layers or experts",
+            )
+
+    handle = torch.register_module_module_registration_hook(register)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether building met the end of the memory, which is reported with what would save some."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or "alloc" in str(error) or "out of memory" in str(error)
 
 
 def _check_kind(section: str, kind: type, key: str, origin: Origin, *, built: Any = None) -> None:
@@ -168,7 +234,7 @@ def _makes_its_own_kind(factory: Any) -> TypeGuard[type]:
 
 
 def _where_of_argument(
-    error: AmcliError, arguments: dict[str, Any], config: Config, path: KeyPath, origin: Origin
+    error: AmcliError, arguments: Mapping[str, Any], config: Config, path: KeyPath, origin: Origin
 ) -> str:
     """The line of the argument that the message names first, else that of the target."""
     named = [name for name in arguments if name in error.message]

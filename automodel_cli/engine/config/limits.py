@@ -8,3 +8,5 @@ MAX_PROBLEMS = 50
 MAX_TARGETS = 100
 # Of the patterns of a data set, so many are searched; the others are left to the data set.
 MAX_SEARCHES = 64
+# Modules of a model: twice those of the largest that keep each expert as a module of its own.
+MAX_MODULES = 200_000

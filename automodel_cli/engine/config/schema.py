@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import Field
 from typing import Any
 
+from automodel_cli.engine.bounded import MAX_WHOLE
 from automodel_cli.engine.config.config import TARGET
 from automodel_cli.engine.config.explain import PURPOSES, TARGET_MEANING
 from automodel_cli.engine.config.sections import (
@@ -107,6 +108,8 @@ def _key(section: type[Any], name: str, item: Field[Any]) -> dict[str, Any]:
         value = {"type": names[0] if len(names) == 1 else names}
         if rule["minimum"] is not None:
             value["minimum"] = rule["minimum"]
+        if rule["maximum"] != MAX_WHOLE:
+            value["maximum"] = rule["maximum"]
         if rule["above"] is not None:
             value["exclusiveMinimum"] = rule["above"]
     if str in allowed and rule["choices"] is None and not rule["words"]:  # a reference is text already

@@ -12,8 +12,10 @@ import typing
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar
 
+from automodel_cli.engine.bounded import MAX_WHOLE
 from automodel_cli.engine.config import aliases
 
+_MAX_THREADS = 1024  # torch crashes where more are asked for than the machine starts
 # A number that amcli finds by itself.
 AUTO = "auto"
 
@@ -23,6 +25,7 @@ def key(
     *,
     default: Any = MISSING,
     minimum: float | None = None,
+    maximum: int = MAX_WHOLE,
     above: float | None = None,
     choices: tuple[Any, ...] | None = None,
     quiet: bool = False,
@@ -36,7 +39,7 @@ def key(
     key with `words` one of these.
     """
     metadata = {"meaning": meaning, "minimum": minimum, "above": above, "choices": choices, "quiet": quiet}
-    metadata |= {"duration": duration, "words": words}
+    metadata |= {"duration": duration, "words": words, "maximum": maximum}
     return field(default=default, metadata=metadata) if default is not MISSING else field(metadata=metadata)
 
 
@@ -67,7 +70,9 @@ class General:
         default=False,
         quiet=True,
     )
-    num_threads: int | None = key("CPU threads of torch; null takes what torch finds", default=None, minimum=1)
+    num_threads: int | None = key(
+        "CPU threads of torch; null takes what torch finds", default=None, minimum=1, maximum=_MAX_THREADS
+    )
     cpu_matmul: str = key(
         "library for large fp32 products on a CPU: auto takes oneDNN where torch's MKL leaves AVX-512 unused, "
         "torch always takes what torch takes; the two differ by rounding",
@@ -165,7 +170,12 @@ class DataloaderSection:
     """How batches are read ahead."""
 
     name: ClassVar[str] = "dataloader"
-    num_workers: int = key("threads that assemble batches ahead; 0 reads in the training thread", default=1, minimum=0)
+    num_workers: int = key(
+        "threads that assemble batches ahead; 0 reads in the training thread",
+        default=1,
+        minimum=0,
+        maximum=_MAX_THREADS,
+    )
     prefetch_factor: int = key("optimisation steps that each worker may be ahead", default=2, minimum=1)
     pin_memory: bool = key(
         "batches go to a GPU through pinned memory, always", default=True, choices=(True,), quiet=True

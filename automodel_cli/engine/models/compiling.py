@@ -10,8 +10,10 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from automodel_cli.engine.config.suggest import hint
 from automodel_cli.engine.distributed.module_tree import transformer_blocks
 from automodel_cli.errors import ConfigError
 
@@ -32,8 +34,11 @@ def compile_model(
         cache: Directory of compiled programs, for this run alone unless the environment names another.
 
     Raises:
-        ConfigError: Blocks are asked for and the model has none.
+        ConfigError: Torch has no such backend, or blocks are asked for and the model has none.
     """
+    if isinstance(backend, str) and backend not in (known := torch.compiler.list_backends(None)):
+        help_ = hint(backend, known, noun="backends")
+        raise ConfigError(f"compile.backend is {backend!r}, which torch does not have", help=help_)
     # A process that is killed while it compiles leaves a broken file, which would break other runs.
     # Imported here: only a run that compiles pays for it.
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir

@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from automodel_cli.engine.config.emit import steady
 from automodel_cli.engine.observe.metrics import StepStats, ValStats
 
 
@@ -75,6 +76,7 @@ class ConsoleSink:
         return os.get_terminal_size(self._stream.fileno()).columns if self._stream.isatty() else None
 
     def _print(self, line: str) -> None:
+        line = steady(line)
         if self._bar is not None:
             self._bar.print_above(line)
         else:

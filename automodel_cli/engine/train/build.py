@@ -13,7 +13,7 @@ from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.file_pattern import vocabulary_error
-from automodel_cli.engine.config.instantiate import bind, instantiate
+from automodel_cli.engine.config.instantiate import bind, building, instantiate
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.sections import ActivationCheckpointingSection, CompileSection
 from automodel_cli.engine.config.validation_sets import validation_sets
@@ -119,7 +119,8 @@ def build_parts(
         how["context"] = context_in_words(model, parallel.attention, placement)
     weights.fill(parallel)
     how["weights"] = weights.words
-    optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model, group_rules(config))
+    with building(optimizer_factory, optimizer_arguments, config, ("optimizer",)):
+        optimizer = build_optimizer(optimizer_factory, optimizer_arguments, model, group_rules(config))
     if is_elastic:
         avoid_fused_kernels(optimizer)
     guard, words = guard_of(optimizer, placement.device)

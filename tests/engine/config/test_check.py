@@ -32,6 +32,10 @@ def test_the_built_in_configuration_is_sound():
         ("step_scheduler.max_steps=many", "max_steps is 'many', but it must be a whole number", ""),
         ("step_scheduler.max_steps=true", "max_steps is True, but it must be a whole number", ""),
         ("step_scheduler.max_steps=0", "must be at least 1", ""),
+        ("step_scheduler.max_steps=9223372036854775808", "must be at most 9223372036854775807", ""),
+        ("seed=1000000000000000000000000000000", "must be at most 9223372036854775807", ""),
+        ("num_threads=1000000", "num_threads is 1000000, but it must be at most 1024", ""),
+        ("dataloader.num_workers=1000000", "must be at most 1024", ""),
         ("step_scheduler.max_steps=null", "max_steps is null", ""),
         ("clip_grad_norm.max_norm=0", "must be above 0", "null does not clip"),
         (

@@ -9,9 +9,10 @@ import os
 import sys
 
 import pytest
+import torch
 
 from automodel_cli.engine.config.config import from_parsed, read_configs
-from automodel_cli.engine.config.instantiate import bind, instantiate
+from automodel_cli.engine.config.instantiate import bind, building, instantiate
 from automodel_cli.engine.config.target import resolve_target
 from automodel_cli.engine.config.trust import is_buildable, remember_code, trust_problems
 from automodel_cli.engine.config.yaml_reader import parse_yaml
@@ -227,7 +228,7 @@ def test_code_beside_weights_is_neither_run_nor_asked_about(stored, with_code, n
     """Of the user's own configuration, too, unless it says `trust_remote_code: true`."""
     text = f"{{_target_: transformers.{name}.from_pretrained, pretrained_model_name_or_path: {with_code}{more}}}"
 
-    with pytest.raises(ValueError, match="custom code"):
+    with pytest.raises((ValueError, ConfigError), match="custom code"):
         instantiate(stored(text, kind), "model")
 
 
@@ -380,3 +381,44 @@ def test_only_objects_of_known_kinds_are_buildable():
     assert not is_buildable(torch.nn.Parameter)
     assert is_buildable(torch.nn.Linear)
     assert "torch" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("{_target_: torch.nn.Conv2d, in_channels: 3, out_channels: 2, kernel_size: 1, groups: 2}", "ValueError"),
+        ("{_target_: torch.nn.Embedding, num_embeddings: 1000000000000, embedding_dim: 1000000000000}", "RuntimeError"),
+        ("{_target_: transformers.AutoModelForCausalLM.from_pretrained, pretrained_model_name_or_path: ./no}", "Error"),
+    ],
+)
+def test_what_a_checkpoint_describes_wrongly_is_no_error_in_the_users_code(stored, model, reason):
+    """A known class that cannot be built so is named with key and place, and the exit code is not 1."""
+    with pytest.raises(ConfigError, match=rf"model\._target_: it cannot be built .*{reason}") as caught:
+        instantiate(stored(model), "model")
+
+    assert "config.yaml:1:19" in str(caught.value.where)
+
+
+def test_an_optimizer_that_a_checkpoint_describes_wrongly_is_no_error_in_the_users_code(stored):
+    """What is built later than its section is read has the same rule."""
+    config = from_parsed(parse_yaml("optimizer: {_target_: torch.optim.AdamW}", source="c.yaml", kind="checkpoint"))
+
+    with (
+        pytest.raises(ConfigError, match=r"optimizer\._target_: it cannot be built .*RuntimeError: both") as caught,
+        building(torch.optim.AdamW, {}, config, ("optimizer",)),
+    ):
+        raise RuntimeError("both")
+
+    assert "c.yaml:1:" in str(caught.value.where)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "file"])
+def test_a_model_of_a_thousand_million_layers_is_refused(stored, kind, monkeypatch):
+    """Building it would take all time and memory; the bound is said, and counted anew for each model."""
+    monkeypatch.setattr("automodel_cli.engine.config.instantiate.MAX_MODULES", 100)
+    text = "{_target_: automodel_cli.engine.models.gpt2.build_gpt2_model, vocab_size: 17, n_positions: 8, n_embd: 8, "
+
+    with pytest.raises(ConfigError, match="more than 100 modules"):
+        instantiate(stored(text + "n_head: 2, n_layer: 1000000000}", kind), "model")
+
+    assert instantiate(stored(text + "n_head: 2, n_layer: 1}", kind), "model") is not None

@@ -70,3 +70,13 @@ def test_later_steps_compile_nothing_again(cache, per_block):
 
     assert counts[0] > 0
     assert counts == counts[:1] * 4
+
+
+def test_a_backend_that_torch_does_not_have_is_no_defect(cache):
+    """It is refused with the name that was meant, before anything is compiled."""
+    model = build_gpt2_model(vocab_size=61, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+
+    with pytest.raises(ConfigError, match=r"compile\.backend is 'inducter'") as caught:
+        compile_model(model, mode="default", fullgraph=False, per_block=True, cache=cache, backend="inducter")
+
+    assert "inductor" in str(caught.value.help)

@@ -6,11 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from automodel_cli import app
+from automodel_cli.engine.checkpoint.manifest import FileRecord, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -108,3 +110,19 @@ def test_verify_reads_every_byte_first(ask):
     code, answer = ask("--verify")
     assert code == 4
     assert answer["reasons"][0].startswith("model/model.safetensors: SHA-256 is")
+
+
+def test_names_in_a_checkpoint_do_not_steer_the_terminal(tiny_run, capsys):
+    """A manifest may list a file of any name; that it is missing is said without the control codes in it."""
+    assert app.run(["pretrain", "-c", str(tiny_run)]) == 0
+    step = Path("checkpoints/LATEST").resolve()
+    found = read_manifest(step)
+    evil = {"\x1b]52;c;eA==\x07": FileRecord(1, "0" * 64)}
+    write_manifest(step, replace(found, files={**found.files, **evil}))
+    capsys.readouterr()
+
+    assert app.run(["inspect-ckpt", "--can-resume"]) == 4
+
+    said = capsys.readouterr().out
+    assert "]52;c;eA==" in said
+    assert not {"\x1b", "\x07"} & set(said)
