@@ -123,3 +123,28 @@ def test_the_key_is_known_wherever_keys_are(command, capsys):
     """Explained and completed; unknown keys are refused."""
     assert app.run(command) == 0
     assert "shift_labels" in capsys.readouterr().out
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_before_it_writes(run, capsys):
+    """Of a model that states no vocabulary, the layers tell it. Without a name, the help has one that fits."""
+    Path("net.py").write_text(
+        "from torch import nn\n\n\ndef build():\n    return nn.Sequential(nn.Embedding(257, 8), nn.Linear(8, 257))\n"
+    )
+    assert run({"form": "next"}, model={"_target_": "net.py:build"})[0] == 0
+
+    assert app.run(["sample", "checkpoints"]) == 4
+    assert "--tokenizer bytes" in capsys.readouterr().err
+    assert app.run(["sample", "checkpoints", "--tokenizer", "gpt2", "--prompt", "x"]) == 4
+
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "the tokenizer `gpt2` has 50,257 tokens, but the model knows 257" in shown.err
+
+
+def test_what_an_optimizer_raises_is_said_with_its_section(run):
+    """As it is of a model and of a data set."""
+    code, output = run({"form": "next"}, None, "optimizer.weight_decay=-1")
+
+    assert code == 1
+    assert "Invalid weight_decay value: -1" in output
+    assert "while building `optimizer` from own.yaml:" in output

@@ -25,6 +25,7 @@ _ADVICE = "wait for it, stop it, or start beside it with --set checkpoint.checkp
 
 # A file system without locks (some network mounts) must not keep anybody from training.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_MAX_ABSENCES = 100
 _MAX_HOLDER_BYTES = 4096
 
 
@@ -58,13 +59,16 @@ def run_lock(root: Path, *, advice: str = _ADVICE) -> Iterator[None]:
 def _acquire(root: Path, fcntl: Any, advice: str) -> int:
     """A descriptor that holds the lock on the file that bears the name at this moment."""
     path = root / LOCK_FILE
+    absences = 0
     while True:
         try:
             root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-        except FileNotFoundError:
-            continue  # the run before removed its empty directory in between
         except OSError as error:
+            absences += 1
+            # The run before may remove its empty directory in between; /proc never has a new one.
+            if isinstance(error, FileNotFoundError) and absences < _MAX_ABSENCES:
+                continue
             raise CheckpointError(
                 f"the directory of the checkpoints cannot be written to: {error.strerror}",
                 where=str(root),

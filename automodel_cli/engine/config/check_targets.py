@@ -13,6 +13,7 @@ from typing import Any
 
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.check_param_groups import param_group_problems
+from automodel_cli.engine.config.check_values import value_problems
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.limits import MAX_PROBLEMS, MAX_TARGETS
@@ -164,6 +165,11 @@ def _check(config: Config, path: KeyPath, section: Mapping[str, Any], found: Tar
         return
     found.num_checks += len(given)
     found.problems += _keyword_problems(config, path, target, result.signature)
+    if result.definition is not None:
+        name = resolved(target).replace(":", ".").rpartition(".")[2]
+        # The check of the schedule says what is wrong with the rate.
+        values = [each for each in given if (*path, each) != ("optimizer", "lr")]
+        found.problems += value_problems(config, path, values, result.definition, sources, name=name)
     if result.signature.takes_any:
         _check_passed_on(config, path, target, result, found, sources)
 

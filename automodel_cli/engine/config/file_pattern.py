@@ -15,7 +15,6 @@ from typing import Any
 
 from automodel_cli.errors import ConfigError, DataError
 
-NO_SHARDS_HELP = "`amcli prep shakespeare` makes data/shakespeare/train_*.bin and val_*.bin"
 MEGATRON_HELP = "`paths` names indexed datasets, NAME.bin beside NAME.idx; `amcli prep --format megatron` writes them"
 BLEND_HELP = 'write a blend as ["30", "a/*.bin", "70", "b/*.bin"], or as a list of {pattern: a/*.bin, weight: 30}'
 
@@ -89,12 +88,12 @@ def _above_zero(weight: Fraction | None) -> Fraction:
     return weight
 
 
-def matching_files(pattern: Path, help_: str = NO_SHARDS_HELP) -> list[Path]:
+def matching_files(pattern: Path, help_: str | None = None) -> list[Path]:
     """The files that a path or glob pattern means, sorted by name.
 
     Args:
         pattern: `~` is the home directory.
-        help_: What would work, for the error.
+        help_: What would work, for the error; without it, how token shards are made.
 
     Raises:
         DataError: None does.
@@ -106,8 +105,22 @@ def matching_files(pattern: Path, help_: str = NO_SHARDS_HELP) -> list[Path]:
     root = Path(pattern.anchor)
     found = sorted(path for path in root.glob(str(pattern.relative_to(root))) if path.is_file())
     if not found:
-        raise DataError(no_match(pattern), where=str(pattern), help=help_)
+        raise DataError(no_match(pattern), where=str(pattern), help=help_ or _how_to_prepare(pattern))
     return found
+
+
+def _how_to_prepare(pattern: Path) -> str:
+    """How to make the shards that a pattern looks for, or to do without the validation split of its directory."""
+    directory = pattern.parent
+    if pattern.name.startswith("val") and any(directory.glob("train_*.bin")):
+        return (
+            f"{directory} has no validation split: train without one (--set validation_dataset=null "
+            "--set step_scheduler.val_every_steps=null), or prepare more documents"
+        )
+    if directory.name == "shakespeare":
+        return "`amcli prep shakespeare` makes data/shakespeare/train_*.bin and val_*.bin"
+    place = "" if "*" in str(directory) else f" --output-dir {directory}"
+    return f"`amcli prep SOURCE{place}` makes train_*.bin and val_*.bin"
 
 
 def megatron_files(prefix: Path) -> list[Path]:

@@ -87,7 +87,10 @@ def find_head(model: nn.Module) -> Head:
         if type(layer) is nn.Linear and "forward" not in layer.__dict__:
             outputs.append((layer, output))
 
-    device = next(model.parameters()).device
+    first = next(model.parameters(), None)
+    if first is None:
+        raise NoHeadError(f"{type(model).__name__} has no parameter")
+    device = first.device
     hooks = [layer.register_forward_hook(keep) for layer in model.modules() if isinstance(layer, nn.Linear)]
     was_training = model.training
     # In eval, so that dropout draws no number; a module that draws some anyway is undone.
@@ -105,6 +108,12 @@ def find_head(model: nn.Module) -> Head:
     if not layers:
         raise NoHeadError(f"{type(model).__name__} does not return the output of a linear layer as it is")
     return Head(layers[-1])
+
+
+def vocab_size_by_layers(model: nn.Module, head: Head | None) -> int | None:
+    """Ids of a model that does not state them: rows of an embedding, if the head has as many; None for any other."""
+    rows = {layer.num_embeddings for layer in model.modules() if isinstance(layer, nn.Embedding)}
+    return head.vocab_size if head is not None and head.vocab_size in rows else None
 
 
 def _found_in_its_shape(model: nn.Module) -> nn.Linear:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from automodel_cli.engine.prep.committer import Committer
+from automodel_cli.engine.prep.corpus.choose import TEXT
 from automodel_cli.engine.prep.corpus.open_source import open_source
 from automodel_cli.engine.prep.left_out import FirstSkipped, add_skipped, left_out_notes, nothing_left
 from automodel_cli.engine.prep.options import PrepOptions
@@ -217,7 +218,11 @@ def _notes(manifest: DataManifest, plan: Plan) -> tuple[str, ...]:
             f"{manifest.tokenizer.name!r} has no entry for; it is lost"
         )
     if "val" not in manifest.splits and hold_out.val_tokens != 0:
-        notes.append("there is no validation split: the source has too few documents to hold one out")
+        note = "there is no validation split: the source has too few documents to hold one out"
+        is_text = any(ending in manifest.source.name for ending in TEXT)
+        if is_text and manifest.settings["text_documents"] != "line":
+            note += "; --text-documents line --overwrite makes each line one"
+        notes.append(note)
     if manifest.reading is not None:
         first, is_hub = manifest.reading.first_skipped, plan.source.describe().kind == "hub"
         notes += left_out_notes(first, plan.options.reading.max_document_bytes, is_hub=is_hub)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from automodel_cli.engine.checkpoint.load import load
 from automodel_cli.engine.config.config import read_configs
 from automodel_cli.engine.config.instantiate import instantiate
 from automodel_cli.engine.models.export import import_tensors
+from automodel_cli.engine.models.head import NoHeadError, find_head, vocab_size_by_layers
 from automodel_cli.engine.models.outputs import logits_of
 from automodel_cli.engine.models.sizes import vocab_size_of
 from automodel_cli.engine.prep.tokenizer import Tokenizer, load_tokenizer
@@ -83,13 +85,18 @@ def load_writer(directory: Path, tokenizer_name: str | None = None, *, trust: bo
     name = tokenizer_name or recorded.get("name")
     if name is None:
         raise CheckpointError(
-            "it does not say which tokenizer its data had", where=str(directory), help="--tokenizer gpt2"
+            "it does not say which tokenizer its data had",
+            where=str(directory),
+            help="name it: --tokenizer bytes, gpt2, a directory, or a name on the hub",
         )
     tokenizer = load_tokenizer(name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: nn.Module = instantiate(config, "model", {"device": device}).to(device)
     import_tensors(model, snapshot.model_tensors)
     vocab_size = vocab_size_of(model)
+    if vocab_size is None:
+        with suppress(NoHeadError):
+            vocab_size = vocab_size_by_layers(model, find_head(model))
     if vocab_size is not None and tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
             f"the tokenizer `{name}` has {tokenizer.vocab_size:,} tokens, but the model knows {vocab_size:,}",

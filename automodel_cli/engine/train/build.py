@@ -33,7 +33,7 @@ from automodel_cli.engine.models.calling import is_hugging_face
 from automodel_cli.engine.models.compiling import compile_model
 from automodel_cli.engine.models.document_attention import refuse_split_windows
 from automodel_cli.engine.models.float8 import use_float8
-from automodel_cli.engine.models.head import Head
+from automodel_cli.engine.models.head import vocab_size_by_layers
 from automodel_cli.engine.models.recompute import recompute_activations
 from automodel_cli.engine.models.sizes import positions_of, vocab_size_of
 from automodel_cli.engine.optim.optimizer import avoid_fused_kernels, build_optimizer
@@ -44,7 +44,7 @@ from automodel_cli.engine.train.generators import seed_everything
 from automodel_cli.engine.train.objective import Objective, objective_of
 from automodel_cli.engine.train.step_numbers import DeviceGuard, guard_of
 from automodel_cli.engine.train.weights import build_model
-from automodel_cli.errors import ConfigError, DataError
+from automodel_cli.errors import AmcliError, ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -163,12 +163,6 @@ def data_sections(config: Config, settings: Settings, model: nn.Module) -> dict[
         for path in (("dataset",), *validation_sets(config).values())
         if (key := dotted(path))
     }
-
-
-def vocab_size_by_layers(model: nn.Module, head: Head | None) -> int | None:
-    """Ids of a model that does not state them: rows of an embedding, if the head has as many; None for any other."""
-    rows = {layer.num_embeddings for layer in model.modules() if isinstance(layer, nn.Embedding)}
-    return head.vocab_size if head is not None and head.vocab_size in rows else None
 
 
 def set_up(

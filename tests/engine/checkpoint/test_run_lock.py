@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +78,10 @@ def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path):
         pytest.fail("followed")
 
     assert (tmp_path / "elsewhere").read_text() == "precious"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_place_that_takes_no_directory_is_refused_in_the_end():
+    """There `mkdir` says "no such file", as it does for a moment where another run removes its empty directory."""
+    with pytest.raises(CheckpointError, match="cannot be written to"), run_lock(Path("/proc/checkpoints")):
+        pass

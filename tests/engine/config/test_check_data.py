@@ -55,6 +55,22 @@ def test_a_pattern_without_files_shows_what_there_is(tiny_data):
     assert caught.value.help == at_run_time.value.help
 
 
+def test_the_help_is_about_the_directory_of_the_pattern(tiny_data, tmp_path):
+    """How to fill it, or how to train on data that have no validation split."""
+    shutil.copytree(tiny_data, tmp_path / "single")
+    for shard in (tmp_path / "single").glob("val_*"):
+        shard.unlink()
+
+    with pytest.raises(DataError) as no_split:
+        on(tmp_path / "single")
+    with pytest.raises(DataError) as no_data:
+        on(tiny_data, "dataset.file_pattern=data/web/train_*.bin")
+
+    assert "single has no validation split" in no_split.value.help
+    assert "--set validation_dataset=null --set step_scheduler.val_every_steps=null" in no_split.value.help
+    assert "`amcli prep SOURCE --output-dir data/web`" in no_data.value.help
+
+
 def test_each_pattern_of_a_list_is_looked_for(tiny_data):
     """The one without files is named by its index."""
     with pytest.raises(DataError) as caught:

@@ -214,3 +214,25 @@ model:
     config = from_parsed(parse_yaml(text, source=str(tmp_path / "run.yaml"), kind="file"))
 
     assert instantiate(config, "model").config.vocab_size == 11
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.dropout=0",
+        "model.bias=1",
+        "optimizer.fused=null",
+        "optimizer.weight_decay=${AMCLI_TEST_DECAY,0.1}",
+        "optimizer.betas=[0, 0.95]",
+    ],
+)
+def test_a_value_that_its_annotation_allows_passes(override):
+    """Whole numbers are numbers, 0 and 1 say false and true, and what the environment gives is looked up first."""
+    assert check(override).num_checks
+
+
+def test_the_users_own_annotations_are_not_enforced(check_file, tmp_path):
+    """Python does not enforce them either: the code may well take more than it says."""
+    (tmp_path / "loose.py").write_text("def build(width: int): ...\n")
+
+    check_file("model: {_target_: 'loose.py:build', width: wide}\n")

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automodel_cli.engine.prep.committer import Committer
+from automodel_cli.engine.prep.documents import SourceOptions, TextDocuments
 from automodel_cli.engine.prep.output_dir import clear
 from automodel_cli.engine.prep.prepare import PrepOptions, PrepProgress, PrepResult, prepare
 from automodel_cli.engine.prep.tokenizer import Encoded
@@ -145,6 +146,19 @@ def test_validation_is_spread_over_the_corpus(tmp_path):
     numbers = [int(text[:4]) for text in documents_of(read_split(tmp_path / "out", "val"))]
     assert {number // 40 for number in numbers} == set(range(10))
     assert len(read_split(tmp_path / "out", "val")) == pytest.approx(total / 10, abs=200)
+
+
+def test_a_single_text_says_how_its_lines_become_documents(tmp_path):
+    """Without blank lines a text file is one document, which leaves none to validate on."""
+    source = tmp_path / "log.txt"
+    source.write_text("a line of the log\n" * 40)
+
+    whole = prepare(options(source, tmp_path / "out"))
+    by_line = SourceOptions(sources=(str(source),), text_documents=TextDocuments.LINE)
+    lines = prepare(PrepOptions(by_line, tokenizer="bytes", output_dir=tmp_path / "lines"))
+
+    assert "--text-documents line --overwrite" in whole.notes[0]
+    assert "val" in lines.manifest.splits
 
 
 def test_held_out_documents_are_as_long_as_the_others(tmp_path):

@@ -10,6 +10,7 @@ from torch import nn
 from automodel_cli.engine.loss.linear_ce import ChunkedLinearCrossEntropy
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
+from automodel_cli.engine.models.head import NoHeadError, find_head
 from automodel_cli.engine.train.objective import objective_of
 from automodel_cli.errors import ConfigError
 
@@ -242,3 +243,14 @@ def test_an_exception_of_the_users_own_code_keeps_its_type_and_gets_one_note(los
         objective(model, batch(), 19)
 
     assert caught.value.__notes__ == [note]
+
+
+def test_a_model_without_parameters_has_no_head():
+    """Finding the head needs a device, which such a model does not tell; that nothing can be trained is said later."""
+
+    class Constant(nn.Module):
+        def forward(self, input_ids):
+            return torch.zeros(*input_ids.shape, 61)
+
+    with pytest.raises(NoHeadError, match="Constant has no parameter"):
+        find_head(Constant())
