@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from automodel_cli.engine.prep.arrow_text import offsets_of
 from automodel_cli.engine.prep.fast_engine import choose_engine, user_cache_dir
 from automodel_cli.engine.prep.left_out import FirstSkipped, add_skipped, left_out_notes
 from automodel_cli.engine.prep.options import PrepOptions
@@ -18,6 +17,7 @@ from automodel_cli.engine.prep.pipeline import chunks_of
 from automodel_cli.engine.prep.plan import make_plan
 from automodel_cli.engine.prep.prepare import no_text_left
 from automodel_cli.engine.prep.reading import Position, read_units
+from automodel_cli.engine.prep.tokenizer import offsets_of
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from automodel_cli.engine.prep.arrow_text import offsets_of
 from automodel_cli.engine.prep.framing import Documents, join
 from automodel_cli.engine.prep.meter import Meter
 from automodel_cli.engine.prep.reading import Unit
+from automodel_cli.engine.prep.tokenizer import offsets_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from automodel_cli.engine.prep.arrow_text import offsets_of
 from automodel_cli.engine.prep.committer import Committer
 from automodel_cli.engine.prep.fast_engine import choose_engine, user_cache_dir
 from automodel_cli.engine.prep.framing import Documents
@@ -27,7 +26,7 @@ from automodel_cli.engine.prep.plan import Plan
 from automodel_cli.engine.prep.progress import Checkpoint, Reading, Unfinished
 from automodel_cli.engine.prep.reading import Unit, read_units
 from automodel_cli.engine.prep.split_writer import SplitWriter
-from automodel_cli.engine.prep.tokenizer import Encoder
+from automodel_cli.engine.prep.tokenizer import Encoder, offsets_of
 from automodel_cli.engine.shards.formats import WRITERS
 from automodel_cli.engine.shards.manifest import SplitRecord
 from automodel_cli.errors import AmcliError

@@ -1,4 +1,7 @@
-"""Tokenizers of the user's own: a directory, a `tokenizer.json`, or a name on the Hugging Face hub.
+"""Finds a tokenizer by its name.
+
+`bytes` and `gpt2` need no network and no files but the package's own. Any other name is a directory, a
+`tokenizer.json`, or a repository on the Hugging Face hub.
 
 The file `tokenizer.json` says everything about the ids, and `tokenizer_config.json` which entries
 begin and end a text. `transformers` takes most of a second to import, so it is asked only for a
@@ -9,33 +12,49 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from automodel_cli.engine.bounded import parse_json, read_bytes
-from automodel_cli.engine.prep.json_tokenizer import JsonTokenizer
-from automodel_cli.engine.prep.token_ids import check_ids
-from automodel_cli.engine.prep.tokenizer import BUILTIN_TOKENIZERS, Encoded, TokenIds, Tokenizer, replace_surrogates
+from automodel_cli.engine.prep.json_tokenizer import JsonTokenizer, gpt2_tokenizer
+from automodel_cli.engine.prep.tokenizer import (
+    ByteTokenizer,
+    Encoded,
+    TokenIds,
+    Tokenizer,
+    check_ids,
+    replace_surrogates,
+)
 from automodel_cli.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+
 _CONTENT = "tokenizer.json"
 _MAX_BYTES = 256 * 2**20
 _TIMEOUT_S = 10.0
 _ROLES = ("tokenizer_config.json", "special_tokens_map.json")
+_BUILTIN: dict[str, Callable[[], Tokenizer]] = {"bytes": ByteTokenizer, "gpt2": gpt2_tokenizer}
 
 
-def named_tokenizer(name: str) -> Tokenizer:
-    """Load a tokenizer that is not built in.
+def load_tokenizer(name: str) -> Tokenizer:
+    """Find a tokenizer by name.
+
+    Args:
+        name: `bytes`, `gpt2`, a directory with a tokenizer, or a name on the Hugging Face hub.
 
     Raises:
         DataError: There is none of this name; the message carries the reason.
     """
+    builtin = _BUILTIN.get(name)
+    return _load_named(name) if builtin is None else builtin()
+
+
+def _load_named(name: str) -> Tokenizer:
     path = Path(name).expanduser()
     try:
         is_content, is_directory = path.name == _CONTENT and path.is_file(), path.is_dir()
@@ -59,7 +78,7 @@ def _mistyped(name: str) -> str | None:
     ['gpt2', 'gpt2', None, None, None]
     """
     # Closer than any name of the hub: its own oldest names have no owner before a slash either.
-    return next(iter(difflib.get_close_matches(name.lower(), BUILTIN_TOKENIZERS, n=1, cutoff=0.75)), None)
+    return next(iter(difflib.get_close_matches(name.lower(), list(_BUILTIN), n=1, cutoff=0.75)), None)
 
 
 def _from_files(name: str, files: dict[str, Path]) -> Tokenizer:
