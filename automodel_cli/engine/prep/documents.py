@@ -4,88 +4,18 @@ A source is the same sequence of documents at every reading. It knows nothing of
 reading on from any batch's cursor, in another process and as often as needed, gives exactly the
 documents that came after that batch. Whatever cannot be a document is left out and counted here,
 so nobody downstream has to ask whether a text is null, blank or not UTF-8.
-
-This module imports only the standard library: the command line reads it to describe its options.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from automodel_cli.engine.shards.manifest import SourceRecord
-
-MAX_DOCUMENT_BYTES = 50_000_000
-RETRY_SECONDS = 600.0
-
-
-class TextDocuments(StrEnum):
-    """What is one document in a plain text file."""
-
-    FILE = "file"
-    LINE = "line"
-    BLOCK = "block"
-
-
-class OnBadDocument(StrEnum):
-    """What happens when something in the source cannot be a document."""
-
-    SKIP = "skip"
-    FAIL = "fail"
-
-
-class StdinFormat(StrEnum):
-    """What standard input holds."""
-
-    TEXT = "text"
-    JSONL = "jsonl"
-
-
-def ignore_wait(_: str) -> None:
-    """Tell nobody."""
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """Which documents a user asks for.
-
-    Attributes:
-        sources: A preset's name, `-` for standard input, or files and glob patterns; may be empty
-            where `dataset` is given.
-        dataset: A data set on the Hugging Face hub that is no preset.
-        set_name: Its configuration, such as `sample-10BT`; `None` takes the preset's or the only one.
-        split: Split of a data set on the hub; `None` is `train`.
-        text_column: Column that holds the text; `None` takes the preset's, or `text`.
-        revision: Branch, tag or commit on the hub; `None` is the newest.
-        pinned_revision: Commit that an earlier run of the same preparation recorded: it is read
-            instead of what `revision` names today, so that the run continues with the same bytes.
-        text_documents: What is one document in text files; `None` takes each file whole, or, where
-            there is only one file, cuts it at blank lines into pieces of 8 KiB and more.
-        stdin_format: What `-` holds; `None` asks its first byte.
-        max_document_bytes: Longer documents, in bytes of UTF-8, are bad.
-        on_bad_document: Leave bad documents out and count them, or stop at the first.
-        retry_seconds: How long a lost connection is tried again before the run ends.
-        on_wait: Told about every wait for a lost connection.
-    """
-
-    sources: tuple[str, ...] = ()
-    dataset: str | None = None
-    set_name: str | None = None
-    split: str | None = None
-    text_column: str | None = None
-    revision: str | None = None
-    pinned_revision: str | None = None
-    text_documents: TextDocuments | None = None
-    stdin_format: StdinFormat | None = None
-    max_document_bytes: int = MAX_DOCUMENT_BYTES
-    on_bad_document: OnBadDocument = OnBadDocument.SKIP
-    retry_seconds: float = RETRY_SECONDS
-    on_wait: Callable[[str], None] = ignore_wait
 
 
 @dataclass(frozen=True)

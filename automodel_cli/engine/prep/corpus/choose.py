@@ -10,7 +10,7 @@ from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
 from automodel_cli.engine.prep.corpus.pieces import Reader
 from automodel_cli.engine.prep.corpus.streams import CODECS, InputFile
 from automodel_cli.engine.prep.corpus.text_reader import BlockReader, LineReader, WholeReader
-from automodel_cli.engine.prep.documents import TextDocuments
+from automodel_cli.engine.prep.options import TextDocuments
 from automodel_cli.errors import UsageError
 
 PARQUET = (".parquet", ".pq")

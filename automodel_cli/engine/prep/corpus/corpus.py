@@ -14,8 +14,9 @@ from automodel_cli.engine.prep.corpus.clean import CleanTexts, clean
 from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
 from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Reader
 from automodel_cli.engine.prep.corpus.streams import CODECS
-from automodel_cli.engine.prep.documents import DocumentBatch, OnBadDocument, SourceDescription
+from automodel_cli.engine.prep.documents import DocumentBatch, SourceDescription
 from automodel_cli.engine.prep.left_out import describe, remedy
+from automodel_cli.engine.prep.options import OnBadDocument
 from automodel_cli.engine.shards.manifest import SourceRecord
 from automodel_cli.errors import DataError, UsageError
 

@@ -21,7 +21,8 @@ from automodel_cli.engine.prep.corpus.pieces import Reader
 from automodel_cli.engine.prep.corpus.range_file import RangeFile, retry_after_s
 from automodel_cli.engine.prep.corpus.retry import Retry, TransientError
 from automodel_cli.engine.prep.corpus.streams import InputFile
-from automodel_cli.engine.prep.documents import SourceDescription, SourceOptions, TextDocuments
+from automodel_cli.engine.prep.documents import SourceDescription
+from automodel_cli.engine.prep.options import SourceOptions, TextDocuments
 from automodel_cli.engine.prep.presets import PRESETS, HubLocation
 from automodel_cli.engine.shards.manifest import SourceRecord
 from automodel_cli.errors import AmcliError, DataError, UsageError

@@ -14,7 +14,8 @@ from automodel_cli.engine.prep.corpus.corpus import Corpus
 from automodel_cli.engine.prep.corpus.fingerprint import fingerprint
 from automodel_cli.engine.prep.corpus.json_reader import JsonReader
 from automodel_cli.engine.prep.corpus.streams import InputFile, local_file
-from automodel_cli.engine.prep.documents import SourceDescription, SourceOptions, StdinFormat, TextDocuments
+from automodel_cli.engine.prep.documents import SourceDescription
+from automodel_cli.engine.prep.options import SourceOptions, StdinFormat, TextDocuments
 from automodel_cli.engine.prep.presets import PRESETS
 from automodel_cli.engine.shards.manifest import SourceRecord
 from automodel_cli.errors import UsageError

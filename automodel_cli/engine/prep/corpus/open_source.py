@@ -5,7 +5,8 @@ from __future__ import annotations
 from automodel_cli.engine.prep.corpus.corpus import Corpus
 from automodel_cli.engine.prep.corpus.embedded import EmbeddedReader
 from automodel_cli.engine.prep.corpus.local import STDIN, open_files, open_stdin
-from automodel_cli.engine.prep.documents import Source, SourceDescription, SourceOptions
+from automodel_cli.engine.prep.documents import Source, SourceDescription
+from automodel_cli.engine.prep.options import SourceOptions
 from automodel_cli.engine.prep.package_data import SHA256, SHAKESPEARE
 from automodel_cli.engine.prep.presets import PRESETS, HubLocation
 from automodel_cli.engine.shards.manifest import SourceRecord

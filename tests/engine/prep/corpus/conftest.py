@@ -17,7 +17,8 @@ from pyarrow import parquet
 
 from automodel_cli.engine.prep.corpus import blocks, corpus, csv_reader, parquet_reader
 from automodel_cli.engine.prep.corpus.open_source import open_source
-from automodel_cli.engine.prep.documents import DocumentBatch, Source, SourceOptions
+from automodel_cli.engine.prep.documents import DocumentBatch, Source
+from automodel_cli.engine.prep.options import SourceOptions
 
 
 def as_parquet(documents: Sequence[str]) -> bytes:

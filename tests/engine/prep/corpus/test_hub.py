@@ -29,7 +29,7 @@ PROBE = """
 import json, sys
 from automodel_cli.engine.prep.corpus import corpus, retry
 from automodel_cli.engine.prep.corpus.open_source import open_source
-from automodel_cli.engine.prep.documents import SourceOptions
+from automodel_cli.engine.prep.options import SourceOptions
 from automodel_cli.errors import AmcliError
 corpus._BATCH_DOCUMENTS, retry._FIRST_WAIT_S = 500, 0.01
 answers = []

@@ -13,7 +13,7 @@ from automodel_cli.engine.prep.corpus import fingerprint
 from automodel_cli.engine.prep.corpus.local import open_stdin
 from automodel_cli.engine.prep.corpus.open_source import open_source
 from automodel_cli.engine.prep.corpus.text_reader import cut_at_blank_lines
-from automodel_cli.engine.prep.documents import SourceOptions
+from automodel_cli.engine.prep.options import SourceOptions
 from automodel_cli.engine.prep.package_data import SHAKESPEARE, read_asset
 from automodel_cli.engine.prep.presets import PRESETS
 from automodel_cli.errors import DataError, UsageError
