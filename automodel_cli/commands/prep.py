@@ -71,7 +71,7 @@ def prep(
         list[str] | None,
         typer.Argument(
             metavar="[SOURCE]...",
-            help="A preset (see --list), files, patterns in quotes, or - for standard input.",
+            help="A preset (see --list), files, patterns in quotes, FILE.py:NAME, or - for standard input.",
             autocompletion=complete.sources,
         ),
     ] = None,
@@ -95,6 +95,7 @@ def prep(
       amcli prep fineweb --max-tokens 500M --val-tokens 1M
       amcli prep --dataset HuggingFaceFW/fineweb --set-name sample-10BT --max-tokens 500M
       amcli prep 'books/*.txt' --tokenizer gpt2 --output-dir data/books
+      amcli prep my_source.py:build --source-args '{"lang": "de"}' --max-tokens 1B
       amcli prep notes.jsonl --text-column body --tokenizer bytes --dry-run
       amcli prep --list
     """

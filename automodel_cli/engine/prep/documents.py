@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from automodel_cli.engine.shards.manifest import SourceRecord
 
 
+# The kind of a source that is the user's own code.
+OWN_CODE = "code"
+
+
 @dataclass(frozen=True)
 class DocumentBatch:
     """Consecutive documents of one source, as Arrow.
@@ -49,7 +53,7 @@ class SourceDescription:
     """What would be read, for `--dry-run`.
 
     Attributes:
-        kind: `embedded`, `files`, `hub` or `stdin`.
+        kind: `embedded`, `files`, `hub`, `stdin` or `code`.
         names: The files, or what stands for them.
         text_column: `None` where text has no columns.
         resumable: Whether `batches` takes a start.
@@ -59,6 +63,11 @@ class SourceDescription:
     names: tuple[str, ...]
     text_column: str | None
     resumable: bool
+
+    @property
+    def can_be_converted(self) -> bool:
+        """Whether the user has the files at hand, so that a command may convert them."""
+        return self.kind not in ("hub", OWN_CODE)
 
 
 class Source(Protocol):

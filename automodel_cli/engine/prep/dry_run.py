@@ -106,7 +106,7 @@ def estimate(options: PrepOptions) -> Estimate:
     text_bytes = int(np.diff(offsets_of(sample.texts)).sum())
     itemsize = plan.framing.dtype.itemsize
     limit = options.reading.max_document_bytes
-    notes = left_out_notes(first_skipped, limit, is_hub=description.kind == "hub")
+    notes = left_out_notes(first_skipped, limit, can_convert=description.can_be_converted)
     return Estimate(
         directory=plan.directory,
         kind=description.kind,

@@ -6,9 +6,10 @@ standard library, since the help page is made from it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
@@ -127,6 +128,23 @@ def parse_token_count(text: str) -> int:
     return int(count)
 
 
+def parse_source_args(text: str) -> dict[str, Any]:
+    """Read the arguments of a source that is code.
+
+    Raises:
+        UsageError: They are no JSON object.
+    """
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise UsageError(
+            f"--source-args {text!r} is no JSON object", help="""write it like --source-args '{"size": 3}'"""
+        )
+    return arguments
+
+
 def option(default: Any, help: str, **shown: Any) -> Any:
     """A field that is also an option of `amcli prep`.
 
@@ -148,8 +166,8 @@ class SourceOptions:
     """Which documents a user asks for; the help of each option says what it means.
 
     Attributes:
-        sources: A preset's name, `-` for standard input, or files and glob patterns; may be empty
-            where `dataset` is given.
+        sources: A preset's name, `-` for standard input, code as `FILE.py:NAME`, or files and glob
+            patterns; may be empty where `dataset` is given.
         set_name: `None` takes the preset's or the only one.
         text_column: `None` takes the preset's, or `text`.
         pinned_revision: Commit that an earlier run of the same preparation recorded: it is read
@@ -172,6 +190,9 @@ class SourceOptions:
     )
     stdin_format: StdinFormat | None = option(
         None, "What comes on standard input (`-`).  [default: seen by its first byte]"
+    )
+    source_args: Mapping[str, Any] | None = option(
+        None, "Arguments of FILE.py:NAME, a JSON object.", metavar="JSON", parse=parse_source_args
     )
     max_document_bytes: int = option(MAX_DOCUMENT_BYTES, "Longer documents are bad.", metavar="N", min=1)
     on_bad_document: OnBadDocument = option(

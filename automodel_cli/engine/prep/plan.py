@@ -11,6 +11,7 @@ from typing import Any
 from automodel_cli import __version__
 from automodel_cli.engine.prep.corpus.choose import stem_of
 from automodel_cli.engine.prep.corpus.open_source import open_source
+from automodel_cli.engine.prep.corpus.own_source import names_code
 from automodel_cli.engine.prep.documents import Source
 from automodel_cli.engine.prep.framing import Framing
 from automodel_cli.engine.prep.hold_out import HoldOut
@@ -110,14 +111,16 @@ def output_directory(options: PrepOptions) -> Path:
 def default_output_dir(options: PrepOptions) -> Path:
     """Where a source goes when the user names no directory.
 
-    >>> [default_output_dir(PrepOptions(source)).as_posix() for source in ("my/notes.txt", "v1.5.jsonl.gz", "a-*.csv")]
-    ['data/notes', 'data/v1.5', 'data/a']
+    >>> [default_output_dir(PrepOptions(source)).as_posix() for source in ("my/v1.5.jsonl.gz", "a-*.csv", "b/c.py:d")]
+    ['data/v1.5', 'data/a', 'data/c-d']
     """
     reading = options.reading
     if reading.dataset is not None:
         return Path("data") / reading.dataset.split("/")[-1]
     name = reading.sources[0] if reading.sources else "text"
-    if name not in PRESETS:
+    if names_code(name):
+        name = Path(name).name.replace(".py:", "-").replace(":", "-")
+    elif name not in PRESETS:
         name = _PATTERN.sub("_", stem_of(Path(name).name)).strip("._-") or "text"
     return Path("data") / name
 

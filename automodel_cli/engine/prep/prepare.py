@@ -219,6 +219,6 @@ def _notes(manifest: DataManifest, plan: Plan) -> tuple[str, ...]:
     if "val" not in manifest.splits and hold_out.val_tokens != 0:
         notes.append("there is no validation split: the source has too few documents to hold one out")
     if manifest.reading is not None:
-        first, is_hub = manifest.reading.first_skipped, plan.source.describe().kind == "hub"
-        notes += left_out_notes(first, plan.options.reading.max_document_bytes, is_hub=is_hub)
+        first, can_convert = manifest.reading.first_skipped, plan.source.describe().can_be_converted
+        notes += left_out_notes(first, plan.options.reading.max_document_bytes, can_convert=can_convert)
     return tuple(notes)

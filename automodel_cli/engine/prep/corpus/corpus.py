@@ -14,7 +14,7 @@ from automodel_cli.engine.prep.corpus.clean import CleanTexts, clean
 from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
 from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Reader
 from automodel_cli.engine.prep.corpus.streams import CODECS
-from automodel_cli.engine.prep.documents import DocumentBatch, SourceDescription
+from automodel_cli.engine.prep.documents import OWN_CODE, DocumentBatch, SourceDescription
 from automodel_cli.engine.prep.left_out import describe, remedy
 from automodel_cli.engine.prep.options import OnBadDocument
 from automodel_cli.engine.shards.manifest import SourceRecord
@@ -68,7 +68,11 @@ class Corpus:
         Raises:
             DataError: A file cannot be read, `start` is no cursor, or a document is bad and must not be.
         """
-        cursor = _Cursor() if start is None else _Cursor.from_json(start, len(self.readers))
+        cursor = (
+            _Cursor()
+            if start is None
+            else _Cursor.from_json(start, len(self.readers), has_state=self.description.kind == OWN_CODE)
+        )
         if start is not None and not self.description.resumable:
             raise DataError(
                 "standard input cannot be read on from where it was",
@@ -97,8 +101,10 @@ class Corpus:
         batch = _Batch(cursor.documents)
         for file in range(cursor.file, len(self.readers)):
             reader = self.readers[file]
-            at = cursor.at if file == cursor.file else None
-            for piece in _guarded(reader, at):
+            at = cursor.position if file == cursor.file else None
+            # An exception of the user's own code stays what it is.
+            is_own = self.description.kind == OWN_CODE
+            for piece in reader.pieces(at) if is_own else _guarded(reader, at):
                 if (file + piece.number) % self.share[1] != self.share[0]:
                     continue
                 batch.add(self._clean(reader, piece), piece, reader.name)
@@ -114,7 +120,7 @@ class Corpus:
         if found.first_bad is not None and self.on_bad_document == OnBadDocument.FAIL:
             number, reason = found.first_bad
             first = {"where": f"{reader.name}:{number}", "found": found.first[reason][1]}
-            help_ = remedy(reason, first, self.max_document_bytes, is_hub=self.description.kind == "hub")
+            help_ = remedy(reason, first, self.max_document_bytes, can_convert=self.description.can_be_converted)
             raise DataError(
                 f"the document is bad: it is {describe(reason, first['found'])}",
                 where=first["where"],
@@ -129,21 +135,33 @@ class Corpus:
 
 @dataclass(frozen=True)
 class _Cursor:
-    """Where to read on: the file, the position in it (`None` is its beginning), and documents so far."""
+    """Where to read on: the file, the position in it (`None` is its beginning), and documents so far.
+
+    `at` are numbers in JSON; behind those of the user's own code stands its state, a text.
+    """
 
     file: int = 0
-    at: Position | None = None
+    at: tuple[int, ...] | None = None
     documents: int = 0
+    state: str | None = None
+
+    @property
+    def position(self) -> Position | None:
+        return self.at if self.at is None or self.state is None else (*self.at, self.state)
 
     def to_json(self) -> str:
-        return json.dumps({"file": self.file, "at": self.at, "documents": self.documents})
+        return json.dumps({"file": self.file, "at": self.position, "documents": self.documents})
 
     @classmethod
-    def from_json(cls, text: str, num_files: int) -> _Cursor:
+    def from_json(cls, text: str, num_files: int, *, has_state: bool) -> _Cursor:
         try:
             raw = parse_json(text.encode())
             if not isinstance(raw, dict) or raw.keys() != {"file", "at", "documents"}:
                 raise UnsoundError("it must have file, at and documents")
+            if has_state and raw["at"] is not None:
+                if not isinstance(raw["at"], list) or len(raw["at"]) != 3:
+                    raise UnsoundError("at must have two numbers and a state")
+                *raw["at"], raw["state"] = raw["at"]
             cursor = typed(cls, raw)
         except UnsoundError as error:
             raise DataError(f"{shown(text)} is no cursor of a source: {error}") from error
@@ -185,7 +203,8 @@ class _Batch:
         import pyarrow as pa
 
         texts = self.texts[0] if len(self.texts) == 1 else pa.concat_arrays(self.texts)
-        cursor = _Cursor(file, at or None, self.end_document).to_json()
+        numbers, state = (at[:-1], at[-1]) if at and isinstance(at[-1], str) else (at, None)
+        cursor = _Cursor(file, numbers or None, self.end_document, state).to_json()
         return DocumentBatch(
             texts, self.source_bytes, cursor, dict(self.skipped), self.first_document, place, self.first_skipped
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from automodel_cli.engine.prep.corpus.corpus import Corpus
 from automodel_cli.engine.prep.corpus.embedded import EmbeddedReader
 from automodel_cli.engine.prep.corpus.local import STDIN, open_files, open_stdin
+from automodel_cli.engine.prep.corpus.own_source import names_code, open_own
 from automodel_cli.engine.prep.documents import Source, SourceDescription
 from automodel_cli.engine.prep.options import SourceOptions
 from automodel_cli.engine.prep.package_data import SHA256, SHAKESPEARE
@@ -17,7 +18,7 @@ _HUB_ONLY = ("set_name", "split", "revision")
 
 
 def open_source(options: SourceOptions) -> Source:
-    """The source that a user names: a preset, a data set on the hub, files, or standard input.
+    """The source that a user names: a preset, a data set on the hub, own code, files, or standard input.
 
     Reads no document, but asks the hub for what lies there.
 
@@ -37,6 +38,8 @@ def open_source(options: SourceOptions) -> Source:
         return open_hub(location, options)
     if preset is not None:
         return _embedded(options)
+    if names_code(name):
+        return open_own(options, column)
     return open_stdin(options, column) if name == STDIN else open_files(options, column)
 
 
@@ -47,9 +50,12 @@ def _check(options: SourceOptions) -> None:
         )
     if options.dataset is None and not options.sources:
         raise UsageError("there is no source", help="try `amcli prep shakespeare`, or `amcli prep --list`")
-    alone = [name for name in options.sources if name in PRESETS or name == STDIN]
+    alone = [name for name in options.sources if name in PRESETS or name == STDIN or names_code(name)]
     if alone and len(options.sources) > 1:
         raise UsageError(f"{alone[0]!r} is a source of its own and cannot be read together with others")
+    if options.source_args is not None and not (options.sources and names_code(options.sources[0])):
+        named = options.dataset or options.sources[0]
+        raise UsageError(f"--source-args is for a source of your own code, FILE.py:NAME, and {named} is none")
     preset = PRESETS.get(options.sources[0]) if options.sources else None
     is_hub = options.dataset is not None or (preset is not None and preset.hub is not None)
     given = [field for field in _HUB_ONLY if getattr(options, field) is not None]

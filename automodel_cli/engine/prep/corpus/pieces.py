@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Meaning is the reader's own; the first number counts the pieces of the file before it.
-Position = tuple[int, ...]
+# Numbers, the first of which counts the pieces of the file before it; the others mean what the reader wants.
+# A source of the user's own code puts its state behind them, as text.
+Position = tuple[Any, ...]
 # Bytes of a stretch of text that is read and parsed at once.
 PIECE_BYTES = 1 << 22
 # Documents of a stretch of rows.
