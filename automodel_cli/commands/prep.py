@@ -12,7 +12,7 @@ import typer
 
 from automodel_cli.commands import complete, consent, render_prep
 from automodel_cli.commands.options import JsonOption, QuietOption, YesOption
-from automodel_cli.engine.prep.options import PrepOptions, SourceOptions
+from automodel_cli.engine.prep.prep_options import PrepOptions, SourceOptions
 from automodel_cli.errors import UsageError
 
 _COMPLETIONS = {"tokenizer": complete.tokenizers}
@@ -107,12 +107,12 @@ def prep(
         raise UsageError("`amcli prep` needs a source", help="try `amcli prep shakespeare`, or `amcli prep --list`")
     options = PrepOptions(source, **_values(PrepOptions, given))
     if dry_run:
-        from automodel_cli.engine.prep.dry_run import estimate
+        from automodel_cli.engine.prep.estimate import estimate
 
         render_prep.estimate(estimate(options), as_json=json_)
         return
 
-    from automodel_cli.engine.prep.plan import output_directory
+    from automodel_cli.engine.prep.prep_plan import output_directory
     from automodel_cli.engine.prep.prepare import prepare
 
     directory = output_directory(options)
@@ -121,7 +121,7 @@ def prep(
     with render_prep.progress(", ".join(source.sources or [str(source.dataset)]), quiet=json_ or quiet) as on_progress:
         result = prepare(options, on_progress, render_prep.note)
     if verify:
-        from automodel_cli.engine.prep.check_result import check_result
+        from automodel_cli.engine.prep.output_dir import check_every_byte
 
-        check_result(result.directory)
+        check_every_byte(result.directory)
     render_prep.result(result, verified=verify, as_json=json_)

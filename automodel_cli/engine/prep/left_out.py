@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from automodel_cli.engine.prep.corpus.foreign import BROKEN, ENCODINGS
-from automodel_cli.engine.prep.documents import SourceDescription
+from automodel_cli.engine.prep.corpus.clean import BROKEN, ENCODINGS
+from automodel_cli.engine.prep.source import SourceDescription
 from automodel_cli.errors import DataError
 
 FirstSkipped = Mapping[str, Mapping[str, str]]

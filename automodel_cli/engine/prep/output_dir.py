@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from automodel_cli.engine.prep.options import MAX_DOCUMENT_BYTES
+from automodel_cli.engine.config.suggest import command
+from automodel_cli.engine.prep.prep_options import MAX_DOCUMENT_BYTES
 from automodel_cli.engine.prep.progress import PROGRESS_NAME, Unfinished, load_progress
 from automodel_cli.engine.shards.durable import explain_write_errors
 from automodel_cli.engine.shards.manifest import MANIFEST_NAME, DataManifest
+from automodel_cli.engine.shards.verify import verify_directory
 from automodel_cli.errors import DataError
 
 MARKER_NAME = ".amcli-prep"
@@ -164,3 +166,19 @@ def identity(manifest: DataManifest) -> dict[str, Any]:
         "tokenizer sha256": manifest.tokenizer.sha256,
         **manifest.settings,
     }
+
+
+def check_every_byte(directory: Path) -> None:
+    """Compare every byte of a directory with its manifest.
+
+    Raises:
+        DataError: Something differs; the first problem is named.
+    """
+    problems = verify_directory(directory).problems
+    if problems:
+        raise DataError(
+            f"{problems[0].where}: {problems[0].message}",
+            where=str(directory),
+            help=f"`{command('data', 'verify', directory)}` lists all {len(problems)}; "
+            "--overwrite makes the data again",
+        )

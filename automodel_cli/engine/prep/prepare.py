@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from automodel_cli.engine.prep.committer import Committer
 from automodel_cli.engine.prep.corpus.open_source import open_source
 from automodel_cli.engine.prep.left_out import FirstSkipped, add_skipped, left_out_notes, nothing_left
-from automodel_cli.engine.prep.options import PrepOptions
 from automodel_cli.engine.prep.output_dir import check_complete, check_same, claimed, clear, identity
-from automodel_cli.engine.prep.plan import Plan, make_plan, output_directory
+from automodel_cli.engine.prep.pipeline import Committer
+from automodel_cli.engine.prep.prep_options import PrepOptions, ignore
+from automodel_cli.engine.prep.prep_plan import Plan, make_plan, output_directory
 from automodel_cli.engine.prep.progress import PROGRESS_NAME, Reading, Unfinished, load_progress
 from automodel_cli.engine.prep.session import OnNote, OnProgress, PrepProgress, Session
 from automodel_cli.engine.shards.durable import explain_write_errors
@@ -25,7 +25,7 @@ from automodel_cli.engine.shards.manifest import DataManifest, ReadingRecord, lo
 from automodel_cli.errors import DataError
 
 # The options stand in a file without numpy, which the command line reads; callers find all here.
-__all__ = ["PrepOptions", "PrepProgress", "PrepResult", "ignore_note", "ignore_progress", "prepare"]
+__all__ = ["PrepOptions", "PrepProgress", "PrepResult", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,7 @@ class PrepResult:
         return (self.manifest.num_tokens - self.resumed_tokens) / self.seconds if self.seconds else 0.0
 
 
-def ignore_progress(_: PrepProgress) -> None:
-    """Report to nobody."""
-
-
-def ignore_note(_: str) -> None:
-    """Tell nobody."""
-
-
-def prepare(
-    options: PrepOptions, on_progress: OnProgress = ignore_progress, on_note: OnNote = ignore_note
-) -> PrepResult:
+def prepare(options: PrepOptions, on_progress: OnProgress = ignore, on_note: OnNote = ignore) -> PrepResult:
     """Turn text into token shards; go on with unfinished ones, or leave finished ones alone.
 
     Args:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.prep.documents import DocumentBatch, Source
 from automodel_cli.engine.prep.left_out import FirstSkipped
+from automodel_cli.engine.prep.source import DocumentBatch, Source
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from automodel_cli.engine.prep.committer import Committer
 from automodel_cli.engine.prep.fast_engine import choose_engine, user_cache_dir
 from automodel_cli.engine.prep.framing import Documents
-from automodel_cli.engine.prep.meter import Meter
 from automodel_cli.engine.prep.output_dir import clear, identity
-from automodel_cli.engine.prep.pipeline import documents_of_units
-from automodel_cli.engine.prep.plan import Plan
+from automodel_cli.engine.prep.pipeline import Committer, Meter, documents_of_units
+from automodel_cli.engine.prep.prep_plan import Plan
 from automodel_cli.engine.prep.progress import Checkpoint, Reading, Unfinished
 from automodel_cli.engine.prep.reading import Unit, read_units
 from automodel_cli.engine.prep.split_writer import SplitWriter

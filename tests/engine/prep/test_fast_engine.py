@@ -15,7 +15,7 @@ from automodel_cli.engine.prep.corpus.open_source import open_source
 from automodel_cli.engine.prep.fast_engine import FastEngine, adversarial_texts, choose_engine, is_equal
 from automodel_cli.engine.prep.json_tokenizer import JsonTokenizer
 from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
-from automodel_cli.engine.prep.options import SourceOptions
+from automodel_cli.engine.prep.prep_options import SourceOptions
 from automodel_cli.engine.prep.tokenizer import Encoded
 from tests.engine.prep.test_tokenizer import TEXTS
 

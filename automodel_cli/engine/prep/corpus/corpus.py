@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from automodel_cli.engine.bounded import UnsoundError, parse_json, shown, typed
 from automodel_cli.engine.prep.corpus.clean import CleanTexts, clean
+from automodel_cli.engine.prep.corpus.input_file import CODECS
 from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
 from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Reader
-from automodel_cli.engine.prep.corpus.streams import CODECS
-from automodel_cli.engine.prep.documents import OWN_CODE, DocumentBatch, SourceDescription
 from automodel_cli.engine.prep.left_out import describe, remedy
-from automodel_cli.engine.prep.options import OnBadDocument
+from automodel_cli.engine.prep.prep_options import OnBadDocument
+from automodel_cli.engine.prep.source import OWN_CODE, DocumentBatch, SourceDescription
 from automodel_cli.engine.shards.manifest import SourceRecord
 from automodel_cli.errors import DataError, UsageError
 

@@ -10,10 +10,18 @@ import csv
 from collections.abc import Iterator
 from functools import partial
 
-from automodel_cli.engine.prep.corpus.blocks import BOM, no_text
-from automodel_cli.engine.prep.corpus.columns import missing_column, repeated_column
-from automodel_cli.engine.prep.corpus.pieces import PIECE_BYTES, PIECE_ROWS, Piece, Position, Rows, rejected_rows
-from automodel_cli.engine.prep.corpus.streams import InputFile, Readable, read_fully, unpacked
+from automodel_cli.engine.prep.corpus.input_file import InputFile, Readable, read_fully, unpacked
+from automodel_cli.engine.prep.corpus.pieces import (
+    PIECE_BYTES,
+    PIECE_ROWS,
+    Piece,
+    Position,
+    Rows,
+    missing_column,
+    rejected_rows,
+    repeated_column,
+)
+from automodel_cli.engine.prep.corpus.text_reader import BOM, no_text
 from automodel_cli.errors import DataError
 
 # Bytes that are no UTF-8 travel through the parser as surrogates and come out as they were.

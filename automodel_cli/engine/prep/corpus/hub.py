@@ -12,18 +12,15 @@ from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
 from automodel_cli.engine.config.suggest import command, nearest
-from automodel_cli.engine.prep.corpus.choose import reader_for
-from automodel_cli.engine.prep.corpus.columns import name_with
 from automodel_cli.engine.prep.corpus.corpus import Corpus
-from automodel_cli.engine.prep.corpus.joined_reader import JoinedReader
+from automodel_cli.engine.prep.corpus.files import reader_for
+from automodel_cli.engine.prep.corpus.hub_file import RangeFile, Retry, TransientError, retry_after_s
+from automodel_cli.engine.prep.corpus.input_file import InputFile
 from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
-from automodel_cli.engine.prep.corpus.pieces import Reader
-from automodel_cli.engine.prep.corpus.range_file import RangeFile, retry_after_s
-from automodel_cli.engine.prep.corpus.retry import Retry, TransientError
-from automodel_cli.engine.prep.corpus.streams import InputFile
-from automodel_cli.engine.prep.documents import SourceDescription
-from automodel_cli.engine.prep.options import SourceOptions, TextDocuments
+from automodel_cli.engine.prep.corpus.pieces import JoinedReader, Reader, name_with
+from automodel_cli.engine.prep.prep_options import SourceOptions, TextDocuments
 from automodel_cli.engine.prep.presets import PRESETS, HubLocation
+from automodel_cli.engine.prep.source import SourceDescription
 from automodel_cli.engine.shards.manifest import SourceRecord
 from automodel_cli.errors import AmcliError, DataError, UsageError
 

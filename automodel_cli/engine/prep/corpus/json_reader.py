@@ -12,12 +12,10 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from automodel_cli.engine.prep.corpus.blocks import BLANK_LINES, BOM, LINES, Block, Rejection, blocks, no_text
-from automodel_cli.engine.prep.corpus.clean import why_not_utf8
-from automodel_cli.engine.prep.corpus.columns import missing_column
-from automodel_cli.engine.prep.corpus.foreign import not_utf8
-from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Rows, rejected_rows
-from automodel_cli.engine.prep.corpus.streams import InputFile
+from automodel_cli.engine.prep.corpus.clean import not_utf8, why_not_utf8
+from automodel_cli.engine.prep.corpus.input_file import InputFile
+from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Rows, missing_column, rejected_rows
+from automodel_cli.engine.prep.corpus.text_reader import BLANK_LINES, BOM, LINES, Block, Rejection, blocks, no_text
 from automodel_cli.engine.prep.left_out import JSON_ARRAY, PRETTY_JSON
 
 if TYPE_CHECKING:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from functools import partial
+
 from automodel_cli.engine.prep.corpus.corpus import Corpus
-from automodel_cli.engine.prep.corpus.embedded import EmbeddedReader
-from automodel_cli.engine.prep.corpus.local import STDIN, open_files, open_stdin
+from automodel_cli.engine.prep.corpus.files import STDIN, open_files, open_stdin
 from automodel_cli.engine.prep.corpus.own_source import names_code, open_own
-from automodel_cli.engine.prep.documents import Source, SourceDescription
-from automodel_cli.engine.prep.options import SourceOptions
-from automodel_cli.engine.prep.package_data import SHA256, SHAKESPEARE
+from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Rows
+from automodel_cli.engine.prep.package_data import SHA256, SHAKESPEARE, read_asset
+from automodel_cli.engine.prep.prep_options import SourceOptions
 from automodel_cli.engine.prep.presets import PRESETS, HubLocation
+from automodel_cli.engine.prep.source import Source, SourceDescription
 from automodel_cli.engine.shards.manifest import SourceRecord
 from automodel_cli.errors import UsageError
 
 _DEFAULT_COLUMN = "text"
 _HUB_ONLY = ("set_name", "split", "revision")
+# A scene begins with the play's title in capitals and the number of the act or scene.
+_SCENE = re.compile(r"^(?=[A-Z' ]+\n(?:ACT|SCENE) [IVX]+[.,])", re.MULTILINE)
 
 
 def open_source(options: SourceOptions) -> Source:
@@ -72,3 +78,25 @@ def _embedded(options: SourceOptions) -> Corpus:
         options.max_document_bytes,
         options.on_bad_document,
     )
+
+
+class EmbeddedReader:
+    """The scenes, play by play; a piece is a scene."""
+
+    name = "shakespeare"
+
+    def __init__(self) -> None:
+        self._scenes = [scene.encode() for scene in _SCENE.split(read_asset(SHAKESPEARE)) if scene]
+        self.num_bytes: int | None = sum(len(scene) for scene in self._scenes)
+
+    def pieces(self, start: Position | None) -> Iterator[Piece]:
+        """The scenes from a position on."""
+        for number in range(start[0] if start else 0, len(self._scenes)):
+            scene = self._scenes[number]
+            yield Piece(number, (number + 1,), len(scene), partial(_rows, scene, number))
+
+
+def _rows(scene: bytes, number: int) -> Rows:
+    import pyarrow as pa
+
+    return Rows(pa.array([scene], pa.large_binary()), lambda row: number + row + 1)

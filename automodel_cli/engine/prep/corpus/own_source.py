@@ -22,12 +22,11 @@ from automodel_cli.engine.bounded import UnsoundError, parse_json, shown
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.instantiate import bind, call
 from automodel_cli.engine.config.origin import Origin
-from automodel_cli.engine.prep.corpus.columns import missing_column
 from automodel_cli.engine.prep.corpus.corpus import Corpus
 from automodel_cli.engine.prep.corpus.json_reader import field_of, has_field
-from automodel_cli.engine.prep.corpus.pieces import PIECE_BYTES, Piece, Position, Rows
-from automodel_cli.engine.prep.documents import OWN_CODE, SourceDescription
-from automodel_cli.engine.prep.options import SourceOptions
+from automodel_cli.engine.prep.corpus.pieces import PIECE_BYTES, Piece, Position, Rows, missing_column
+from automodel_cli.engine.prep.prep_options import SourceOptions
+from automodel_cli.engine.prep.source import OWN_CODE, SourceDescription
 from automodel_cli.engine.protocols import StatefulStream, in_users_code
 from automodel_cli.engine.shards.manifest import SourceRecord
 from automodel_cli.errors import DataError
@@ -137,7 +136,7 @@ class OwnReader:
         source = self._build()
         if isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):
             raise DataError(
-                f"{self.name} gives an object of type {type(source).__name__}, but a source is an iterable of documents",
+                f"{self.name} gives an object of type {type(source).__name__}, not an iterable of documents",
                 help='yield texts, or mappings such as {"text": "..."}',
             )
         return source

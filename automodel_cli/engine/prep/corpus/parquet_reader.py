@@ -16,9 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from automodel_cli.engine.prep.corpus.columns import missing_column, not_text, repeated_column
-from automodel_cli.engine.prep.corpus.pieces import PIECE_BYTES, PIECE_ROWS, Piece, Position, Rows
-from automodel_cli.engine.prep.corpus.streams import InputFile, unpacked
+from automodel_cli.engine.prep.corpus.input_file import InputFile, unpacked
+from automodel_cli.engine.prep.corpus.pieces import (
+    PIECE_BYTES,
+    PIECE_ROWS,
+    Piece,
+    Position,
+    Rows,
+    missing_column,
+    not_text,
+    repeated_column,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from automodel_cli.engine.prep.corpus import blocks, corpus, csv_reader, parquet_reader
+from automodel_cli.engine.prep.corpus import corpus, csv_reader, parquet_reader, text_reader
 from automodel_cli.engine.prep.corpus.open_source import open_source
-from automodel_cli.engine.prep.documents import DocumentBatch, Source
-from automodel_cli.engine.prep.options import SourceOptions
+from automodel_cli.engine.prep.prep_options import SourceOptions
+from automodel_cli.engine.prep.source import DocumentBatch, Source
 
 
 def as_parquet(documents: Sequence[str]) -> bytes:
@@ -61,7 +61,7 @@ WRITERS: dict[str, Callable[[Sequence[str]], bytes]] = {
 def tiny_pieces(piece_bytes: int = 64, piece_rows: int = 3, batch_documents: int = 4) -> Iterator[None]:
     """Pieces and batches of a few documents."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "PIECE_BYTES", piece_bytes)
+        patch.setattr(text_reader, "PIECE_BYTES", piece_bytes)
         patch.setattr(csv_reader, "PIECE_BYTES", piece_bytes)
         patch.setattr(csv_reader, "PIECE_ROWS", piece_rows)
         patch.setattr(parquet_reader, "PIECE_ROWS", piece_rows)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_cli.engine.prep.documents import Source
+from automodel_cli.engine.prep.source import Source
 from tests.engine.prep.corpus.conftest import PACKERS, WRITERS, documents_of, source_of, texts_of, tiny_pieces
 
 # What formats and readers are known to trip over: ends of line, quotes, marks, NUL, escapes, astral planes.

@@ -27,11 +27,11 @@ configs:
 # Reads what each of the requests asks for: of the batches after `start`, `limit` at most.
 PROBE = """
 import json, sys
-from automodel_cli.engine.prep.corpus import corpus, retry
+from automodel_cli.engine.prep.corpus import corpus, hub_file
 from automodel_cli.engine.prep.corpus.open_source import open_source
-from automodel_cli.engine.prep.options import SourceOptions
+from automodel_cli.engine.prep.prep_options import SourceOptions
 from automodel_cli.errors import AmcliError
-corpus._BATCH_DOCUMENTS, retry._FIRST_WAIT_S = 500, 0.01
+corpus._BATCH_DOCUMENTS, hub_file._FIRST_WAIT_S = 500, 0.01
 answers = []
 for options in json.loads(sys.argv[1]):
     waits = []

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from automodel_cli.engine.prep.dry_run import estimate
-from automodel_cli.engine.prep.options import OnBadDocument, Partition, PrepOptions, SourceOptions
+from automodel_cli.engine.prep.estimate import estimate
+from automodel_cli.engine.prep.prep_options import OnBadDocument, Partition, PrepOptions, SourceOptions
 from automodel_cli.engine.prep.prepare import prepare
 from automodel_cli.errors import ConfigError, DataError, UsageError
 
@@ -157,7 +157,7 @@ def test_parts_hold_every_document_once():
     ("name", "source", "error", "message"),
     [
         ("missing", {}, ConfigError, "missing"),
-        ("number", {}, DataError, "gives an object of type int, but a source is an iterable"),
+        ("number", {}, DataError, "gives an object of type int, not an iterable of documents"),
         ("plain", {"size": 3, "colour": 1}, ConfigError, "colour"),
         ("plain", {}, ConfigError, "size"),
     ],

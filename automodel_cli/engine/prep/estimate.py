@@ -12,9 +12,9 @@ import numpy as np
 
 from automodel_cli.engine.prep.fast_engine import choose_engine, user_cache_dir
 from automodel_cli.engine.prep.left_out import FirstSkipped, add_skipped, left_out_notes
-from automodel_cli.engine.prep.options import PrepOptions
 from automodel_cli.engine.prep.pipeline import chunks_of
-from automodel_cli.engine.prep.plan import make_plan
+from automodel_cli.engine.prep.prep_options import PrepOptions
+from automodel_cli.engine.prep.prep_plan import make_plan
 from automodel_cli.engine.prep.prepare import no_text_left
 from automodel_cli.engine.prep.reading import Position, read_units
 from automodel_cli.engine.prep.tokenizer import offsets_of

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automodel_cli.engine.prep.corpus import fingerprint
-from automodel_cli.engine.prep.corpus.local import open_stdin
+from automodel_cli.engine.prep.corpus import input_file
+from automodel_cli.engine.prep.corpus.files import open_stdin
 from automodel_cli.engine.prep.corpus.open_source import open_source
 from automodel_cli.engine.prep.corpus.text_reader import cut_at_blank_lines
-from automodel_cli.engine.prep.options import SourceOptions
 from automodel_cli.engine.prep.package_data import SHAKESPEARE, read_asset
+from automodel_cli.engine.prep.prep_options import SourceOptions
 from automodel_cli.engine.prep.presets import PRESETS
 from automodel_cli.errors import DataError, UsageError
 from tests.engine.prep.corpus.conftest import documents_of, source_of, tiny_pieces
@@ -116,7 +116,7 @@ def test_a_hub_preset_without_its_package_says_what_to_install(monkeypatch, name
 @pytest.mark.parametrize("whole_bytes", [1 << 26, 8])
 def test_the_fingerprint_follows_names_sizes_and_contents(tmp_path, monkeypatch, whole_bytes):
     """Changed text is another source; the same text read again is the same. Large files are sampled."""
-    monkeypatch.setattr(fingerprint, "_WHOLE_BYTES", whole_bytes)
+    monkeypatch.setattr(input_file, "_WHOLE_BYTES", whole_bytes)
     (tmp_path / "a.txt").write_text("one" * 50_000)
     (tmp_path / "b.txt").write_text("two" * 50_000)
     first = source_of(tmp_path / "*.txt").record()

@@ -157,8 +157,8 @@ def option(default: Any, help: str, **shown: Any) -> Any:
     return field(default=default, metadata={"help": help, **shown})
 
 
-def ignore_wait(_: str) -> None:
-    """Report no wait."""
+def ignore(_: object) -> None:
+    """Report nothing."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class SourceOptions:
     )
     pinned_revision: str | None = None
     retry_seconds: float = RETRY_SECONDS
-    on_wait: Callable[[str], None] = ignore_wait
+    on_wait: Callable[[str], None] = ignore
 
 
 @dataclass(frozen=True)

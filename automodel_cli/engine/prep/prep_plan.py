@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli import __version__
-from automodel_cli.engine.prep.corpus.choose import stem_of
+from automodel_cli.engine.prep.corpus.files import stem_of
 from automodel_cli.engine.prep.corpus.open_source import open_source
 from automodel_cli.engine.prep.corpus.own_source import names_code
-from automodel_cli.engine.prep.documents import Source
 from automodel_cli.engine.prep.framing import Framing
 from automodel_cli.engine.prep.hold_out import HoldOut
 from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
-from automodel_cli.engine.prep.options import OverLength, PrepOptions
+from automodel_cli.engine.prep.prep_options import OverLength, PrepOptions
 from automodel_cli.engine.prep.presets import LOCAL_FILES, PRESETS, Preset
+from automodel_cli.engine.prep.source import Source
 from automodel_cli.engine.prep.tokenizer import Tokenizer
 from automodel_cli.engine.shards.format import token_dtype
 from automodel_cli.engine.shards.formats import WRITERS
