@@ -26,19 +26,14 @@ class Estimate:
 
     Attributes:
         directory: Where the shards would go.
-        kind: Kind of source: `files`, `hub`, `stdin` or `embedded`.
-        names: What would be read.
-        text_column: Column of the text, where text has columns.
-        tokenizer: Its name.
+        kind: As in `SourceDescription`, and so are `names` and `text_column`.
         engine: What would make the tokens.
-        vocab_size: Entries of the vocabulary.
         bytes_per_token: Size of a token in the shards.
-        text_bytes_per_token: Of the sample.
+        text_bytes_per_token: In the sample.
         sample_documents: Documents that the estimate comes from.
         num_tokens: Estimate for all splits; `None` if neither a budget nor the size of the source is known.
         output_bytes: The same in bytes.
         seconds: Estimated time; `None` as above.
-        notes: What the user should know.
         skipped: Documents left out up to the end of the sample, by reason.
         first_skipped: The first of each, as in the manifest.
     """

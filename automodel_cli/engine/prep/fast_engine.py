@@ -1,8 +1,8 @@
 """The fast way from text to token ids, and the proof that it gives the same ids.
 
 `fastokens` is some fifty times as fast as the reference, `tokenizers`, and known to be equal
-for the vocabularies that it was compared on. That is not taken on trust: before it may prepare
-data, it must reproduce the reference on a list of adversarial strings (once for each tokenizer
+for the vocabularies that it was compared on. For any other vocabulary that has to be shown: before it may
+prepare data, it must reproduce the reference on a list of adversarial strings (once for each tokenizer
 and pair of versions: the verdict is kept) and on the beginning of the data itself (every time).
 On any difference the reference does the work, which costs time and never a token.
 """

@@ -35,7 +35,7 @@ _PHRASES = {
     "invalid_csv": "a row with another number of columns than the header",
 }
 _UNPACK = {".gz": "gzip -dc", ".zst": "zstd -dc", ".bz2": "bzip2 -dc"}
-# A few of these are in every large corpus, and nobody can do anything about them.
+# Every large corpus has a few of these, and no setting would change that.
 _USUAL = ("null", "empty", "lone_surrogate")
 
 

@@ -142,7 +142,7 @@ def check_complete(directory: Path, found: DataManifest) -> None:
     """Refuse finished data of which a shard is missing or has another size.
 
     Raises:
-        DataError: As said.
+        DataError: Names the first such shard.
     """
     for shard in (shard for split in found.splits.values() for shard in split.shards):
         path = directory / shard.name

@@ -51,7 +51,7 @@ def documents_of_units(
         workers: Those threads.
         chunk_documents: Most documents in one call of `frame`.
         prefetch: Chunks that are read, being tokenized or waiting to be taken, in all.
-        meter: Told how busy the stages are.
+        meter: Counts how busy the stages are.
     """
     conveyor = _Conveyor(units, frame, workers, chunk_documents, prefetch, meter)
     try:
@@ -61,7 +61,7 @@ def documents_of_units(
 
 
 def chunks_of(texts: pa.Array, max_documents: int, max_bytes: int = _CHUNK_BYTES) -> Iterator[pa.Array]:
-    """Cut texts into slices of at most so many documents and, but for a single longer one, so many bytes."""
+    """Cut texts into slices of at most `max_documents` and `max_bytes`; a longer text has a slice of its own."""
     offsets = offsets_of(texts)
     begin = 0
     while begin < len(texts):
@@ -81,7 +81,7 @@ class _Conveyor:
         self._meter = meter
         self._places = threading.Semaphore(max(prefetch, 1))
         self._stopping = threading.Event()
-        # What is in it holds a place, or is the end of a unit, so it needs no bound of its own.
+        # Each chunk in it holds a place, so it needs no bound of its own.
         self._queue: queue.SimpleQueue[Future[Documents] | Unit | BaseException | None] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tokenize")
         self._reader = threading.Thread(target=self._read, name="read", daemon=True)
@@ -101,7 +101,7 @@ class _Conveyor:
 
     def stop(self) -> None:
         self._stopping.set()
-        # The reader may be waiting for a place that nobody would free any more.
+        # The reader may be waiting for a place, and no other thread would free one now.
         self._places.release()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._reader.join(_JOIN_SECONDS)
@@ -113,7 +113,7 @@ class _Conveyor:
                     unit = next(self._units, None)
                 if unit is None or not self._submit(unit):
                     break
-        # Whatever goes wrong here is the caller's to see, in the caller's thread.
+        # An exception is raised again in the caller's thread.
         except BaseException as error:
             self._queue.put(error)
         finally:
@@ -157,7 +157,7 @@ class Committer:
         self._pool.shutdown(wait=True, cancel_futures=error is not None)
 
     def run(self, task: Callable[[], _T]) -> Future[_T]:
-        """Put a task behind the others; waits while too many do.
+        """Queue a task; waits while the queue is full.
 
         Raises:
             Exception: Whatever an earlier task raised.
@@ -169,7 +169,7 @@ class Committer:
         return future
 
     def wait(self) -> None:
-        """Until every task is done.
+        """Wait until every task is done.
 
         Raises:
             Exception: Whatever one of them raised.

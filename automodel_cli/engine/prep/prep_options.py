@@ -69,12 +69,7 @@ class OverLength(StrEnum):
 
 @dataclass(frozen=True)
 class Partition:
-    """One part of a source.
-
-    Attributes:
-        index: From 0.
-        count: Parts in all.
-    """
+    """Part `index`, from 0, of `count` parts of a source."""
 
     index: int
     count: int
@@ -234,7 +229,7 @@ class PrepOptions:
     max_length: int | None = option(None, "Longest document in tokens, BOS and EOS included.", metavar="N")
     over_length: OverLength = option(OverLength.CUT, "Cut longer documents, or split them into several.")
     shuffle_buffer: int = option(0, "Shuffle within blocks of N documents; 0 keeps the order.", metavar="N")
-    seed: int = option(0, "Of the shuffling.")
+    seed: int = option(0, "Seed of the shuffling.")
     output_dir: Path | None = option(None, "Where the shards go.  [default: data/<source>]")
     shard_tokens: int = option(
         DEFAULT_SHARD_TOKENS, "Tokens per shard file.  [default: 100M]", metavar="N", parse=parse_token_count

@@ -30,11 +30,9 @@ _PATTERN = re.compile(r"[*?\[\]]+")
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides about the result.
+    """Everything that decides about the result.
 
     Attributes:
-        options: As the user gave them.
-        directory: Where the shards go.
         source: What is read: the part, if only one is prepared.
         tokenizer: Text to ids.
         framing: Ids to documents.
@@ -183,7 +181,7 @@ def _hold_out(options: PrepOptions, totals: HoldOut) -> HoldOut:
 def _settings(options: PrepOptions, totals: HoldOut) -> dict[str, Any]:
     reading = options.reading
     return {
-        # Of the whole, so that all parts of one source have the same settings.
+        # Those of the whole source, so that all of its parts have the same settings.
         "max_tokens": totals.max_tokens,
         "val_tokens": totals.val_tokens,
         "val_share": totals.share,

@@ -33,8 +33,6 @@ class PrepResult:
     """What lies in the directory now.
 
     Attributes:
-        directory: Where the shards are.
-        manifest: What they are.
         reused: They were there already, made with the same settings, and were left alone.
         notes: What the user should know, such as a text smaller than the budget.
         resumed_tokens: Tokens that earlier, interrupted runs had made.
@@ -52,7 +50,7 @@ class PrepResult:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of this run; 0 if nothing was to be done."""
+        """Speed of this run; 0 if there was nothing to do."""
         return (self.manifest.num_tokens - self.resumed_tokens) / self.seconds if self.seconds else 0.0
 
 
@@ -62,7 +60,7 @@ def prepare(options: PrepOptions, on_progress: OnProgress = ignore, on_note: OnN
     Args:
         options: What to make.
         on_progress: Called after every batch of documents.
-        on_note: Told at once what the user should know while the work goes on.
+        on_note: Called at once with what the user should know while the work goes on.
 
     Raises:
         UsageError: The source is not known, or a number is out of range.

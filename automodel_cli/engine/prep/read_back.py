@@ -17,11 +17,9 @@ class DecodedDocument:
     """One document as text.
 
     Attributes:
-        split: Where it lies.
         number: Its place in the split, from 0.
         shard: File in which it begins.
         offset: Token offset there.
-        token_ids: Its tokens.
         text: `None` where no tokenizer is known.
     """
 
@@ -69,7 +67,7 @@ def read_back(
     """Decode one document.
 
     Args:
-        directory: Where it lies.
+        directory: The prepared data.
         split: By default the first.
         number: Its place in the split, from 0.
         offset: Or a token of the split that lies in it.

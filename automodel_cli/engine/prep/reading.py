@@ -1,7 +1,7 @@
 """The first stage of preparation: from a source's batches to units of work, shuffled if asked.
 
 A unit is what is committed as a whole. Without shuffling it is one batch of the source. With it,
-it is a block of so many consecutive documents in a random order that depends on the seed and the
+it is a block of `shuffle_buffer` consecutive documents in a random order that depends on the seed and the
 number of the block alone; so shuffling starts again in the middle of a corpus as exactly as
 reading does, without a saved buffer, and a document moves by less than one block.
 """
@@ -63,9 +63,9 @@ def read_units(source: Source, start: Position, seed: int, shuffle_buffer: int) 
     """The documents behind `start`, in order or shuffled.
 
     Args:
-        source: What is read.
+        source: Where the documents come from.
         start: Where an earlier run ended.
-        seed: Of the shuffling.
+        seed: Seed of the shuffling.
         shuffle_buffer: Documents in a block; below 2 nothing is shuffled.
     """
     if shuffle_buffer < 2:
@@ -77,13 +77,7 @@ def read_units(source: Source, start: Position, seed: int, shuffle_buffer: int) 
 
 
 def block_order(num_documents: int, seed: int, block: int) -> npt.NDArray[np.int64]:
-    """A permutation of `num_documents`, the same for every version of numpy.
-
-    Args:
-        num_documents: Documents in the block.
-        seed: The user's.
-        block: Number of the block.
-    """
+    """A permutation of the documents of one block, the same for every version of numpy."""
     # Only the raw numbers of a bit generator are promised to stay the same in all versions.
     numbers = np.random.Philox(key=np.array([seed, block], dtype=np.uint64)).random_raw(num_documents)
     return np.argsort(numbers, kind="stable")

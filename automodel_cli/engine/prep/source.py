@@ -3,7 +3,7 @@
 A source is the same sequence of documents at every reading. It knows nothing of tokens, and
 reading on from any batch's cursor, in another process and as often as needed, gives exactly the
 documents that came after that batch. Whatever cannot be a document is left out and counted here,
-so nobody downstream has to ask whether a text is null, blank or not UTF-8.
+so no later stage has to check whether a text is null, blank or not UTF-8.
 """
 
 from __future__ import annotations

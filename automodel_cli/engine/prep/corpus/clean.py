@@ -73,7 +73,7 @@ class CleanTexts:
 
 
 def clean(rows: Rows, max_document_bytes: int) -> CleanTexts:
-    r"""The rows that are documents: not null, not blank, valid UTF-8, at most so many bytes.
+    r"""The rows that are documents: not null, not blank, valid UTF-8, at most `max_document_bytes`.
 
     >>> import pyarrow as pa
     >>> found = clean(Rows(pa.array([b"a", None, b" ", b"caf\xe9"]), lambda row: row + 1), 10)

@@ -1,4 +1,4 @@
-"""A source made of readers: cleans their pieces, gathers them into batches, and writes the cursors."""
+"""A source made of readers: cleans their pieces, joins them to batches, and writes the cursors."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class _Cursor:
 
 @dataclass
 class _Batch:
-    """A batch that is being gathered."""
+    """A batch that is not full yet."""
 
     first_document: int
     texts: list[pa.LargeStringArray] = field(default_factory=list)
@@ -211,7 +211,7 @@ class _Batch:
 
 
 def _guarded(reader: Reader, at: Position | None) -> Iterator[Piece]:
-    """The reader's pieces; what its libraries raise becomes an error that names the file."""
+    """The reader's pieces; exceptions of its libraries become an error that names the file."""
     import pyarrow as pa
 
     try:

@@ -118,8 +118,8 @@ class _Lines:
 
     Args:
         stream: The content of the file.
-        max_bytes: Of one line.
-        name: Of the file, for messages.
+        max_bytes: Limit for one line.
+        name: What messages call the file.
 
     Attributes:
         begin: The first bytes of the file, before any line is taken.

@@ -26,7 +26,7 @@ from automodel_cli.errors import AmcliError, DataError, UsageError
 
 _Result = TypeVar("_Result")
 
-# Before anything is read, a user without a network shall hear so soon.
+# The first request fails early, so that a user without a network learns it soon.
 _FIRST_CONTACT_S = 15.0
 _TIMEOUT_S = 10.0
 _PATHS_PER_REQUEST = 500

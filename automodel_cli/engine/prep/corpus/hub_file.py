@@ -47,8 +47,8 @@ class Retry:
     Attributes:
         seconds: After the first failure, tries go on for as long.
         on_wait: Called before every wait with what happened and how long it takes.
-        sleep: Waits so many seconds.
-        clock: Seconds that only grow.
+        sleep: Takes seconds.
+        clock: Monotonic, in seconds.
     """
 
     seconds: float

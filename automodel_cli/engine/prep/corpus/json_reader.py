@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # `\u00e9` takes six bytes of JSON for two of UTF-8, a control character six for one.
 _MAX_ESCAPED = 6
 _OTHER_FIELDS_BYTES = 1 << 20
-# Of fields that a message about a missing one lists.
+# Names of fields in a message about a missing one.
 _MAX_NAMES = 100
 _MAX_DEPTH = 3
 # Lines of a log begin with a bracket too.
@@ -80,7 +80,7 @@ class JsonReader:
                 continue
             text, reason, row = _parse_line(line, self._column)
             if reason:
-                # Looked at once for each reason: only the first is ever told.
+                # Only the first of each reason is reported.
                 if reason == "invalid_utf8" and reason not in rejected.values():
                     found[len(texts)] = not_utf8(line)
                 rejected[len(texts)] = reason

@@ -28,19 +28,16 @@ Rejection = tuple[str, str]
 Refuse = Callable[[bytes], Rejection | None]
 
 
-class LineReader:
-    """Every line that is not blank is a document, without its end of line.
-
-    Args:
-        file: The file.
-        max_document_bytes: Longer lines are passed over.
-    """
-
+class _TextReader:
     def __init__(self, file: InputFile, max_document_bytes: int) -> None:
         self.name = file.name
         self.num_bytes = file.num_bytes if file.codec is None else None
         self._file = file
         self._limit = max_document_bytes
+
+
+class LineReader(_TextReader):
+    """Every line that is not blank is a document, without its end of line; longer ones than the limit are left out."""
 
     def pieces(self, start: Position | None) -> Iterator[Piece]:
         """Blocks of whole lines."""
@@ -48,21 +45,18 @@ class LineReader:
             yield Piece(block.number, block.end, block.num_bytes, partial(_lines, block))
 
 
-class BlockReader:
+class BlockReader(_TextReader):
     """Every stretch between blank lines is a document.
 
     Args:
         file: The file.
-        max_document_bytes: Longer stretches are passed over.
+        max_document_bytes: Longer stretches are left out.
         min_bytes: Shorter stretches are joined with those that follow, blank lines and all, until
             they are that long; 0 gives every stretch alone, without the lines around it.
     """
 
     def __init__(self, file: InputFile, max_document_bytes: int, min_bytes: int = 0) -> None:
-        self.name = file.name
-        self.num_bytes = file.num_bytes if file.codec is None else None
-        self._file = file
-        self._limit = max_document_bytes
+        super().__init__(file, max_document_bytes)
         self._min_bytes = min_bytes
 
     def pieces(self, start: Position | None) -> Iterator[Piece]:
@@ -81,19 +75,8 @@ class BlockReader:
         )
 
 
-class WholeReader:
-    """The whole file is one document.
-
-    Args:
-        file: The file.
-        max_document_bytes: Of a longer file no more than this is read.
-    """
-
-    def __init__(self, file: InputFile, max_document_bytes: int) -> None:
-        self.name = file.name
-        self.num_bytes = file.num_bytes if file.codec is None else None
-        self._file = file
-        self._limit = max_document_bytes
+class WholeReader(_TextReader):
+    """The whole file is one document; no more of it is read than the limit and one byte."""
 
     def pieces(self, start: Position | None) -> Iterator[Piece]:
         """One piece."""
@@ -166,7 +149,7 @@ class Boundary:
     Attributes:
         first: Where the first whole unit in some bytes ends; 0 when none does.
         last: Where the last one ends; 0 when none does.
-        too_long: What a unit of so many bytes is called.
+        too_long: What a unit that is too long is called; takes its bytes.
     """
 
     first: Callable[[bytes], int]
