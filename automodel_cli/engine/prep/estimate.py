@@ -97,7 +97,7 @@ def estimate(options: PrepOptions) -> Estimate:
     num_tokens = min((count for count in (in_source, wanted) if count is not None), default=None)
     # The stages overlap, and only tokenizing has several threads.
     per_token = max(read_seconds, token_seconds / options.workers) / max(tokens, 1)
-    description = plan.source.describe()
+    description = plan.source.description
     text_bytes = int(np.diff(offsets_of(sample.texts)).sum())
     itemsize = plan.framing.dtype.itemsize
     limit = options.reading.max_document_bytes

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli import __version__
+from automodel_cli.engine.prep.corpus.corpus import Corpus
 from automodel_cli.engine.prep.corpus.files import stem_of
 from automodel_cli.engine.prep.corpus.open_source import open_source
 from automodel_cli.engine.prep.corpus.own_source import names_code
@@ -17,7 +18,6 @@ from automodel_cli.engine.prep.hold_out import HoldOut
 from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
 from automodel_cli.engine.prep.prep_options import OverLength, PrepOptions
 from automodel_cli.engine.prep.presets import LOCAL_FILES, PRESETS, Preset
-from automodel_cli.engine.prep.source import Source
 from automodel_cli.engine.prep.tokenizer import Tokenizer
 from automodel_cli.engine.shards.format import token_dtype
 from automodel_cli.engine.shards.formats import WRITERS
@@ -42,7 +42,7 @@ class Plan:
 
     options: PrepOptions
     directory: Path
-    source: Source
+    source: Corpus
     tokenizer: Tokenizer
     framing: Framing
     hold_out: HoldOut
@@ -80,7 +80,7 @@ def make_plan(options: PrepOptions, revision: str | None = None) -> Plan:
         preset.max_tokens if options.max_tokens is None else options.max_tokens,
     )
     manifest = DataManifest(
-        source=source.record(),
+        source=source.record,
         tokenizer=TokenizerRecord(
             tokenizer.name, tokenizer.vocab_size, framing.bos_id, tokenizer.sha256, framing.eos_id
         ),

@@ -121,7 +121,7 @@ def _take_up(session: Session, plan: Plan, unfinished: Unfinished | None, on_not
     directory = plan.directory
     if unfinished is not None and unfinished.splits:
         check_same(directory, unfinished.identity, identity(plan.manifest), "unfinished data")
-        if plan.source.describe().resumable:
+        if plan.source.description.resumable:
             session.continue_from(unfinished)
             on_note(f"going on after {session.train_tokens + session.val_tokens:,} tokens of an interrupted run")
             return
@@ -170,7 +170,7 @@ def no_text_left(plan: Plan, skipped: Mapping[str, int], first_skipped: FirstSki
         skipped: Documents left out, by reason.
         first_skipped: The first of each.
     """
-    limit, source = plan.options.reading.max_document_bytes, plan.source.describe()
+    limit, source = plan.options.reading.max_document_bytes, plan.source.description
     part = plan.options.partition
     if part is None:
         return nothing_left(skipped, first_skipped, limit, source=source)
@@ -207,6 +207,6 @@ def _notes(manifest: DataManifest, plan: Plan) -> tuple[str, ...]:
     if "val" not in manifest.splits and hold_out.val_tokens != 0:
         notes.append("there is no validation split: the source has too few documents to hold one out")
     if manifest.reading is not None:
-        first, can_convert = manifest.reading.first_skipped, plan.source.describe().can_be_converted
+        first, can_convert = manifest.reading.first_skipped, plan.source.description.can_be_converted
         notes += left_out_notes(first, plan.options.reading.max_document_bytes, can_convert=can_convert)
     return tuple(notes)

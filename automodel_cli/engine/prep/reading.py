@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from automodel_cli.engine.prep.left_out import FirstSkipped
-from automodel_cli.engine.prep.source import DocumentBatch, Source
+from automodel_cli.engine.prep.source import DocumentBatch
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from automodel_cli.engine.prep.corpus.corpus import Corpus
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Unit:
     first_skipped: FirstSkipped = field(default_factory=dict)
 
 
-def read_units(source: Source, start: Position, seed: int, shuffle_buffer: int) -> Iterator[Unit]:
+def read_units(source: Corpus, start: Position, seed: int, shuffle_buffer: int) -> Iterator[Unit]:
     """The documents behind `start`, in order or shuffled.
 
     Args:
@@ -92,7 +94,7 @@ class _Waiting:
     used: int
 
 
-def _blocks(source: Source, start: Position, seed: int, size: int) -> Iterator[Unit]:
+def _blocks(source: Corpus, start: Position, seed: int, size: int) -> Iterator[Unit]:
     waiting: deque[_Waiting] = deque()
     before, skip, block = start.cursor, start.skip, start.num_units
     num_waiting = 0

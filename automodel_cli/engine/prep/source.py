@@ -8,14 +8,12 @@ so no later stage has to check whether a text is null, blank or not UTF-8.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from automodel_cli.engine.shards.manifest import SourceRecord
 
 
 # The kind of a source that is the user's own code.
@@ -68,43 +66,3 @@ class SourceDescription:
     def can_be_converted(self) -> bool:
         """Whether the user has the files at hand, so that a command may convert them."""
         return self.kind not in ("hub", OWN_CODE)
-
-
-class Source(Protocol):
-    """A sequence of documents that is the same at every reading."""
-
-    @property
-    def total_bytes(self) -> int | None:
-        """About the sum of `source_bytes` over all batches; `None` when it is not known."""
-        ...
-
-    def record(self) -> SourceRecord:
-        """What the manifest says of this source."""
-        ...
-
-    def describe(self) -> SourceDescription:
-        """What would be read; reads no document."""
-        ...
-
-    def batches(self, start: str | None = None) -> Iterator[DocumentBatch]:
-        """The documents in order, in batches of about 4 MB of text or 1,024 documents and more.
-
-        Where one batch ends depends on the source alone, so a reading that starts at a cursor has
-        the same batches as one that came by.
-
-        Args:
-            start: A cursor of this source; `None` begins with the first document.
-
-        Raises:
-            DataError: The source cannot be read, `start` is no cursor of it, or, if that is what was
-                asked for, a document is bad.
-        """
-        ...
-
-    def partition(self, index: int, count: int) -> Source:
-        """Part `index` (from 0) of `count`: together the parts hold every document once.
-
-        Raises:
-            UsageError: The source can be read only as a whole.
-        """
-        ...

@@ -30,12 +30,12 @@ _BATCH_DOCUMENTS = 1024
 
 @dataclass(frozen=True)
 class Corpus:
-    """A `Source` of the documents that readers give, one reader after the other.
+    """The documents that readers give, one reader after the other: the same sequence at every reading.
 
     Attributes:
         readers: One for each file, in order.
         description: What would be read.
-        source_record: What the manifest says.
+        record: What the manifest says.
         max_document_bytes: Longer documents are bad.
         on_bad_document: What happens to bad documents.
         share: `(index, count)`: only every `count`-th piece is taken, from the one at `index` on.
@@ -43,27 +43,25 @@ class Corpus:
 
     readers: Sequence[Reader]
     description: SourceDescription
-    source_record: SourceRecord
+    record: SourceRecord
     max_document_bytes: int
     on_bad_document: OnBadDocument
     share: tuple[int, int] = (0, 1)
 
     @property
     def total_bytes(self) -> int | None:
-        """Bytes of all files, or `None` when that is not known."""
+        """About the sum of `source_bytes` over all batches; `None` when it is not known."""
         sizes = [reader.num_bytes for reader in self.readers]
         return None if None in sizes else sum(size or 0 for size in sizes) // self.share[1]
 
-    def record(self) -> SourceRecord:
-        """What the manifest says of this source."""
-        return self.source_record
-
-    def describe(self) -> SourceDescription:
-        """What would be read."""
-        return self.description
-
     def batches(self, start: str | None = None) -> Iterator[DocumentBatch]:
-        """The documents in order; see `Source.batches`.
+        """The documents in order, in batches of about 4 MB of text or 1,024 documents and more.
+
+        Where one batch ends depends on the source alone, so a reading that starts at a cursor has the same batches as
+        one that began earlier.
+
+        Args:
+            start: A cursor of this source; `None` begins with the first document.
 
         Raises:
             DataError: A file cannot be read, `start` is no cursor, or a document is bad and must not be.
@@ -82,6 +80,8 @@ class Corpus:
 
     def partition(self, index: int, count: int) -> Corpus:
         """Part `index` (from 0) of `count`, by files, else by row groups, else by pieces.
+
+        Together the parts hold every document once.
 
         Raises:
             UsageError: It is standard input.

@@ -13,7 +13,7 @@ from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Rows
 from automodel_cli.engine.prep.package_data import SHA256, SHAKESPEARE, read_asset
 from automodel_cli.engine.prep.prep_options import SourceOptions
 from automodel_cli.engine.prep.presets import PRESETS, HubLocation
-from automodel_cli.engine.prep.source import Source, SourceDescription
+from automodel_cli.engine.prep.source import SourceDescription
 from automodel_cli.engine.shards.manifest import SourceRecord
 from automodel_cli.errors import UsageError
 
@@ -23,7 +23,7 @@ _HUB_ONLY = ("set_name", "split", "revision")
 _SCENE = re.compile(r"^(?=[A-Z' ]+\n(?:ACT|SCENE) [IVX]+[.,])", re.MULTILINE)
 
 
-def open_source(options: SourceOptions) -> Source:
+def open_source(options: SourceOptions) -> Corpus:
     """The source that a user names: a preset, a data set on the hub, own code, files, or standard input.
 
     Reads no document, but asks the hub for what lies there.

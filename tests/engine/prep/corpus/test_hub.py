@@ -42,7 +42,7 @@ for options in json.loads(sys.argv[1]):
         answers.append({
             "texts": [text for batch in read for text in batch.texts.to_pylist()],
             "cursor": read[-1].cursor if read else start,
-            "revision": source.record().revision, "name": source.record().name, "waits": waits,
+            "revision": source.record.revision, "name": source.record.name, "waits": waits,
         })
     except AmcliError as error:
         answers.append({"error": str(error), "waits": waits})
