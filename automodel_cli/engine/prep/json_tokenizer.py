@@ -62,7 +62,7 @@ class JsonTokenizer:
 
         model = self._backend.model
         if isinstance(model, models.Unigram):
-            # It shows the number of the entry only in its description.
+            # The model exposes this id only in its JSON.
             found = json.loads(self._content)["model"].get("unk_id")
             return found if isinstance(found, int) and 0 <= found < self.vocab_size else None
         return None if model.unk_token is None else self.token_id(model.unk_token)
@@ -73,7 +73,7 @@ class JsonTokenizer:
 
         try:
             backend = Tokenizer.from_str(self._content)
-        # The library raises bare Exception for everything that is wrong with a file.
+        # The library raises a bare Exception for any fault of the file.
         except Exception as error:
             raise DataError(f"the tokenizer {self.name!r} cannot be read: {error}") from error
         # A file may ask for padding and truncation, which would change what a document is.

@@ -77,7 +77,7 @@ def _mistyped(name: str) -> str | None:
     >>> [_mistyped(name) for name in ("gtp2", "GPT-2", "gpt2-xl", "distilgpt2", "openai/gpt2")]
     ['gpt2', 'gpt2', None, None, None]
     """
-    # Closer than any name of the hub: its own oldest names have no owner before a slash either.
+    # A strict cutoff: the oldest repositories of the hub have names without an owner, too.
     return next(iter(difflib.get_close_matches(name.lower(), list(_BUILTIN), n=1, cutoff=0.75)), None)
 
 
@@ -113,8 +113,8 @@ def _from_hub(name: str) -> tuple[str, dict[str, Path]]:
             files[file] = Path(hf_hub_download(name, file, local_files_only=unreachable is not None))
         except EntryNotFoundError:
             files[file] = Path(file, "is not on the hub")
-        # The client raises OSError, ValueError and errors of httpx, for what is to the user one
-        # thing: this name gives no tokenizer.
+        # The client raises OSError, ValueError and errors of httpx; for the user all mean that this name
+        # gives no tokenizer.
         except Exception as error:
             raise _not_loaded(name, error) from error
     if unreachable is None:
@@ -141,11 +141,11 @@ def _ask_hub(name: str) -> str | None:
     try:
         HfApi().model_info(name, timeout=_TIMEOUT_S)
     except GatedRepoError:
-        # Its files may have been downloaded by somebody who was let in.
+        # Its files may be in the cache, from a user with access.
         return None
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise _not_loaded(name, error) from error
-    # The client's errors are of its HTTP library, which changes with its releases.
+    # The client raises errors of its HTTP library, which differs between its releases.
     except Exception as error:
         return str(error).strip().split("\n")[0] or type(error).__name__
     return None

@@ -104,7 +104,7 @@ def clear(directory: Path, *, allowed: bool, keep: frozenset[str] = frozenset())
             where=str(directory),
             help=_REMAKE,
         )
-    # The manifest goes first: if this is interrupted, no manifest may speak of missing shards.
+    # The manifest is deleted first: after an interruption no manifest may name missing shards.
     for name in (MANIFEST_NAME, PROGRESS_NAME) if not keep else ():
         with explain_write_errors(directory / name):
             (directory / name).unlink(missing_ok=True)
@@ -127,7 +127,7 @@ def check_same(directory: Path, existing: Mapping[str, Any], wanted: Mapping[str
     """
     before = {**_BEFORE, **existing}
     differing = [name for name, value in wanted.items() if before.get(name) != value]
-    # "source sha256" says nothing new where "source" differs already.
+    # "source sha256" adds nothing where "source" differs already.
     telling = [name for name in differing if name.split()[0] == name or name.split()[0] not in differing]
     if telling:
         raise DataError(

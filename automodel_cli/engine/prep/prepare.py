@@ -24,7 +24,7 @@ from automodel_cli.engine.shards.durable import explain_write_errors
 from automodel_cli.engine.shards.manifest import DataManifest, ReadingRecord, load_manifest, write_manifest
 from automodel_cli.errors import DataError
 
-# The options stand in a file without numpy, which the command line reads; callers find all here.
+# The options have a file of their own, without numpy, for the command line; callers may import them from here.
 __all__ = ["PrepOptions", "PrepProgress", "PrepResult", "prepare"]
 
 
@@ -74,7 +74,7 @@ def prepare(options: PrepOptions, on_progress: OnProgress = ignore, on_note: OnN
     if existing is not None:
         check_same(directory, identity(existing), identity(plan.manifest), "data")
         check_complete(directory, existing)
-        # A run that was killed after its last act but one leaves this behind.
+        # A run that was killed just before its end leaves this file.
         with explain_write_errors(directory / PROGRESS_NAME):
             (directory / PROGRESS_NAME).unlink(missing_ok=True)
         return PrepResult(directory, existing, True, _notes(existing, plan))
@@ -133,8 +133,8 @@ def _take_up(session: Session, plan: Plan, unfinished: Unfinished | None, on_not
 def _check_not_empty(session: Session, plan: Plan, committer: Committer) -> None:
     error = _emptiness(session.train_tokens, session.val_tokens, plan, session.reading)
     if error is not None:
-        # Nothing here is worth going on with, and other settings must not be refused because of it. What is still being
-        # written is waited for: it would come back after the deletion, or vanish under it.
+        # Nothing here is worth continuing, and it must not make other settings be refused. Writes in progress are
+        # waited for: their files would come back after the deletion.
         committer.wait()
         session.release()
         clear(plan.directory, allowed=True)
@@ -176,7 +176,7 @@ def no_text_left(plan: Plan, skipped: Mapping[str, int], first_skipped: FirstSki
         return nothing_left(skipped, first_skipped, limit, source=source)
     message = f"part {part} of the source holds no text"
     if not skipped:
-        # A part of so little knows nothing of the rest, where the reason may be.
+        # The part is empty; the reason may be in the rest of the source.
         for batch in open_source(plan.options.reading).batches():
             if len(batch.texts):
                 return DataError(message, help="the source is too small: make fewer parts")

@@ -104,7 +104,7 @@ class Session:
         writer = WRITERS[plan.options.format]
         shards = writer(plan.directory, split, plan.framing.dtype, plan.options.shard_tokens, plan.framing.bos_id)
         shards.bos_is_eos = plan.manifest.tokenizer.bos_is_eos
-        # A token that also stands at the boundaries of documents says nothing of what is inside them.
+        # A token that also marks the boundaries of documents cannot count unknown text.
         boundaries = (plan.framing.bos_id, plan.framing.eos_id)
         unk_id = None if plan.tokenizer.unk_id in boundaries else plan.tokenizer.unk_id
         return SplitWriter(shards, plan.framing.vocab_size, self._committer.run, unk_id)

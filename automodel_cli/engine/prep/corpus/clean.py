@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 _LOOKED_AT = 4096
-# Texts of the test corpora have fewer zero bytes at odd places alone by chance.
+# A sample with fewer zero bytes is not taken for UTF-16 or UTF-32: they may be there by chance.
 _MIN_ZEROS = 16
 _MIN_SHARE = 0.1
-# Alphabets and punctuation, each of 256 characters, in one text.
+# High bytes of UTF-16 that one text may have: alphabets and punctuation, each of 256 characters.
 _MAX_ALPHABETS = 4
 # iconv reads the byte-order mark itself; that of UTF-32 begins with that of UTF-16.
 _MARKS = (
@@ -143,7 +143,7 @@ def _blank_rows(texts: pa.LargeStringArray) -> list[int]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    # Arrow calls a text of no characters no space. To compare it with a 0, it would import pandas first.
+    # An empty text is no space for Arrow. A comparison of lengths with 0 would import pandas.
     is_empty = pc.invert(pc.cast(pc.binary_length(texts), pa.bool_()))
     blank = pc.or_(pc.utf8_is_space(texts), is_empty)
     if not pc.any(blank).as_py():

@@ -23,7 +23,7 @@ from automodel_cli.errors import DataError, UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# A batch is closed at the first end of a piece where it has either.
+# A batch ends with the piece in which it reaches one of these.
 _BATCH_BYTES = 1 << 21
 _BATCH_DOCUMENTS = 1024
 
@@ -112,7 +112,7 @@ class Corpus:
                     yield batch.close(file, piece.end, self._place(file))
                     batch = _Batch(batch.end_document)
         if batch.texts:
-            # Nothing is left, so a reading that starts here has nothing to read.
+            # This cursor is the end: a reading that starts here is empty.
             yield batch.close(len(self.readers), (), self._place(len(self.readers) - 1))
 
     def _clean(self, reader: Reader, piece: Piece) -> CleanTexts:

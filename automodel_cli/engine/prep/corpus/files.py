@@ -30,7 +30,7 @@ CSV = {".csv": ",", ".tsv": "\t"}
 TEXT = (".txt", ".text", ".md")
 KINDS = ".parquet, .jsonl, .csv or .txt, also with .gz, .zst or .bz2 after it"
 
-# Pieces of a text that stands alone; long enough to learn from, and many enough to hold some out.
+# Minimum of the pieces of a single text file: long enough to learn from, enough of them to hold some out.
 _MIN_PIECE_BYTES = 8192
 
 
@@ -43,7 +43,7 @@ def open_files(options: SourceOptions, column: str) -> Corpus:
     paths = find_files(options.sources)
     files = [local_file(path) for path in paths]
     text_documents = options.text_documents
-    # A text that stands alone is cut, or no document of it could be held out for validation.
+    # A single text file is cut, or no document of it could be held out for validation.
     if text_documents is None and sum(file.ending in TEXT for file in files) > 1:
         text_documents = TextDocuments.FILE
     readers = [reader_for(file, column, options.max_document_bytes, text_documents) for file in files]

@@ -186,7 +186,7 @@ def _reach(ask: Callable[[], _Result]) -> _Result:
     except (ConnectionError, TimeoutError, LocalEntryNotFoundError) as error:
         raise TransientError(_first_line(error)) from error
     except Exception as error:
-        # The HTTP client's exceptions are known by the package that defines them, which changes with its releases.
+        # The HTTP client differs between releases, so its exceptions are recognised by the package that defines them.
         if type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore", "requests", "urllib3")):
             raise TransientError(_first_line(error)) from error
         raise

@@ -21,7 +21,7 @@ _Result = TypeVar("_Result")
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
 _READ_AHEAD_BYTES = 1 << 23
-# Small columns that stand between two chunks of the text are cheaper to read than to pass over.
+# Reading small columns between two chunks of the text is cheaper than a request more.
 _NEAR_BYTES = 1 << 20
 _TIMEOUT_S = 30.0
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -160,7 +160,7 @@ class RangeFile(io.RawIOBase):
         try:
             response: Any = get_session().get(self._url, headers=headers, timeout=_TIMEOUT_S)
             status, content = int(response.status_code), bytes(response.content)
-        # The client's own exceptions, in whichever release of it, are of no common class but this.
+        # The exceptions of the client's releases have no other common class.
         except Exception as error:
             raise TransientError(str(error) or type(error).__name__) from error
         if status in _BUSY:

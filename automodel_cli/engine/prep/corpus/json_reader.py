@@ -101,10 +101,10 @@ def _parse_block(content: bytes, column: str) -> pa.LargeStringArray | None:
     import pyarrow.compute as pc
     from pyarrow import json as arrow_json
 
-    # Arrow passes over blank lines and takes two objects on one line: then rows are no lines.
+    # Arrow skips blank lines and accepts two objects on one line: then row numbers are not line numbers.
     if content.startswith(_BLANK_BEGINS) or BLANK_LINES.search(content):
         return None
-    # Nor does Arrow know names that are not UTF-8.
+    # Arrow rejects names that are not UTF-8.
     if not column.isprintable():
         return None
     try:

@@ -37,7 +37,7 @@ def open_source(options: SourceOptions) -> Corpus:
     column = options.text_column or _DEFAULT_COLUMN
     preset = PRESETS.get(name)
     if options.dataset is not None or (preset is not None and preset.hub is not None):
-        # Asked for here only: without the hub, nothing of it is needed.
+        # Imported here only: other sources do not need the package.
         from automodel_cli.engine.prep.corpus.hub import open_hub
 
         location = HubLocation(options.dataset or "") if preset is None or preset.hub is None else preset.hub

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-# Numbers, the first of which counts the pieces of the file before it; the others mean what the reader wants.
+# Numbers, the first of which counts the pieces of the file before it; the meaning of the others is the reader's own.
 # A source of the user's own code puts its state behind them, as text.
 Position = tuple[Any, ...]
 # Bytes of a stretch of text that is read and parsed at once.
@@ -98,7 +98,7 @@ def missing_column(column: str, columns: Iterable[str], where: str, inside: Iter
         inside: Fields inside its columns, by their dotted paths.
     """
     names, fields = sorted(columns), sorted(inside)
-    # A field of this very name is meant rather than one that looks like it.
+    # A nested field of the same name is a better guess than a similar name.
     same = sorted((field for field in fields if field.endswith(f".{column}")), key=lambda field: field.count("."))
     return DataError(
         f"there is no column {column!r}; the columns are {', '.join(names) or 'none'}",

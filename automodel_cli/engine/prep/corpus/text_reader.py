@@ -19,7 +19,7 @@ from automodel_cli.engine.prep.left_out import NO_BLANK_LINE, WHOLE_FILE
 
 _LINES_AROUND = re.compile(rb"\A(?:[^\S\n]*+\n)++|[\r\n]++\Z")
 BOM = b"\xef\xbb\xbf"
-# Possessive, so that a megabyte of blank lines is looked at once.
+# Possessive, so that a megabyte of blank lines is scanned once.
 BLANK_LINES = re.compile(rb"\n(?:[^\S\n]*+\n)++")
 _TEXT_FOLLOWS = re.compile(rb"[^\S\n]*+\S")
 
@@ -232,7 +232,7 @@ def _find_end(stream: Readable, held: bytes, boundary: Boundary, limit: int, tar
         end = boundary.last(held[:wanted])
         if end or wanted > limit:
             return end, held
-        # Doubled, since each look goes over all of the bytes again.
+        # Doubled, since each search scans all of the bytes again.
         wanted = min(2 * wanted, limit + target)
         held += read_fully(stream, wanted - len(held))
     return len(held), held
