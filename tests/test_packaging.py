@@ -23,7 +23,7 @@ PROBE = """
 import json
 import automodel_cli
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
-from automodel_cli.engine.prep.tokenizer import load_tokenizer
+from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
 from pathlib import Path
 
 result = prepare(PrepOptions(source="shakespeare", output_dir=Path("shards")))

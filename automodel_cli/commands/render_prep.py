@@ -22,7 +22,7 @@ from automodel_cli.engine.config.suggest import command, quoted
 from automodel_cli.engine.prep.presets import PRESETS
 
 if TYPE_CHECKING:
-    from automodel_cli.engine.prep.dry_run import Estimate
+    from automodel_cli.engine.prep.estimate import Estimate
     from automodel_cli.engine.prep.prepare import PrepProgress, PrepResult
     from automodel_cli.engine.shards.manifest import DataManifest
 

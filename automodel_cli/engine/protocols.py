@@ -133,6 +133,18 @@ class StatefulStream(Protocol):
         ...
 
 
+class DocumentSource(Protocol):
+    """Text for `amcli prep`: an iterable that gives the same documents in the same order at every pass.
+
+    One that is a `StatefulStream`, too, goes on at its saved place, a state that JSON can hold; any other is read again
+    up to the place where a preparation was stopped.
+    """
+
+    def __iter__(self) -> Iterator[str | bytes | Mapping[str, Any] | None]:
+        """Documents: a text, its UTF-8, or a mapping with a text in the field `--text-column`."""
+        ...
+
+
 class LossFunction(Protocol):
     """Maps logits and labels to a scalar that can be differentiated."""
 

@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from automodel_cli.engine.prep.gpt2_tokenizer import byte_alphabet, gpt2_json, read_merges
+from automodel_cli.engine.prep.json_tokenizer import byte_alphabet, gpt2_json, read_merges
 
 BOS_ID = 50_256
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from automodel_cli.app import run
-from automodel_cli.engine.prep.options import Partition, PrepOptions
+from automodel_cli.engine.prep.prep_options import Partition, PrepOptions
 from automodel_cli.engine.prep.prepare import prepare
 
 

@@ -221,7 +221,7 @@ def test_preparing_the_embedded_text_imports_neither_torch_nor_transformers(tmp_
 
 def test_progress_on_a_pipe_is_plain_lines(run, tmp_path, monkeypatch):
     """No control codes, at most one line for every tenth, and on the error stream: stdout stays the summary."""
-    monkeypatch.setattr("automodel_cli.engine.prep.corpus.blocks.PIECE_BYTES", 1 << 14)
+    monkeypatch.setattr("automodel_cli.engine.prep.corpus.text_reader.PIECE_BYTES", 1 << 14)
     (tmp_path / "big.jsonl").write_text("".join(json.dumps({"text": f"{n} {'word ' * 9}"}) + "\n" for n in range(5000)))
 
     result = run("big.jsonl", "--tokenizer", "bytes")

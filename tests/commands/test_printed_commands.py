@@ -24,7 +24,7 @@ from automodel_cli.engine.config.load import load_config
 from automodel_cli.engine.config.suggest import command
 from automodel_cli.engine.config.template import template
 from automodel_cli.engine.plan.savings import Saving
-from automodel_cli.engine.prep.check_result import check_result
+from automodel_cli.engine.prep.output_dir import check_every_byte
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 from automodel_cli.engine.shards.manifest import load_manifest
 from automodel_cli.engine.train import checkpoint_manager
@@ -288,7 +288,7 @@ def test_commands_about_damaged_data_name_their_directory(capsys, paste, name):
 
     said = []
     with pytest.raises(AmcliError) as error:
-        check_result(part)
+        check_every_byte(part)
     said.append(str(error.value))
     assert app.run(["data", "merge", "--output", "whole", "--", str(part)]) == 3
     said.append(capsys.readouterr().err)

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from automodel_cli.engine.prep.gpt2_tokenizer import END_OF_TEXT, byte_alphabet
-from automodel_cli.engine.prep.tokenizer import load_tokenizer
+from automodel_cli.engine.prep.json_tokenizer import END_OF_TEXT, byte_alphabet
+from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
 
 
 def write_tokenizer(directory: Path, name: str, bos_id: int | None, max_length: int | None) -> None:

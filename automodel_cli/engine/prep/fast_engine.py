@@ -1,8 +1,8 @@
 """The fast way from text to token ids, and the proof that it gives the same ids.
 
 `fastokens` is some fifty times as fast as the reference, `tokenizers`, and known to be equal
-for the vocabularies that it was compared on. That is not taken on trust: before it may prepare
-data, it must reproduce the reference on a list of adversarial strings (once for each tokenizer
+for the vocabularies that it was compared on. For any other vocabulary that has to be shown: before it may
+prepare data, it must reproduce the reference on a list of adversarial strings (once for each tokenizer
 and pair of versions: the verdict is kept) and on the beginning of the data itself (every time).
 On any difference the reference does the work, which costs time and never a token.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,14 +20,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from automodel_cli.engine.bounded import parse_json, read_bytes
-from automodel_cli.engine.prep.adversarial import LIST_VERSION, adversarial_texts
 from automodel_cli.engine.prep.tokenizer import Encoded, Encoder, Tokenizer
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+
 # As much of the data as the reference reads in a tenth of a second.
 _SAMPLE_BYTES = 200_000
+# Raise it with every change of `adversarial_texts`: verdicts on the old list are void then.
+_LIST_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def user_cache_dir() -> Path:
 def _is_proved(tokenizer: Tokenizer, fast: FastEngine, cache: Path | None) -> bool:
     import pyarrow as pa
 
-    key = hashlib.sha256(f"{tokenizer.sha256} {tokenizer.engine} {fast.engine} {LIST_VERSION}".encode()).hexdigest()
+    key = hashlib.sha256(f"{tokenizer.sha256} {tokenizer.engine} {fast.engine} {_LIST_VERSION}".encode()).hexdigest()
     verdict = None if cache is None else cache / "tokenizer-proofs" / f"{key[:32]}.json"
     if verdict is not None:
         known = _read_verdict(verdict)
@@ -174,7 +177,7 @@ def _keep_verdict(path: Path, verdict: dict[str, object]) -> None:
 def _bounded(sample: pa.Array) -> pa.Array:
     import pyarrow.compute as pc
 
-    from automodel_cli.engine.prep.arrow_text import offsets_of
+    from automodel_cli.engine.prep.tokenizer import offsets_of
 
     offsets = offsets_of(sample)
     wanted = int(np.searchsorted(offsets, offsets[0] + _SAMPLE_BYTES, side="right")) - 1
@@ -185,3 +188,54 @@ def _bounded(sample: pa.Array) -> pa.Array:
 def _reraise_interrupt(error: BaseException) -> None:
     if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
         raise error
+
+
+def _code_points() -> list[str]:
+    # Each between letters and between spaces: what a character is decides where a word ends.
+    points = [*range(0x20, 0x3000), *range(0x3000, 0x110000, 997)]
+    characters = [chr(point) for point in points if not 0xD800 <= point <= 0xDFFF]
+    lines = [characters[start : start + 64] for start in range(0, len(characters), 64)]
+    return ["a".join(line) + " " + " ".join(line) for line in lines]
+
+
+def adversarial_texts() -> Sequence[str]:
+    """Strings on which tokenizers that claim to be equal have been seen to differ, 3 MB in all.
+
+    Long runs, single words without end, control characters, spaces of every kind, combining marks, emoji joined to
+    each other, digits of other scripts, contractions, and special tokens written out in the text. Every code point
+    below U+3000 occurs, and some of each plane above.
+    """
+    return (
+        "",
+        " ",
+        " " * 100_000,
+        "\n" * 5000,
+        " \n" * 3000,
+        "\t \r\n\v\f" * 500,
+        "a" * 1_000_000,
+        "qwertyuiopasdfghjklzxcvbnm" * 2500,
+        "aB" * 5000,
+        "1" * 5000,
+        "1234567890 3.14 ¹²³ Ⅷ ٣ ௧ 1e-5 0x1F",
+        "!?" * 5000,
+        "-" * 10_000,
+        "".join(map(chr, range(0x20))) * 4,
+        "x".join(map(chr, range(0x20))),
+        "\x00\x01\x7f\u0080\u0085\u00a0\u1680\u2000\u200b\u2028\u2029\u202f\u205f\u3000\ufeff",
+        " x\u0085y \u00a0 z\u2028\u2029 w\u3000 \u1680v",
+        "e\u0301" * 1000,
+        "a" + "\u0301\u0327" * 1000,
+        "naïve café e\u0301 Ångström \ufb01 \u1e9b\u0323 \u0131 İ \u017f ß",
+        "日本語のテキスト 한국어 العربية עברית हिन्दी ไทย 中文\uff0c。\uff01",
+        "🎉👨\u200d👩\u200d👧\u200d👦🏳\ufe0f\u200d🌈" * 500,
+        "👍🏽 🇩🇪🇫🇷 ☺\ufe0f \U0001f9d1\u200d\U0001f680 \U0010ffff",
+        "<|endoftext|>",
+        "x<|endoftext|> <|endoftext|>y<|endoftext|><|endoftext|>",
+        "<s></s><unk><pad>[CLS][SEP][MASK]<|im_start|>user<|im_end|><bos><eos><|begin_of_text|>",
+        "it's we'll they've I'm you'd IT'S we'LL '' 's 'x \u2019s don''t",
+        "def f(x):\n    return x**2  # ok\n\n\n\tif a != b:\r\n\t\tpass\r\n",
+        "https://example.org/a_b?c=d&e=%20#f user@example.org C:\\x\\y --flag=1 $HOME",
+        "word  two   three    four\n\n  five \n six",
+        "\ufffd\ufffe\uffff \ue000 \U000e0041",
+        *_code_points(),
+    )

@@ -87,7 +87,7 @@ class Framing:
 
         Raises:
             DataError: An id is outside the vocabulary; cast to the shard's type, it would become another token.
-                Or a text gave the BOS token, as tokenizers do that know no difference between text and it.
+                Or a text gave the BOS token, as from tokenizers that read special tokens in text.
         """
         num_texts = len(text_bytes)
         largest = int(encoded.ids.max(initial=0))

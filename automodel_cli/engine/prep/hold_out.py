@@ -1,4 +1,4 @@
-"""Which documents are held out for validation: whole ones, spread evenly over the corpus.
+"""Which documents are held out for validation: whole ones, evenly over the corpus.
 
 The choice depends on the lengths of the documents before, so it is the same at every run and for
 any batch size, and a document is in exactly one split.
@@ -20,7 +20,6 @@ class Seen:
     """What came before.
 
     Attributes:
-        num_documents: Documents.
         held_out: Tokens in validation.
         trained_on: Tokens in training.
     """

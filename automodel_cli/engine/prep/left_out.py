@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from automodel_cli.engine.prep.corpus.foreign import BROKEN, ENCODINGS
-from automodel_cli.engine.prep.documents import SourceDescription
+from automodel_cli.engine.prep.corpus.clean import BROKEN, ENCODINGS
+from automodel_cli.engine.prep.source import SourceDescription
 from automodel_cli.errors import DataError
 
 FirstSkipped = Mapping[str, Mapping[str, str]]
@@ -35,7 +35,7 @@ _PHRASES = {
     "invalid_csv": "a row with another number of columns than the header",
 }
 _UNPACK = {".gz": "gzip -dc", ".zst": "zstd -dc", ".bz2": "bzip2 -dc"}
-# A few of these are in every large corpus, and nobody can do anything about them.
+# Every large corpus has a few of these, and no setting would change that.
 _USUAL = ("null", "empty", "lone_surrogate")
 
 
@@ -87,7 +87,7 @@ def nothing_left(
         source: What was read.
         of: Beginning of the message, such as the part that was prepared.
     """
-    total, is_hub = sum(skipped.values()), source.kind == "hub"
+    total = sum(skipped.values())
     if not total:
         message = f"{of}the source holds no text" if not of else of.removesuffix(": ")
         where = source.names[0] if len(source.names) == 1 else None
@@ -100,7 +100,7 @@ def nothing_left(
     for reason in skipped:
         first = first_skipped.get(reason, {})
         what = describe(reason, first.get("found", ""))
-        help_ = remedy(reason, first, max_document_bytes, is_hub=is_hub) or None
+        help_ = remedy(reason, first, max_document_bytes, can_convert=source.can_be_converted) or None
         reasons.append((reason, what, first.get("where"), help_))
     counts = ", ".join(f"{number:,} {reason}" for reason, number in skipped.items())
     if len(reasons) > 1:
@@ -115,17 +115,17 @@ def nothing_left(
     return DataError(message, where=where, help=help_)
 
 
-def left_out_notes(first_skipped: FirstSkipped, max_document_bytes: int, *, is_hub: bool) -> list[str]:
+def left_out_notes(first_skipped: FirstSkipped, max_document_bytes: int, *, can_convert: bool) -> list[str]:
     """What a user can do about documents that were left out, one sentence for each reason."""
     helps = {
-        reason: remedy(reason, first, max_document_bytes, is_hub=is_hub)
+        reason: remedy(reason, first, max_document_bytes, can_convert=can_convert)
         for reason, first in first_skipped.items()
         if reason not in _USUAL
     }
     return [f"{reason}, first at {first_skipped[reason]['where']}: {text}" for reason, text in helps.items() if text]
 
 
-def remedy(reason: str, first: Mapping[str, str], max_document_bytes: int, *, is_hub: bool) -> str:
+def remedy(reason: str, first: Mapping[str, str], max_document_bytes: int, *, can_convert: bool) -> str:
     """What would help against a reason; empty where nothing would."""
     found, name = first.get("found", ""), first.get("where", "").rpartition(":")[0]
     if reason == "too_large":
@@ -134,7 +134,7 @@ def remedy(reason: str, first: Mapping[str, str], max_document_bytes: int, *, is
         return f"--text-documents line makes each line a document; or {option}" if is_joined else option
     if reason in ("null", "not_text"):
         return "name the column or field that holds the text with --text-column"
-    if is_hub:
+    if not can_convert:
         return ""
     if reason == "invalid_utf8":
         return _about_encoding(name, found)

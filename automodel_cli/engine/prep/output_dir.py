@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from automodel_cli.engine.prep.documents import MAX_DOCUMENT_BYTES
+from automodel_cli.engine.config.suggest import command
+from automodel_cli.engine.prep.prep_options import MAX_DOCUMENT_BYTES
 from automodel_cli.engine.prep.progress import PROGRESS_NAME, Unfinished, load_progress
 from automodel_cli.engine.shards.durable import explain_write_errors
 from automodel_cli.engine.shards.manifest import MANIFEST_NAME, DataManifest
+from automodel_cli.engine.shards.verify import verify_directory
 from automodel_cli.errors import DataError
 
 MARKER_NAME = ".amcli-prep"
@@ -102,7 +104,7 @@ def clear(directory: Path, *, allowed: bool, keep: frozenset[str] = frozenset())
             where=str(directory),
             help=_REMAKE,
         )
-    # The manifest goes first: if this is interrupted, no manifest may speak of missing shards.
+    # The manifest is deleted first: after an interruption no manifest may name missing shards.
     for name in (MANIFEST_NAME, PROGRESS_NAME) if not keep else ():
         with explain_write_errors(directory / name):
             (directory / name).unlink(missing_ok=True)
@@ -125,7 +127,7 @@ def check_same(directory: Path, existing: Mapping[str, Any], wanted: Mapping[str
     """
     before = {**_BEFORE, **existing}
     differing = [name for name, value in wanted.items() if before.get(name) != value]
-    # "source sha256" says nothing new where "source" differs already.
+    # "source sha256" adds nothing where "source" differs already.
     telling = [name for name in differing if name.split()[0] == name or name.split()[0] not in differing]
     if telling:
         raise DataError(
@@ -140,7 +142,7 @@ def check_complete(directory: Path, found: DataManifest) -> None:
     """Refuse finished data of which a shard is missing or has another size.
 
     Raises:
-        DataError: As said.
+        DataError: Names the first such shard.
     """
     for shard in (shard for split in found.splits.values() for shard in split.shards):
         path = directory / shard.name
@@ -164,3 +166,19 @@ def identity(manifest: DataManifest) -> dict[str, Any]:
         "tokenizer sha256": manifest.tokenizer.sha256,
         **manifest.settings,
     }
+
+
+def check_every_byte(directory: Path) -> None:
+    """Compare every byte of a directory with its manifest.
+
+    Raises:
+        DataError: Something differs; the first problem is named.
+    """
+    problems = verify_directory(directory).problems
+    if problems:
+        raise DataError(
+            f"{problems[0].where}: {problems[0].message}",
+            where=str(directory),
+            help=f"`{command('data', 'verify', directory)}` lists all {len(problems)}; "
+            "--overwrite makes the data again",
+        )

@@ -12,21 +12,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from automodel_cli.engine.prep.committer import Committer
-from automodel_cli.engine.prep.corpus.choose import TEXT
+from automodel_cli.engine.prep.corpus.files import TEXT
 from automodel_cli.engine.prep.corpus.open_source import open_source
 from automodel_cli.engine.prep.left_out import FirstSkipped, add_skipped, left_out_notes, nothing_left
-from automodel_cli.engine.prep.options import PrepOptions
 from automodel_cli.engine.prep.output_dir import check_complete, check_same, claimed, clear, identity
-from automodel_cli.engine.prep.plan import Plan, make_plan, output_directory
+from automodel_cli.engine.prep.pipeline import Committer
+from automodel_cli.engine.prep.prep_options import PrepOptions, ignore
+from automodel_cli.engine.prep.prep_plan import Plan, make_plan, output_directory
 from automodel_cli.engine.prep.progress import PROGRESS_NAME, Reading, Unfinished, load_progress
 from automodel_cli.engine.prep.session import OnNote, OnProgress, PrepProgress, Session
 from automodel_cli.engine.shards.durable import explain_write_errors
 from automodel_cli.engine.shards.manifest import DataManifest, ReadingRecord, load_manifest, write_manifest
 from automodel_cli.errors import DataError
 
-# The options stand in a file without numpy, which the command line reads; callers find all here.
-__all__ = ["PrepOptions", "PrepProgress", "PrepResult", "ignore_note", "ignore_progress", "prepare"]
+# The options have a file of their own, without numpy, for the command line; callers may import them from here.
+__all__ = ["PrepOptions", "PrepProgress", "PrepResult", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,6 @@ class PrepResult:
     """What lies in the directory now.
 
     Attributes:
-        directory: Where the shards are.
-        manifest: What they are.
         reused: They were there already, made with the same settings, and were left alone.
         notes: What the user should know, such as a text smaller than the budget.
         resumed_tokens: Tokens that earlier, interrupted runs had made.
@@ -53,27 +51,17 @@ class PrepResult:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of this run; 0 if nothing was to be done."""
+        """Speed of this run; 0 if there was nothing to do."""
         return (self.manifest.num_tokens - self.resumed_tokens) / self.seconds if self.seconds else 0.0
 
 
-def ignore_progress(_: PrepProgress) -> None:
-    """Report to nobody."""
-
-
-def ignore_note(_: str) -> None:
-    """Tell nobody."""
-
-
-def prepare(
-    options: PrepOptions, on_progress: OnProgress = ignore_progress, on_note: OnNote = ignore_note
-) -> PrepResult:
+def prepare(options: PrepOptions, on_progress: OnProgress = ignore, on_note: OnNote = ignore) -> PrepResult:
     """Turn text into token shards; go on with unfinished ones, or leave finished ones alone.
 
     Args:
         options: What to make.
         on_progress: Called after every batch of documents.
-        on_note: Told at once what the user should know while the work goes on.
+        on_note: Called at once with what the user should know while the work goes on.
 
     Raises:
         UsageError: The source is not known, or a number is out of range.
@@ -87,7 +75,7 @@ def prepare(
     if existing is not None:
         check_same(directory, identity(existing), identity(plan.manifest), "data")
         check_complete(directory, existing)
-        # A run that was killed after its last act but one leaves this behind.
+        # A run that was killed just before its end leaves this file.
         with explain_write_errors(directory / PROGRESS_NAME):
             (directory / PROGRESS_NAME).unlink(missing_ok=True)
         return PrepResult(directory, existing, True, _notes(existing, plan))
@@ -134,7 +122,7 @@ def _take_up(session: Session, plan: Plan, unfinished: Unfinished | None, on_not
     directory = plan.directory
     if unfinished is not None and unfinished.splits:
         check_same(directory, unfinished.identity, identity(plan.manifest), "unfinished data")
-        if plan.source.describe().resumable:
+        if plan.source.description.resumable:
             session.continue_from(unfinished)
             on_note(f"going on after {session.train_tokens + session.val_tokens:,} tokens of an interrupted run")
             return
@@ -146,8 +134,8 @@ def _take_up(session: Session, plan: Plan, unfinished: Unfinished | None, on_not
 def _check_not_empty(session: Session, plan: Plan, committer: Committer) -> None:
     error = _emptiness(session.train_tokens, session.val_tokens, plan, session.reading)
     if error is not None:
-        # Nothing here is worth going on with, and other settings must not be refused because of it. What is still being
-        # written is waited for: it would come back after the deletion, or vanish under it.
+        # Nothing here is worth continuing, and it must not make other settings be refused. Writes in progress are
+        # waited for: their files would come back after the deletion.
         committer.wait()
         session.release()
         clear(plan.directory, allowed=True)
@@ -183,13 +171,13 @@ def no_text_left(plan: Plan, skipped: Mapping[str, int], first_skipped: FirstSki
         skipped: Documents left out, by reason.
         first_skipped: The first of each.
     """
-    limit, source = plan.options.reading.max_document_bytes, plan.source.describe()
+    limit, source = plan.options.reading.max_document_bytes, plan.source.description
     part = plan.options.partition
     if part is None:
         return nothing_left(skipped, first_skipped, limit, source=source)
     message = f"part {part} of the source holds no text"
     if not skipped:
-        # A part of so little knows nothing of the rest, where the reason may be.
+        # The part is empty; the reason may be in the rest of the source.
         for batch in open_source(plan.options.reading).batches():
             if len(batch.texts):
                 return DataError(message, help="the source is too small: make fewer parts")
@@ -224,6 +212,6 @@ def _notes(manifest: DataManifest, plan: Plan) -> tuple[str, ...]:
             note += "; --text-documents line --overwrite makes each line one"
         notes.append(note)
     if manifest.reading is not None:
-        first, is_hub = manifest.reading.first_skipped, plan.source.describe().kind == "hub"
-        notes += left_out_notes(first, plan.options.reading.max_document_bytes, is_hub=is_hub)
+        first, can_convert = manifest.reading.first_skipped, plan.source.description.can_be_converted
+        notes += left_out_notes(first, plan.options.reading.max_document_bytes, can_convert=can_convert)
     return tuple(notes)

@@ -1,7 +1,7 @@
-"""`progress.json`: how far an unfinished preparation is, so that the same command can go on.
+"""`progress.json`: how far an unfinished preparation is, so that the same command can continue.
 
-It is replaced as a whole, after everything that it speaks of is on the disk. What was written
-behind it is cut off when the work goes on, and is then written again with the same bytes.
+It is replaced as a whole, after all shards that it names are on the disk. What was written later
+is cut off when the work continues, and is then written again with the same bytes.
 """
 
 from __future__ import annotations
@@ -54,14 +54,7 @@ class Reading:
         return Seen(self.num_documents, val_tokens, train_tokens)
 
     def after(self, unit: Unit, num_documents: int, num_texts: int, num_tokens: int) -> Reading:
-        """What was read after one more unit.
-
-        Args:
-            unit: The unit.
-            num_documents: Documents of it that were used.
-            num_texts: Texts that these came from.
-            num_tokens: Tokens of the whole unit.
-        """
+        """What was read after one more unit, of which `num_documents` were used; `num_tokens` are those of all."""
         return Reading(
             unit.end,
             self.num_documents + num_documents,
@@ -77,8 +70,6 @@ class Checkpoint:
     """A state of preparation between two units.
 
     Attributes:
-        reading: What was read.
-        splits: What was written.
         engine: What made the tokens.
     """
 
@@ -87,7 +78,7 @@ class Checkpoint:
     engine: str = ""
 
     def write(self, directory: Path, identity: Mapping[str, Any]) -> None:
-        """Bring the unfinished shards to the disk and then say so.
+        """Synchronise the unfinished shards with the disk, then replace `progress.json`.
 
         Args:
             directory: Where the shards are.
@@ -117,8 +108,6 @@ class Unfinished:
     """What `progress.json` says.
 
     Attributes:
-        identity: The settings of the run.
-        reading: What it had read.
         splits: As `SplitSnapshot.to_dict` gave them; none when it had only begun.
         engine: What made its tokens.
     """

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from automodel_cli.engine.prep.tokenizer import Tokenizer, load_tokenizer
+from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
+from automodel_cli.engine.prep.tokenizer import Tokenizer
 from automodel_cli.engine.shards.directory import ShardDirectory
 from automodel_cli.engine.shards.documents import SplitDocuments, require_documents
 from automodel_cli.errors import DataError, UsageError
@@ -16,11 +17,9 @@ class DecodedDocument:
     """One document as text.
 
     Attributes:
-        split: Where it lies.
         number: Its place in the split, from 0.
         shard: File in which it begins.
         offset: Token offset there.
-        token_ids: Its tokens.
         text: `None` where no tokenizer is known.
     """
 
@@ -68,7 +67,7 @@ def read_back(
     """Decode one document.
 
     Args:
-        directory: Where it lies.
+        directory: The prepared data.
         split: By default the first.
         number: Its place in the split, from 0.
         offset: Or a token of the split that lies in it.

@@ -1,7 +1,7 @@
 """The first stage of preparation: from a source's batches to units of work, shuffled if asked.
 
 A unit is what is committed as a whole. Without shuffling it is one batch of the source. With it,
-it is a block of so many consecutive documents in a random order that depends on the seed and the
+it is a block of `shuffle_buffer` consecutive documents in a random order that depends on the seed and the
 number of the block alone; so shuffling starts again in the middle of a corpus as exactly as
 reading does, without a saved buffer, and a document moves by less than one block.
 """
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.prep.documents import DocumentBatch, Source
 from automodel_cli.engine.prep.left_out import FirstSkipped
+from automodel_cli.engine.prep.source import DocumentBatch
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from automodel_cli.engine.prep.corpus.corpus import Corpus
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,13 @@ class Unit:
     first_skipped: FirstSkipped = field(default_factory=dict)
 
 
-def read_units(source: Source, start: Position, seed: int, shuffle_buffer: int) -> Iterator[Unit]:
+def read_units(source: Corpus, start: Position, seed: int, shuffle_buffer: int) -> Iterator[Unit]:
     """The documents behind `start`, in order or shuffled.
 
     Args:
-        source: What is read.
+        source: Where the documents come from.
         start: Where an earlier run ended.
-        seed: Of the shuffling.
+        seed: Seed of the shuffling.
         shuffle_buffer: Documents in a block; below 2 nothing is shuffled.
     """
     if shuffle_buffer < 2:
@@ -77,13 +79,7 @@ def read_units(source: Source, start: Position, seed: int, shuffle_buffer: int) 
 
 
 def block_order(num_documents: int, seed: int, block: int) -> npt.NDArray[np.int64]:
-    """A permutation of `num_documents`, the same for every version of numpy.
-
-    Args:
-        num_documents: Documents in the block.
-        seed: The user's.
-        block: Number of the block.
-    """
+    """A permutation of the documents of one block, the same for every version of numpy."""
     # Only the raw numbers of a bit generator are promised to stay the same in all versions.
     numbers = np.random.Philox(key=np.array([seed, block], dtype=np.uint64)).random_raw(num_documents)
     return np.argsort(numbers, kind="stable")
@@ -98,7 +94,7 @@ class _Waiting:
     used: int
 
 
-def _blocks(source: Source, start: Position, seed: int, size: int) -> Iterator[Unit]:
+def _blocks(source: Corpus, start: Position, seed: int, size: int) -> Iterator[Unit]:
     waiting: deque[_Waiting] = deque()
     before, skip, block = start.cursor, start.skip, start.num_units
     num_waiting = 0

@@ -1,4 +1,4 @@
-"""One run of a preparation: takes up what an earlier run left, and works until the splits are full.
+"""One run of a preparation: continues what an earlier run left, and works until the splits are full.
 
 Everything happens unit by unit. Between two units the state is a few numbers and the lengths of
 the unfinished shards; it is written down whenever a shard became full, and every few seconds and megabytes.
@@ -16,18 +16,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from automodel_cli.engine.prep.arrow_text import offsets_of
-from automodel_cli.engine.prep.committer import Committer
 from automodel_cli.engine.prep.fast_engine import choose_engine, user_cache_dir
 from automodel_cli.engine.prep.framing import Documents
-from automodel_cli.engine.prep.meter import Meter
 from automodel_cli.engine.prep.output_dir import clear, identity
-from automodel_cli.engine.prep.pipeline import documents_of_units
-from automodel_cli.engine.prep.plan import Plan
+from automodel_cli.engine.prep.pipeline import Committer, Meter, documents_of_units
+from automodel_cli.engine.prep.prep_plan import Plan
 from automodel_cli.engine.prep.progress import Checkpoint, Reading, Unfinished
 from automodel_cli.engine.prep.reading import Unit, read_units
 from automodel_cli.engine.prep.split_writer import SplitWriter
-from automodel_cli.engine.prep.tokenizer import Encoder
+from automodel_cli.engine.prep.tokenizer import Encoder, offsets_of
 from automodel_cli.engine.shards.formats import WRITERS
 from automodel_cli.engine.shards.manifest import SplitRecord
 from automodel_cli.errors import AmcliError
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _CHECKPOINT_SECONDS = 20.0
-# Synchronised in steps, beside the work: a disk that gets a whole shard at once would keep everybody waiting.
+# Synchronised in steps, beside the work: a disk that gets a whole shard at once would stop all stages.
 _CHECKPOINT_BYTES = 1 << 25
 _CHUNKS_PER_WORKER = 4
 
@@ -46,15 +43,11 @@ class PrepProgress:
     """How far preparation is.
 
     Attributes:
-        num_documents: Documents read.
-        train_tokens: Tokens in the training split.
-        val_tokens: Tokens in the validation split.
         fraction: 0 to 1, or `None` when the end is not known.
-        tokens_per_second: Of this run.
-        text_bytes_per_second: Of this run.
+        tokens_per_second: Since this run began.
+        text_bytes_per_second: Since this run began.
         seconds_left: `None` when the end is not known.
         workers_busy: Threads that tokenize at this moment.
-        workers: Threads that may.
         limited_by: The stage that sets the pace: `reading`, `tokenizing` or `writing`.
         place: Where the source is being read.
     """
@@ -83,7 +76,7 @@ class Session:
         plan: What to make.
         committer: Makes things durable, in order.
         on_progress: Called after every unit.
-        on_note: Told, once, what the user should know before the work begins.
+        on_note: Called at most once, with what the user should know before the work begins.
 
     Attributes:
         reading: What was read so far, by earlier runs too.
@@ -111,7 +104,7 @@ class Session:
         writer = WRITERS[plan.options.format]
         shards = writer(plan.directory, split, plan.framing.dtype, plan.options.shard_tokens, plan.framing.bos_id)
         shards.bos_is_eos = plan.manifest.tokenizer.bos_is_eos
-        # A token that also stands at the boundaries of documents says nothing of what is inside them.
+        # A token that also marks the boundaries of documents cannot count unknown text.
         boundaries = (plan.framing.bos_id, plan.framing.eos_id)
         unk_id = None if plan.tokenizer.unk_id in boundaries else plan.tokenizer.unk_id
         return SplitWriter(shards, plan.framing.vocab_size, self._committer.run, unk_id)
@@ -141,7 +134,7 @@ class Session:
         Checkpoint(self.reading, {}).write(self._plan.directory, self._identity)
 
     def continue_from(self, unfinished: Unfinished) -> None:
-        """Take up what an earlier run left; its leftovers behind the last checkpoint are removed.
+        """Continue what an earlier run left; what it wrote after its last checkpoint is removed.
 
         Raises:
             DataError: An unfinished shard is not there.
@@ -263,7 +256,7 @@ class Session:
             self._committer.run(lambda: checkpoint.write(self._plan.directory, self._identity))
 
     def _keep(self) -> None:
-        """Write down how far the last whole unit got; whatever stopped the run matters more than a failure here."""
+        """Write down the last whole unit; a failure here must not hide what stopped the run."""
         with suppress(AmcliError, OSError):
             self._commit()
             self._committer.wait()

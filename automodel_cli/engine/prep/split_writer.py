@@ -1,4 +1,4 @@
-"""Writes the documents of one split, counts what goes by, and can say at any time how far it is.
+"""Writes and counts the documents of one split, and can be saved between any two units.
 
 A snapshot is what another process needs to go on (`continue_from`): numbers, and how many tokens
 of the unfinished shard belong to it.
@@ -26,13 +26,10 @@ _COUNTED_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Tally:
-    """What was counted in one split.
+    """What was counted in one split; its last document may be cut.
 
     Attributes:
-        num_documents: Documents, the last of which may be cut.
-        num_tokens: Tokens.
-        text_bytes: Bytes of UTF-8 that they came from.
-        longest_document_tokens: The longest document.
+        text_bytes: Bytes of UTF-8 that the tokens came from.
         over_length_documents: Documents that were cut or split because they were too long.
     """
 
@@ -48,7 +45,6 @@ class SplitSnapshot:
     """One split between two units.
 
     Attributes:
-        tally: What was counted.
         counts: How often each id occurs, shape (vocab_size,).
         shards: The full shards; the futures are done when the shards are safe.
         open_tokens: Tokens in the unfinished shard.
@@ -89,8 +85,6 @@ class SplitWriter:
     """Appends documents to the shards of one split.
 
     Args:
-        shards: What writes the tokens.
-        vocab_size: Every id is below it.
         run: Finishes full shards.
         unk_id: The id of what the tokenizer does not know; `None` if it knows everything.
     """
@@ -103,7 +97,7 @@ class SplitWriter:
         self.tally = Tally()
 
     def continue_from(self, state: dict[str, Any]) -> None:
-        """Take up the work at a snapshot that became JSON.
+        """Continue at a snapshot that was written as JSON.
 
         Raises:
             DataError: The unfinished shard is not there, or the counts are of another vocabulary.
@@ -126,7 +120,7 @@ class SplitWriter:
 
         Args:
             documents: The unit; those beyond the length of `chosen` are left out.
-            chosen: Whether each one is meant, shape (at most documents,).
+            chosen: Whether each one goes to this split, shape (at most documents,).
             cursor: The place in the source before the unit.
             room: Tokens that may still be written; the last document is cut there. `None` for no limit.
         """

@@ -1,8 +1,4 @@
-"""What a tokenizer offers, and how one is found by name.
-
-`bytes` and `gpt2` need no network and no files but the package's own. Any other name is a
-directory or a name on the Hugging Face hub, and its `tokenizer.json` is read; `transformers` is
-imported only for a tokenizer that has none.
+"""What a tokenizer takes and offers, and the simplest of them, `bytes`.
 
 Text is text: whatever a document contains, such as the letters `<|endoftext|>`, is never read
 as a special token. Document boundaries are made by preparation, which puts BOS before each.
@@ -10,14 +6,19 @@ as a special token. Document boundaries are made by preparation, which puts BOS 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import operator
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from automodel_cli.errors import DataError
+
 if TYPE_CHECKING:
     import pyarrow as pa
+
 
 TokenIds = npt.NDArray[np.uint32]
 
@@ -82,40 +83,6 @@ class Tokenizer(Encoder, Protocol):
         ...
 
 
-def load_tokenizer(name: str) -> Tokenizer:
-    """Find a tokenizer by name.
-
-    Args:
-        name: `bytes`, `gpt2`, a directory with a tokenizer, or a name on the Hugging Face hub.
-
-    Raises:
-        DataError: The tokenizer cannot be loaded.
-    """
-    return _BUILTIN.get(name, _load_named)(name)
-
-
-def _load_bytes(_: str) -> Tokenizer:
-    from automodel_cli.engine.prep.byte_tokenizer import ByteTokenizer
-
-    return ByteTokenizer()
-
-
-def _load_gpt2(_: str) -> Tokenizer:
-    from automodel_cli.engine.prep.gpt2_tokenizer import gpt2_tokenizer
-
-    return gpt2_tokenizer()
-
-
-def _load_named(name: str) -> Tokenizer:
-    from automodel_cli.engine.prep.named_tokenizer import named_tokenizer
-
-    return named_tokenizer(name)
-
-
-_BUILTIN: dict[str, Callable[[str], Tokenizer]] = {"bytes": _load_bytes, "gpt2": _load_gpt2}
-BUILTIN_TOKENIZERS = tuple(_BUILTIN)
-
-
 def replace_surrogates(text: str) -> str:
     r"""Replace lone surrogates, which no UTF-8 text can hold, by U+FFFD; join those in pairs.
 
@@ -129,3 +96,85 @@ def replace_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+def check_ids(ids: Iterable[int], tokenizer_name: str, vocab_size: int) -> list[int]:
+    """The ids as plain integers.
+
+    Raises:
+        DataError: An id is outside 0 to `vocab_size - 1`.
+    """
+    plain = [operator.index(token) for token in ids]
+    outside = next((token for token in plain if not 0 <= token < vocab_size), None)
+    if outside is not None:
+        raise DataError(
+            f"token id {outside:,} cannot be decoded: the ids of tokenizer {tokenizer_name!r} go from 0 to "
+            f"{vocab_size - 1:,}"
+        )
+    return plain
+
+
+def offsets_of(texts: pa.Array) -> npt.NDArray[np.int64]:
+    """Where each text begins in the array's data buffer, and where the last one ends: shape (texts + 1,).
+
+    Args:
+        texts: `string` or `large_string`, without nulls.
+    """
+    wide = str(texts.type).startswith("large_")
+    buffer = texts.buffers()[1]
+    # An array without texts may come without a buffer of offsets.
+    if buffer is None or not len(texts):
+        return np.zeros(1, dtype=np.int64)
+    offsets = np.frombuffer(buffer, dtype=np.int64 if wide else np.int32, count=texts.offset + len(texts) + 1)
+    return offsets[texts.offset :].astype(np.int64)
+
+
+def utf8_of(texts: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """All bytes of the texts, shape (n,), and the offsets of the texts in them, shape (texts + 1,)."""
+    offsets = offsets_of(texts)
+    data = texts.buffers()[2]
+    if data is None:
+        return np.empty(0, dtype=np.uint8), offsets
+    content = np.frombuffer(data, dtype=np.uint8)[offsets[0] : offsets[-1]]
+    return content, offsets - offsets[0]
+
+
+class ByteTokenizer:
+    """One token per byte of UTF-8.
+
+    >>> tokenizer = ByteTokenizer()
+    >>> tokenizer.encode("Ab").tolist(), tokenizer.decode([256, 65, 98])
+    ([65, 98], 'Ab')
+    """
+
+    name = "bytes"
+    engine = "bytes"
+    vocab_size = 257
+    bos_id: int | None = 256
+    eos_id: int | None = 256
+    unk_id: int | None = None
+    sha256 = hashlib.sha256(b"amcli tokenizer bytes: id = byte of UTF-8, BOS = 256").hexdigest()
+    json: str | None = None
+
+    def encode_batch(self, texts: pa.Array) -> Encoded:
+        """The bytes of the texts: the buffer that Arrow holds already, widened."""
+        content, offsets = utf8_of(texts)
+        return Encoded(content.astype(np.uint32), offsets)
+
+    def encode(self, text: str) -> TokenIds:
+        """The bytes of one text."""
+        return np.frombuffer(replace_surrogates(text).encode("utf-8"), dtype=np.uint8).astype(np.uint32)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a one-byte character."""
+        content = token.encode("utf-8")
+        return content[0] if len(content) == 1 else None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, without BOS; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            DataError: An id is not in 0 to 256.
+        """
+        checked = check_ids(ids, self.name, self.vocab_size)
+        return bytes(token for token in checked if token < 256).decode("utf-8", errors="replace")

@@ -19,7 +19,8 @@ from automodel_cli.engine.models.export import import_tensors
 from automodel_cli.engine.models.head import NoHeadError, find_head, vocab_size_by_layers
 from automodel_cli.engine.models.outputs import logits_of
 from automodel_cli.engine.models.sizes import vocab_size_of
-from automodel_cli.engine.prep.tokenizer import Tokenizer, load_tokenizer
+from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
+from automodel_cli.engine.prep.tokenizer import Tokenizer
 from automodel_cli.errors import CheckpointError
 
 

@@ -44,7 +44,7 @@ from automodel_cli.engine.train.generators import seed_everything
 from automodel_cli.engine.train.objective import Objective, objective_of
 from automodel_cli.engine.train.step_numbers import DeviceGuard, guard_of
 from automodel_cli.engine.train.weights import build_model
-from automodel_cli.errors import AmcliError, ConfigError, DataError
+from automodel_cli.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)

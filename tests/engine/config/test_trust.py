@@ -246,7 +246,7 @@ def test_a_tokenizer_that_is_code_is_not_run(with_code, where, tmp_path):
     """By `prep --tokenizer`, `sample --tokenizer`, an export, and a stream of texts."""
     from automodel_cli.engine.data.text_stream import TokenizedTextStream
     from automodel_cli.engine.exchange.tokenizer_files import write_tokenizer
-    from automodel_cli.engine.prep.tokenizer import load_tokenizer
+    from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
     from automodel_cli.errors import DataError
 
     load = {

@@ -16,7 +16,7 @@ from automodel_cli import app
 from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.exchange import export as export_module
 from automodel_cli.engine.exchange.logits import largest_difference
-from automodel_cli.engine.prep.tokenizer import load_tokenizer
+from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
 from automodel_cli.errors import CheckpointError
 
 

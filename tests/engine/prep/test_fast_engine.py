@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automodel_cli.engine.prep import fast_engine
-from automodel_cli.engine.prep.adversarial import adversarial_texts
 from automodel_cli.engine.prep.corpus.open_source import open_source
-from automodel_cli.engine.prep.documents import SourceOptions
-from automodel_cli.engine.prep.fast_engine import FastEngine, choose_engine, is_equal
+from automodel_cli.engine.prep.fast_engine import FastEngine, adversarial_texts, choose_engine, is_equal
 from automodel_cli.engine.prep.json_tokenizer import JsonTokenizer
-from automodel_cli.engine.prep.tokenizer import Encoded, load_tokenizer
+from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
+from automodel_cli.engine.prep.prep_options import SourceOptions
+from automodel_cli.engine.prep.tokenizer import Encoded
 from tests.engine.prep.test_tokenizer import TEXTS
 
 

@@ -15,9 +15,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from automodel_cli.engine.prep.documents import SourceOptions, TextDocuments
-from automodel_cli.engine.prep.dry_run import estimate
-from automodel_cli.engine.prep.options import Partition, PrepOptions
+from automodel_cli.engine.prep.estimate import estimate
+from automodel_cli.engine.prep.prep_options import Partition, PrepOptions, SourceOptions, TextDocuments
 from automodel_cli.engine.prep.prepare import prepare
 from automodel_cli.errors import DataError
 

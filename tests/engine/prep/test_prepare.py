@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_cli.engine.prep.committer import Committer
-from automodel_cli.engine.prep.documents import SourceOptions, TextDocuments
 from automodel_cli.engine.prep.output_dir import clear
+from automodel_cli.engine.prep.pipeline import Committer
+from automodel_cli.engine.prep.prep_options import SourceOptions, TextDocuments
 from automodel_cli.engine.prep.prepare import PrepOptions, PrepProgress, PrepResult, prepare
 from automodel_cli.engine.prep.tokenizer import Encoded
 from automodel_cli.engine.shards.format import open_tokens, read_shard_header
@@ -223,7 +223,7 @@ def test_a_vocabulary_beyond_two_bytes_gets_four(tmp_path, monkeypatch):
         def encode_batch(self, texts):
             return Encoded(np.array([70_000, 3] * len(texts), dtype=np.uint32), np.arange(len(texts) + 1) * 2)
 
-    monkeypatch.setattr("automodel_cli.engine.prep.plan.load_tokenizer", lambda name: Wide())
+    monkeypatch.setattr("automodel_cli.engine.prep.prep_plan.load_tokenizer", lambda name: Wide())
 
     prepare(options(write_corpus(tmp_path / "c.jsonl", ["a"]), tmp_path / "out", val_tokens=0))
 
@@ -232,7 +232,7 @@ def test_a_vocabulary_beyond_two_bytes_gets_four(tmp_path, monkeypatch):
 
 def test_progress_rises_to_the_end(tmp_path, monkeypatch):
     """Fractions never fall and end at 1; the last report has all tokens, rates and a stage that sets the pace."""
-    monkeypatch.setattr("automodel_cli.engine.prep.corpus.blocks.PIECE_BYTES", 1 << 16)
+    monkeypatch.setattr("automodel_cli.engine.prep.corpus.text_reader.PIECE_BYTES", 1 << 16)
     reports: list[PrepProgress] = []
     corpus = [f"document {number} {'word ' * 30}" for number in range(5000)]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from automodel_cli.engine.prep.options import OverLength
+from automodel_cli.engine.prep.prep_options import OverLength
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 from automodel_cli.errors import DataError
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from automodel_cli.engine.prep.dry_run import estimate
-from automodel_cli.engine.prep.options import OverLength, Partition, parse_partition
-from automodel_cli.engine.prep.plan import default_output_dir, make_plan
+from automodel_cli.engine.prep.estimate import estimate
+from automodel_cli.engine.prep.prep_options import OverLength, Partition, parse_partition
+from automodel_cli.engine.prep.prep_plan import default_output_dir, make_plan
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 from automodel_cli.engine.shards.format import open_tokens, read_shard_header
 from automodel_cli.engine.shards.manifest import load_manifest

@@ -13,9 +13,9 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_cli.engine.prep.gpt2_tokenizer import byte_alphabet, read_merges
+from automodel_cli.engine.prep.json_tokenizer import byte_alphabet, read_merges
+from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
 from automodel_cli.engine.prep.package_data import SHAKESPEARE, read_asset
-from automodel_cli.engine.prep.tokenizer import load_tokenizer
 from automodel_cli.errors import DataError
 
 # The pattern of GPT-2's release, in the form that tiktoken's regular expressions take.
@@ -202,7 +202,7 @@ def test_a_tokenizer_that_cannot_be_loaded_names_those_that_can(tmp_path):
 @pytest.mark.parametrize("name", ["gtp2", "GPT-2", "gpt3", "byte"])
 def test_a_mistyped_built_in_tokenizer_is_named_without_asking_anybody(monkeypatch, name):
     """At once, whether there is a network or not."""
-    monkeypatch.setattr("automodel_cli.engine.prep.named_tokenizer._from_hub", None)
+    monkeypatch.setattr("automodel_cli.engine.prep.load_tokenizer._from_hub", None)
 
     with pytest.raises(DataError, match=rf"(?s)there is no tokenizer '{name}'.*did you mean (gpt2|bytes)\?"):
         load_tokenizer(name)
@@ -279,7 +279,7 @@ def test_a_changed_data_file_is_refused(monkeypatch):
 def test_the_built_in_tokenizers_import_neither_torch_nor_transformers(name):
     """`amcli prep` and `amcli sample --help` would otherwise wait seconds for them."""
     script = (
-        f"import sys; from automodel_cli.engine.prep.tokenizer import load_tokenizer; load_tokenizer({name!r}); "
+        f"import sys; from automodel_cli.engine.prep.load_tokenizer import load_tokenizer; load_tokenizer({name!r}); "
         "print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     )
 

@@ -1,4 +1,4 @@
-"""A source made of readers: cleans their pieces, gathers them into batches, and writes the cursors."""
+"""A source made of readers: cleans their pieces, joins them to batches, and writes the cursors."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from typing import TYPE_CHECKING
 
 from automodel_cli.engine.bounded import UnsoundError, parse_json, shown, typed
 from automodel_cli.engine.prep.corpus.clean import CleanTexts, clean
+from automodel_cli.engine.prep.corpus.input_file import CODECS
 from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
 from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Reader
-from automodel_cli.engine.prep.corpus.streams import CODECS
-from automodel_cli.engine.prep.documents import DocumentBatch, OnBadDocument, SourceDescription
 from automodel_cli.engine.prep.left_out import describe, remedy
+from automodel_cli.engine.prep.prep_options import OnBadDocument
+from automodel_cli.engine.prep.source import OWN_CODE, DocumentBatch, SourceDescription
 from automodel_cli.engine.shards.manifest import SourceRecord
 from automodel_cli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# A batch is closed at the first end of a piece where it has either.
+# A batch ends with the piece in which it reaches one of these.
 _BATCH_BYTES = 1 << 21
 _BATCH_DOCUMENTS = 1024
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A `Source` of the documents that readers give, one reader after the other.
+    """The documents that readers give, one reader after the other: the same sequence at every reading.
 
     Attributes:
         readers: One for each file, in order.
         description: What would be read.
-        source_record: What the manifest says.
+        record: What the manifest says.
         max_document_bytes: Longer documents are bad.
         on_bad_document: What happens to bad documents.
         share: `(index, count)`: only every `count`-th piece is taken, from the one at `index` on.
@@ -42,32 +43,34 @@ class Corpus:
 
     readers: Sequence[Reader]
     description: SourceDescription
-    source_record: SourceRecord
+    record: SourceRecord
     max_document_bytes: int
     on_bad_document: OnBadDocument
     share: tuple[int, int] = (0, 1)
 
     @property
     def total_bytes(self) -> int | None:
-        """Bytes of all files, or `None` when that is not known."""
+        """About the sum of `source_bytes` over all batches; `None` when it is not known."""
         sizes = [reader.num_bytes for reader in self.readers]
         return None if None in sizes else sum(size or 0 for size in sizes) // self.share[1]
 
-    def record(self) -> SourceRecord:
-        """What the manifest says of this source."""
-        return self.source_record
-
-    def describe(self) -> SourceDescription:
-        """What would be read."""
-        return self.description
-
     def batches(self, start: str | None = None) -> Iterator[DocumentBatch]:
-        """The documents in order; see `Source.batches`.
+        """The documents in order, in batches of about 4 MB of text or 1,024 documents and more.
+
+        Where one batch ends depends on the source alone, so a reading that starts at a cursor has the same batches as
+        one that began earlier.
+
+        Args:
+            start: A cursor of this source; `None` begins with the first document.
 
         Raises:
             DataError: A file cannot be read, `start` is no cursor, or a document is bad and must not be.
         """
-        cursor = _Cursor() if start is None else _Cursor.from_json(start, len(self.readers))
+        cursor = (
+            _Cursor()
+            if start is None
+            else _Cursor.from_json(start, len(self.readers), has_state=self.description.kind == OWN_CODE)
+        )
         if start is not None and not self.description.resumable:
             raise DataError(
                 "standard input cannot be read on from where it was",
@@ -77,6 +80,8 @@ class Corpus:
 
     def partition(self, index: int, count: int) -> Corpus:
         """Part `index` (from 0) of `count`, by files, else by row groups, else by pieces.
+
+        Together the parts hold every document once.
 
         Raises:
             UsageError: It is standard input.
@@ -96,8 +101,10 @@ class Corpus:
         batch = _Batch(cursor.documents)
         for file in range(cursor.file, len(self.readers)):
             reader = self.readers[file]
-            at = cursor.at if file == cursor.file else None
-            for piece in _guarded(reader, at):
+            at = cursor.position if file == cursor.file else None
+            # An exception of the user's own code stays what it is.
+            is_own = self.description.kind == OWN_CODE
+            for piece in reader.pieces(at) if is_own else _guarded(reader, at):
                 if (file + piece.number) % self.share[1] != self.share[0]:
                     continue
                 batch.add(self._clean(reader, piece), piece, reader.name)
@@ -105,7 +112,7 @@ class Corpus:
                     yield batch.close(file, piece.end, self._place(file))
                     batch = _Batch(batch.end_document)
         if batch.texts:
-            # Nothing is left, so a reading that starts here has nothing to read.
+            # This cursor is the end: a reading that starts here is empty.
             yield batch.close(len(self.readers), (), self._place(len(self.readers) - 1))
 
     def _clean(self, reader: Reader, piece: Piece) -> CleanTexts:
@@ -113,7 +120,7 @@ class Corpus:
         if found.first_bad is not None and self.on_bad_document == OnBadDocument.FAIL:
             number, reason = found.first_bad
             first = {"where": f"{reader.name}:{number}", "found": found.first[reason][1]}
-            help_ = remedy(reason, first, self.max_document_bytes, is_hub=self.description.kind == "hub")
+            help_ = remedy(reason, first, self.max_document_bytes, can_convert=self.description.can_be_converted)
             raise DataError(
                 f"the document is bad: it is {describe(reason, first['found'])}",
                 where=first["where"],
@@ -128,21 +135,33 @@ class Corpus:
 
 @dataclass(frozen=True)
 class _Cursor:
-    """Where to read on: the file, the position in it (`None` is its beginning), and documents so far."""
+    """Where to read on: the file, the position in it (`None` is its beginning), and documents so far.
+
+    `at` are numbers in JSON; behind those of the user's own code stands its state, a text.
+    """
 
     file: int = 0
-    at: Position | None = None
+    at: tuple[int, ...] | None = None
     documents: int = 0
+    state: str | None = None
+
+    @property
+    def position(self) -> Position | None:
+        return self.at if self.at is None or self.state is None else (*self.at, self.state)
 
     def to_json(self) -> str:
-        return json.dumps({"file": self.file, "at": self.at, "documents": self.documents})
+        return json.dumps({"file": self.file, "at": self.position, "documents": self.documents})
 
     @classmethod
-    def from_json(cls, text: str, num_files: int) -> _Cursor:
+    def from_json(cls, text: str, num_files: int, *, has_state: bool) -> _Cursor:
         try:
             raw = parse_json(text.encode())
             if not isinstance(raw, dict) or raw.keys() != {"file", "at", "documents"}:
                 raise UnsoundError("it must have file, at and documents")
+            if has_state and raw["at"] is not None:
+                if not isinstance(raw["at"], list) or len(raw["at"]) != 3:
+                    raise UnsoundError("at must have two numbers and a state")
+                *raw["at"], raw["state"] = raw["at"]
             cursor = typed(cls, raw)
         except UnsoundError as error:
             raise DataError(f"{shown(text)} is no cursor of a source: {error}") from error
@@ -153,7 +172,7 @@ class _Cursor:
 
 @dataclass
 class _Batch:
-    """A batch that is being gathered."""
+    """A batch that is not full yet."""
 
     first_document: int
     texts: list[pa.LargeStringArray] = field(default_factory=list)
@@ -184,14 +203,15 @@ class _Batch:
         import pyarrow as pa
 
         texts = self.texts[0] if len(self.texts) == 1 else pa.concat_arrays(self.texts)
-        cursor = _Cursor(file, at or None, self.end_document).to_json()
+        numbers, state = (at[:-1], at[-1]) if at and isinstance(at[-1], str) else (at, None)
+        cursor = _Cursor(file, numbers or None, self.end_document, state).to_json()
         return DocumentBatch(
             texts, self.source_bytes, cursor, dict(self.skipped), self.first_document, place, self.first_skipped
         )
 
 
 def _guarded(reader: Reader, at: Position | None) -> Iterator[Piece]:
-    """The reader's pieces; what its libraries raise becomes an error that names the file."""
+    """The reader's pieces; exceptions of its libraries become an error that names the file."""
     import pyarrow as pa
 
     try:

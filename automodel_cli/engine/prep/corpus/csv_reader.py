@@ -10,13 +10,21 @@ import csv
 from collections.abc import Iterator
 from functools import partial
 
-from automodel_cli.engine.prep.corpus.blocks import BOM, no_text
-from automodel_cli.engine.prep.corpus.columns import missing_column, repeated_column
-from automodel_cli.engine.prep.corpus.pieces import PIECE_BYTES, PIECE_ROWS, Piece, Position, Rows, rejected_rows
-from automodel_cli.engine.prep.corpus.streams import InputFile, Readable, read_fully, unpacked
+from automodel_cli.engine.prep.corpus.input_file import InputFile, Readable, read_fully, unpacked
+from automodel_cli.engine.prep.corpus.pieces import (
+    PIECE_BYTES,
+    PIECE_ROWS,
+    Piece,
+    Position,
+    Rows,
+    missing_column,
+    rejected_rows,
+    repeated_column,
+)
+from automodel_cli.engine.prep.corpus.text_reader import BOM, no_text
 from automodel_cli.errors import DataError
 
-# Bytes that are no UTF-8 travel through the parser as surrogates and come out as they were.
+# Bytes that are not UTF-8 pass the parser as surrogates and are restored behind it.
 _ERRORS = "surrogateescape"
 _MAX_LINE_FIELDS = 4
 
@@ -37,7 +45,7 @@ class CsvReader:
         self._file = file
         self._column = column
         self._delimiter = delimiter
-        # A field too long to be a document shall be counted as one, not end the reading.
+        # A field that is too long for a document is counted as a bad one and does not end the reading.
         self._max_field_chars = 2 * max_document_bytes + PIECE_BYTES
 
     def pieces(self, start: Position | None) -> Iterator[Piece]:
@@ -70,7 +78,7 @@ class CsvReader:
 
     def _fields(self, lines: _Lines) -> Iterator[tuple[bytes | None, int, int]]:
         """The text, line number and end in the file of every row; the text is `None` in a row of another shape."""
-        # The limit is one for all of the process; every reading sets its own before it parses.
+        # The limit is global to the process, so every reading sets its own before it parses.
         csv.field_size_limit(self._max_field_chars)
         rows = csv.reader(lines, delimiter=self._delimiter)
         try:
@@ -110,8 +118,8 @@ class _Lines:
 
     Args:
         stream: The content of the file.
-        max_bytes: Of one line.
-        name: Of the file, for messages.
+        max_bytes: Limit for one line.
+        name: What messages call the file.
 
     Attributes:
         begin: The first bytes of the file, before any line is taken.

@@ -12,23 +12,21 @@ from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
 from automodel_cli.engine.config.suggest import command, nearest
-from automodel_cli.engine.prep.corpus.choose import reader_for
-from automodel_cli.engine.prep.corpus.columns import name_with
 from automodel_cli.engine.prep.corpus.corpus import Corpus
-from automodel_cli.engine.prep.corpus.joined_reader import JoinedReader
+from automodel_cli.engine.prep.corpus.files import reader_for
+from automodel_cli.engine.prep.corpus.hub_file import RangeFile, Retry, TransientError, retry_after_s
+from automodel_cli.engine.prep.corpus.input_file import InputFile
 from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
-from automodel_cli.engine.prep.corpus.pieces import Reader
-from automodel_cli.engine.prep.corpus.range_file import RangeFile, retry_after_s
-from automodel_cli.engine.prep.corpus.retry import Retry, TransientError
-from automodel_cli.engine.prep.corpus.streams import InputFile
-from automodel_cli.engine.prep.documents import SourceDescription, SourceOptions, TextDocuments
+from automodel_cli.engine.prep.corpus.pieces import JoinedReader, Reader, name_with
+from automodel_cli.engine.prep.prep_options import SourceOptions, TextDocuments
 from automodel_cli.engine.prep.presets import PRESETS, HubLocation
+from automodel_cli.engine.prep.source import SourceDescription
 from automodel_cli.engine.shards.manifest import SourceRecord
 from automodel_cli.errors import AmcliError, DataError, UsageError
 
 _Result = TypeVar("_Result")
 
-# Before anything is read, a user without a network shall hear so soon.
+# The first request fails early, so that a user without a network learns it soon.
 _FIRST_CONTACT_S = 15.0
 _TIMEOUT_S = 10.0
 _PATHS_PER_REQUEST = 500
@@ -188,7 +186,7 @@ def _reach(ask: Callable[[], _Result]) -> _Result:
     except (ConnectionError, TimeoutError, LocalEntryNotFoundError) as error:
         raise TransientError(_first_line(error)) from error
     except Exception as error:
-        # The HTTP client's exceptions are known by the package that defines them, which changes with its releases.
+        # The HTTP client differs between releases, so its exceptions are recognised by the package that defines them.
         if type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore", "requests", "urllib3")):
             raise TransientError(_first_line(error)) from error
         raise

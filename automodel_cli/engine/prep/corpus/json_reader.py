@@ -12,12 +12,10 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from automodel_cli.engine.prep.corpus.blocks import BLANK_LINES, BOM, LINES, Block, Rejection, blocks, no_text
-from automodel_cli.engine.prep.corpus.clean import why_not_utf8
-from automodel_cli.engine.prep.corpus.columns import missing_column
-from automodel_cli.engine.prep.corpus.foreign import not_utf8
-from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Rows, rejected_rows
-from automodel_cli.engine.prep.corpus.streams import InputFile
+from automodel_cli.engine.prep.corpus.clean import not_utf8, why_not_utf8
+from automodel_cli.engine.prep.corpus.input_file import InputFile
+from automodel_cli.engine.prep.corpus.pieces import Piece, Position, Rows, missing_column, rejected_rows
+from automodel_cli.engine.prep.corpus.text_reader import BLANK_LINES, BOM, LINES, Block, Rejection, blocks, no_text
 from automodel_cli.engine.prep.left_out import JSON_ARRAY, PRETTY_JSON
 
 if TYPE_CHECKING:
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 # `\u00e9` takes six bytes of JSON for two of UTF-8, a control character six for one.
 _MAX_ESCAPED = 6
 _OTHER_FIELDS_BYTES = 1 << 20
-# Of fields that a message about a missing one lists.
+# Names of fields in a message about a missing one.
 _MAX_NAMES = 100
 _MAX_DEPTH = 3
 # Lines of a log begin with a bracket too.
@@ -82,7 +80,7 @@ class JsonReader:
                 continue
             text, reason, row = _parse_line(line, self._column)
             if reason:
-                # Looked at once for each reason: only the first is ever told.
+                # Only the first of each reason is reported.
                 if reason == "invalid_utf8" and reason not in rejected.values():
                     found[len(texts)] = not_utf8(line)
                 rejected[len(texts)] = reason
@@ -103,10 +101,10 @@ def _parse_block(content: bytes, column: str) -> pa.LargeStringArray | None:
     import pyarrow.compute as pc
     from pyarrow import json as arrow_json
 
-    # Arrow passes over blank lines and takes two objects on one line: then rows are no lines.
+    # Arrow skips blank lines and accepts two objects on one line: then row numbers are not line numbers.
     if content.startswith(_BLANK_BEGINS) or BLANK_LINES.search(content):
         return None
-    # Nor does Arrow know names that are not UTF-8.
+    # Arrow rejects names that are not UTF-8.
     if not column.isprintable():
         return None
     try:

@@ -16,9 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from automodel_cli.engine.prep.corpus.columns import missing_column, not_text, repeated_column
-from automodel_cli.engine.prep.corpus.pieces import PIECE_BYTES, PIECE_ROWS, Piece, Position, Rows
-from automodel_cli.engine.prep.corpus.streams import InputFile, unpacked
+from automodel_cli.engine.prep.corpus.input_file import InputFile, unpacked
+from automodel_cli.engine.prep.corpus.pieces import (
+    PIECE_BYTES,
+    PIECE_ROWS,
+    Piece,
+    Position,
+    Rows,
+    missing_column,
+    not_text,
+    repeated_column,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -127,7 +135,7 @@ class ParquetReader:
                 whole.seek(0)
                 with _parquet_file(whole) as parquet_file:
                     yield parquet_file
-        # Arrow takes only paths that are UTF-8.
+        # Arrow accepts only paths that are UTF-8.
         elif self._file.path is not None and str(self._file.path).isprintable():
             with _parquet_file(self._file.path) as parquet_file:
                 yield parquet_file
@@ -193,7 +201,7 @@ def _stretches(
         held_bytes += texts.nbytes
         end = row + len(texts)
         if end % num_rows == 0 or held_bytes > _MAX_PIECE_BYTES:
-            # Nothing is held while what is made of it is worked on.
+            # Released here, so that it is not held while the caller works.
             texts, parts = pa.concat_arrays(parts), []
             yield begin, texts
             begin, held_bytes = end, 0
@@ -205,7 +213,7 @@ def _decoded(
     parquet_file: parquet.ParquetFile, column: _Column, group: int, first_row: int, num_rows: int, at_once: int
 ) -> Iterator[tuple[int, pa.Array]]:
     """At most `at_once` rows, each time with the number of the first; none crosses a multiple of `num_rows`."""
-    # A dictionary is made anew for every batch, and what is not decoded is small.
+    # A dictionary is read again for every batch, and undecoded values are small.
     batch_rows = num_rows if column.is_dictionary else min(at_once, num_rows)
     row = 0
     for batch in parquet_file.iter_batches(

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from automodel_cli.engine.prep.corpus import blocks, corpus, csv_reader, parquet_reader
+from automodel_cli.engine.prep.corpus import corpus, csv_reader, parquet_reader, text_reader
 from automodel_cli.engine.prep.corpus.open_source import open_source
-from automodel_cli.engine.prep.documents import DocumentBatch, Source, SourceOptions
+from automodel_cli.engine.prep.prep_options import SourceOptions
+from automodel_cli.engine.prep.source import DocumentBatch
 
 
 def as_parquet(documents: Sequence[str]) -> bytes:
@@ -60,7 +61,7 @@ WRITERS: dict[str, Callable[[Sequence[str]], bytes]] = {
 def tiny_pieces(piece_bytes: int = 64, piece_rows: int = 3, batch_documents: int = 4) -> Iterator[None]:
     """Pieces and batches of a few documents."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "PIECE_BYTES", piece_bytes)
+        patch.setattr(text_reader, "PIECE_BYTES", piece_bytes)
         patch.setattr(csv_reader, "PIECE_BYTES", piece_bytes)
         patch.setattr(csv_reader, "PIECE_ROWS", piece_rows)
         patch.setattr(parquet_reader, "PIECE_ROWS", piece_rows)
@@ -68,7 +69,7 @@ def tiny_pieces(piece_bytes: int = 64, piece_rows: int = 3, batch_documents: int
         yield
 
 
-def source_of(*paths: Path | str, **options: object) -> Source:
+def source_of(*paths: Path | str, **options: object) -> corpus.Corpus:
     return open_source(SourceOptions(sources=tuple(map(str, paths)), **options))  # type: ignore[arg-type]
 
 
@@ -76,11 +77,11 @@ def texts_of(batches: Sequence[DocumentBatch]) -> list[str]:
     return [text for batch in batches for text in batch.texts.to_pylist()]
 
 
-def documents_of(source: Source, start: str | None = None) -> list[str]:
+def documents_of(source: corpus.Corpus, start: str | None = None) -> list[str]:
     return texts_of(list(source.batches(start)))
 
 
-def skipped_of(source: Source) -> dict[str, int]:
+def skipped_of(source: corpus.Corpus) -> dict[str, int]:
     counts: dict[str, int] = {}
     for batch in source.batches():
         for reason, number in batch.skipped.items():

@@ -14,8 +14,8 @@ from pyarrow import parquet
 
 from automodel_cli.engine.prep.corpus import csv_reader
 from automodel_cli.engine.prep.corpus.clean import clean
+from automodel_cli.engine.prep.corpus.input_file import read_fully
 from automodel_cli.engine.prep.corpus.pieces import Rows
-from automodel_cli.engine.prep.corpus.streams import read_fully
 from automodel_cli.errors import DataError
 from tests.engine.prep.corpus.conftest import documents_of, skipped_of, source_of, tiny_pieces
 

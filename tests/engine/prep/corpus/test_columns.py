@@ -10,8 +10,8 @@ import pytest
 from pyarrow import parquet
 
 from automodel_cli.engine.prep.corpus import parquet_reader
+from automodel_cli.engine.prep.corpus.input_file import local_file
 from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
-from automodel_cli.engine.prep.corpus.streams import local_file
 from automodel_cli.errors import DataError
 from tests.engine.prep.corpus.conftest import documents_of, skipped_of, source_of, texts_of, tiny_pieces
 

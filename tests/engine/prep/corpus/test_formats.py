@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_cli.engine.prep.documents import Source
+from automodel_cli.engine.prep.corpus.corpus import Corpus
 from tests.engine.prep.corpus.conftest import PACKERS, WRITERS, documents_of, source_of, texts_of, tiny_pieces
 
 # What formats and readers are known to trip over: ends of line, quotes, marks, NUL, escapes, astral planes.
@@ -20,7 +20,7 @@ def as_text(documents: list[str], mode: str) -> bytes:
     return ("\n" if mode == "line" else "\n\n").join(documents).encode()
 
 
-def read_in_two(source: Source) -> list[str]:
+def read_in_two(source: Corpus) -> list[str]:
     """One batch, then what comes after its cursor."""
     first = list(source.batches())[:1]
     return [text for batch in first for text in [*batch.texts.to_pylist(), *documents_of(source, batch.cursor)]]

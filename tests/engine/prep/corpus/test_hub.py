@@ -27,11 +27,11 @@ configs:
 # Reads what each of the requests asks for: of the batches after `start`, `limit` at most.
 PROBE = """
 import json, sys
-from automodel_cli.engine.prep.corpus import corpus, retry
+from automodel_cli.engine.prep.corpus import corpus, hub_file
 from automodel_cli.engine.prep.corpus.open_source import open_source
-from automodel_cli.engine.prep.documents import SourceOptions
+from automodel_cli.engine.prep.prep_options import SourceOptions
 from automodel_cli.errors import AmcliError
-corpus._BATCH_DOCUMENTS, retry._FIRST_WAIT_S = 500, 0.01
+corpus._BATCH_DOCUMENTS, hub_file._FIRST_WAIT_S = 500, 0.01
 answers = []
 for options in json.loads(sys.argv[1]):
     waits = []
@@ -42,7 +42,7 @@ for options in json.loads(sys.argv[1]):
         answers.append({
             "texts": [text for batch in read for text in batch.texts.to_pylist()],
             "cursor": read[-1].cursor if read else start,
-            "revision": source.record().revision, "name": source.record().name, "waits": waits,
+            "revision": source.record.revision, "name": source.record.name, "waits": waits,
         })
     except AmcliError as error:
         answers.append({"error": str(error), "waits": waits})

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli import __version__
-from automodel_cli.engine.prep.corpus.choose import stem_of
+from automodel_cli.engine.prep.corpus.corpus import Corpus
+from automodel_cli.engine.prep.corpus.files import stem_of
 from automodel_cli.engine.prep.corpus.open_source import open_source
-from automodel_cli.engine.prep.documents import Source
+from automodel_cli.engine.prep.corpus.own_source import names_code
 from automodel_cli.engine.prep.framing import Framing
 from automodel_cli.engine.prep.hold_out import HoldOut
-from automodel_cli.engine.prep.options import OverLength, PrepOptions
+from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
+from automodel_cli.engine.prep.prep_options import OverLength, PrepOptions
 from automodel_cli.engine.prep.presets import LOCAL_FILES, PRESETS, Preset
-from automodel_cli.engine.prep.tokenizer import Tokenizer, load_tokenizer
+from automodel_cli.engine.prep.tokenizer import Tokenizer
 from automodel_cli.engine.shards.format import token_dtype
 from automodel_cli.engine.shards.formats import WRITERS
 from automodel_cli.engine.shards.manifest import DataManifest, TokenizerRecord
@@ -28,11 +30,9 @@ _PATTERN = re.compile(r"[*?\[\]]+")
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides about the result.
+    """Everything that decides about the result.
 
     Attributes:
-        options: As the user gave them.
-        directory: Where the shards go.
         source: What is read: the part, if only one is prepared.
         tokenizer: Text to ids.
         framing: Ids to documents.
@@ -42,7 +42,7 @@ class Plan:
 
     options: PrepOptions
     directory: Path
-    source: Source
+    source: Corpus
     tokenizer: Tokenizer
     framing: Framing
     hold_out: HoldOut
@@ -80,7 +80,7 @@ def make_plan(options: PrepOptions, revision: str | None = None) -> Plan:
         preset.max_tokens if options.max_tokens is None else options.max_tokens,
     )
     manifest = DataManifest(
-        source=source.record(),
+        source=source.record,
         tokenizer=TokenizerRecord(
             tokenizer.name, tokenizer.vocab_size, framing.bos_id, tokenizer.sha256, framing.eos_id
         ),
@@ -109,14 +109,16 @@ def output_directory(options: PrepOptions) -> Path:
 def default_output_dir(options: PrepOptions) -> Path:
     """Where a source goes when the user names no directory.
 
-    >>> [default_output_dir(PrepOptions(source)).as_posix() for source in ("my/notes.txt", "v1.5.jsonl.gz", "a-*.csv")]
-    ['data/notes', 'data/v1.5', 'data/a']
+    >>> [default_output_dir(PrepOptions(source)).as_posix() for source in ("my/v1.5.jsonl.gz", "a-*.csv", "b/c.py:d")]
+    ['data/v1.5', 'data/a', 'data/c-d']
     """
     reading = options.reading
     if reading.dataset is not None:
         return Path("data") / reading.dataset.split("/")[-1]
     name = reading.sources[0] if reading.sources else "text"
-    if name not in PRESETS:
+    if names_code(name):
+        name = Path(name).name.replace(".py:", "-").replace(":", "-")
+    elif name not in PRESETS:
         name = _PATTERN.sub("_", stem_of(Path(name).name)).strip("._-") or "text"
     return Path("data") / name
 
@@ -179,7 +181,7 @@ def _hold_out(options: PrepOptions, totals: HoldOut) -> HoldOut:
 def _settings(options: PrepOptions, totals: HoldOut) -> dict[str, Any]:
     reading = options.reading
     return {
-        # Of the whole, so that all parts of one source have the same settings.
+        # Those of the whole source, so that all of its parts have the same settings.
         "max_tokens": totals.max_tokens,
         "val_tokens": totals.val_tokens,
         "val_share": totals.share,

@@ -1,4 +1,7 @@
-"""Tokenizers of the user's own: a directory, a `tokenizer.json`, or a name on the Hugging Face hub.
+"""Finds a tokenizer by its name.
+
+`bytes` and `gpt2` need no network and no files but the package's own. Any other name is a directory, a
+`tokenizer.json`, or a repository on the Hugging Face hub.
 
 The file `tokenizer.json` says everything about the ids, and `tokenizer_config.json` which entries
 begin and end a text. `transformers` takes most of a second to import, so it is asked only for a
@@ -9,33 +12,49 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from automodel_cli.engine.bounded import parse_json, read_bytes
-from automodel_cli.engine.prep.json_tokenizer import JsonTokenizer
-from automodel_cli.engine.prep.token_ids import check_ids
-from automodel_cli.engine.prep.tokenizer import BUILTIN_TOKENIZERS, Encoded, TokenIds, Tokenizer, replace_surrogates
+from automodel_cli.engine.prep.json_tokenizer import JsonTokenizer, gpt2_tokenizer
+from automodel_cli.engine.prep.tokenizer import (
+    ByteTokenizer,
+    Encoded,
+    TokenIds,
+    Tokenizer,
+    check_ids,
+    replace_surrogates,
+)
 from automodel_cli.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+
 _CONTENT = "tokenizer.json"
 _MAX_BYTES = 256 * 2**20
 _TIMEOUT_S = 10.0
 _ROLES = ("tokenizer_config.json", "special_tokens_map.json")
+_BUILTIN: dict[str, Callable[[], Tokenizer]] = {"bytes": ByteTokenizer, "gpt2": gpt2_tokenizer}
 
 
-def named_tokenizer(name: str) -> Tokenizer:
-    """Load a tokenizer that is not built in.
+def load_tokenizer(name: str) -> Tokenizer:
+    """Find a tokenizer by name.
+
+    Args:
+        name: `bytes`, `gpt2`, a directory with a tokenizer, or a name on the Hugging Face hub.
 
     Raises:
         DataError: There is none of this name; the message carries the reason.
     """
+    builtin = _BUILTIN.get(name)
+    return _load_named(name) if builtin is None else builtin()
+
+
+def _load_named(name: str) -> Tokenizer:
     path = Path(name).expanduser()
     try:
         is_content, is_directory = path.name == _CONTENT and path.is_file(), path.is_dir()
@@ -58,8 +77,8 @@ def _mistyped(name: str) -> str | None:
     >>> [_mistyped(name) for name in ("gtp2", "GPT-2", "gpt2-xl", "distilgpt2", "openai/gpt2")]
     ['gpt2', 'gpt2', None, None, None]
     """
-    # Closer than any name of the hub: its own oldest names have no owner before a slash either.
-    return next(iter(difflib.get_close_matches(name.lower(), BUILTIN_TOKENIZERS, n=1, cutoff=0.75)), None)
+    # A strict cutoff: the oldest repositories of the hub have names without an owner, too.
+    return next(iter(difflib.get_close_matches(name.lower(), list(_BUILTIN), n=1, cutoff=0.75)), None)
 
 
 def _from_files(name: str, files: dict[str, Path]) -> Tokenizer:
@@ -94,8 +113,8 @@ def _from_hub(name: str) -> tuple[str, dict[str, Path]]:
             files[file] = Path(hf_hub_download(name, file, local_files_only=unreachable is not None))
         except EntryNotFoundError:
             files[file] = Path(file, "is not on the hub")
-        # The client raises OSError, ValueError and errors of httpx, for what is to the user one
-        # thing: this name gives no tokenizer.
+        # The client raises OSError, ValueError and errors of httpx; for the user all mean that this name
+        # gives no tokenizer.
         except Exception as error:
             raise _not_loaded(name, error) from error
     if unreachable is None:
@@ -122,11 +141,11 @@ def _ask_hub(name: str) -> str | None:
     try:
         HfApi().model_info(name, timeout=_TIMEOUT_S)
     except GatedRepoError:
-        # Its files may have been downloaded by somebody who was let in.
+        # Its files may be in the cache, from a user with access.
         return None
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise _not_loaded(name, error) from error
-    # The client's errors are of its HTTP library, which changes with its releases.
+    # The client raises errors of its HTTP library, which differs between its releases.
     except Exception as error:
         return str(error).strip().split("\n")[0] or type(error).__name__
     return None

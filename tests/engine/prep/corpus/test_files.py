@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automodel_cli.engine.prep.corpus import fingerprint
-from automodel_cli.engine.prep.corpus.local import open_stdin
+from automodel_cli.engine.prep.corpus import input_file
+from automodel_cli.engine.prep.corpus.files import open_stdin
 from automodel_cli.engine.prep.corpus.open_source import open_source
 from automodel_cli.engine.prep.corpus.text_reader import cut_at_blank_lines
-from automodel_cli.engine.prep.documents import SourceOptions
 from automodel_cli.engine.prep.package_data import SHAKESPEARE, read_asset
+from automodel_cli.engine.prep.prep_options import SourceOptions
 from automodel_cli.engine.prep.presets import PRESETS
 from automodel_cli.errors import DataError, UsageError
 from tests.engine.prep.corpus.conftest import documents_of, source_of, tiny_pieces
@@ -46,7 +46,7 @@ def test_files_of_all_kinds_are_read_together_in_the_order_they_are_named(tmp_pa
 
     assert documents_of(source) == ["c", "a1\n\n1", "a2", "b"]
     assert [batch.place for batch in source.batches()] == ["b.csv, file 4 of 4"]
-    assert source.describe().names == ("c.jsonl", "a1.txt", "a2.txt", "b.csv")
+    assert source.description.names == ("c.jsonl", "a1.txt", "a2.txt", "b.csv")
 
 
 def test_a_single_text_file_is_cut_at_blank_lines(tmp_path):
@@ -116,14 +116,14 @@ def test_a_hub_preset_without_its_package_says_what_to_install(monkeypatch, name
 @pytest.mark.parametrize("whole_bytes", [1 << 26, 8])
 def test_the_fingerprint_follows_names_sizes_and_contents(tmp_path, monkeypatch, whole_bytes):
     """Changed text is another source; the same text read again is the same. Large files are sampled."""
-    monkeypatch.setattr(fingerprint, "_WHOLE_BYTES", whole_bytes)
+    monkeypatch.setattr(input_file, "_WHOLE_BYTES", whole_bytes)
     (tmp_path / "a.txt").write_text("one" * 50_000)
     (tmp_path / "b.txt").write_text("two" * 50_000)
-    first = source_of(tmp_path / "*.txt").record()
+    first = source_of(tmp_path / "*.txt").record
 
-    again = source_of(tmp_path / "*.txt").record()
+    again = source_of(tmp_path / "*.txt").record
     (tmp_path / "b.txt").write_text("two" * 49_999 + "2wo")
-    changed = source_of(tmp_path / "*.txt").record()
+    changed = source_of(tmp_path / "*.txt").record
 
     assert again == first
     assert changed.sha256 != first.sha256
@@ -166,7 +166,7 @@ class TestStandardInput:
             next(iter(source.batches(batch.cursor)))
         with pytest.raises(UsageError, match="cannot be divided"):
             source.partition(0, 2)
-        assert not source.describe().resumable
+        assert not source.description.resumable
 
     def test_a_dash_stands_for_it(self, monkeypatch):
         """As in other tools."""

@@ -1,23 +1,92 @@
-"""A file on the hub, read by ranges of bytes as if it lay here.
+"""A file on the hub, read by ranges of bytes as if it were a local file; a range that failed is asked for again.
 
-Its content belongs to one commit and never changes, so a range that failed can be asked for again
-at any time. Nothing is stored; one stretch is held in memory.
+The content belongs to one commit and never changes, so a range can be asked for at any time. Nothing is stored; one
+stretch is held in memory. Waits between tries become longer, and end with a budget of seconds.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from typing import Any
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from automodel_cli.engine.prep.corpus.retry import Retry, TransientError
+from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.errors import DataError
 
+_Result = TypeVar("_Result")
+
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 30.0
 _READ_AHEAD_BYTES = 1 << 23
-# Small columns that stand between two chunks of the text are cheaper to read than to pass over.
+# Reading small columns between two chunks of the text is cheaper than a request more.
 _NEAR_BYTES = 1 << 20
 _TIMEOUT_S = 30.0
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class TransientError(Exception):
+    """A failure that may be gone at the next try.
+
+    Args:
+        reason: What happened.
+        retry_after_s: How long the server asks to wait, if it says so.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True)
+class Retry:
+    """A budget for tries of one request; every success begins a new one.
+
+    Attributes:
+        seconds: After the first failure, tries go on for as long.
+        on_wait: Called before every wait with what happened and how long it takes.
+        sleep: Takes seconds.
+        clock: Monotonic, in seconds.
+    """
+
+    seconds: float
+    on_wait: Callable[[str], None]
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+    def run(self, attempt: Callable[[], _Result], where: str) -> _Result:
+        """The result of the first try that succeeds.
+
+        Args:
+            attempt: Raises `TransientError` when it shall be tried again.
+            where: What is being read, for messages.
+
+        Raises:
+            DataError: The budget is used up.
+        """
+        failed_at: float | None = None
+        longest = _FIRST_WAIT_S
+        while True:
+            try:
+                return attempt()
+            except TransientError as error:
+                now = self.clock()
+                failed_at = now if failed_at is None else failed_at
+                left = failed_at + self.seconds - now
+                if left <= 0:
+                    raise DataError(
+                        f"no connection for {self.seconds:g} s: {error}",
+                        where=where,
+                        help="nothing is lost: the same command continues where this one stopped",
+                    ) from error
+                # Jitter, or all the tasks of a job that one outage stopped would come back at once.
+                wait = longest * random.uniform(0.5, 1.0)
+                wait = min(max(wait, error.retry_after_s or 0.0), left)
+                longest = min(2 * longest, _LONGEST_WAIT_S)
+                self.on_wait(masked_message(f"{where}: {error}; trying again in {wait:.1f} s"))
+                self.sleep(wait)
 
 
 class RangeFile(io.RawIOBase):
@@ -91,7 +160,7 @@ class RangeFile(io.RawIOBase):
         try:
             response: Any = get_session().get(self._url, headers=headers, timeout=_TIMEOUT_S)
             status, content = int(response.status_code), bytes(response.content)
-        # The client's own exceptions, in whichever release of it, are of no common class but this.
+        # The exceptions of the client's releases have no other common class.
         except Exception as error:
             raise TransientError(str(error) or type(error).__name__) from error
         if status in _BUSY:

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from automodel_cli.engine.prep.arrow_text import offsets_of
 from automodel_cli.engine.prep.fast_engine import choose_engine, user_cache_dir
 from automodel_cli.engine.prep.left_out import FirstSkipped, add_skipped, left_out_notes
-from automodel_cli.engine.prep.options import PrepOptions
 from automodel_cli.engine.prep.pipeline import chunks_of
-from automodel_cli.engine.prep.plan import make_plan
+from automodel_cli.engine.prep.prep_options import PrepOptions
+from automodel_cli.engine.prep.prep_plan import make_plan
 from automodel_cli.engine.prep.prepare import no_text_left
 from automodel_cli.engine.prep.reading import Position, read_units
+from automodel_cli.engine.prep.tokenizer import offsets_of
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,14 @@ class Estimate:
 
     Attributes:
         directory: Where the shards would go.
-        kind: Kind of source: `files`, `hub`, `stdin` or `embedded`.
-        names: What would be read.
-        text_column: Column of the text, where text has columns.
-        tokenizer: Its name.
+        kind: As in `SourceDescription`, and so are `names` and `text_column`.
         engine: What would make the tokens.
-        vocab_size: Entries of the vocabulary.
         bytes_per_token: Size of a token in the shards.
-        text_bytes_per_token: Of the sample.
+        text_bytes_per_token: In the sample.
         sample_documents: Documents that the estimate comes from.
         num_tokens: Estimate for all splits; `None` if neither a budget nor the size of the source is known.
         output_bytes: The same in bytes.
         seconds: Estimated time; `None` as above.
-        notes: What the user should know.
         skipped: Documents left out up to the end of the sample, by reason.
         first_skipped: The first of each, as in the manifest.
     """
@@ -102,11 +97,11 @@ def estimate(options: PrepOptions) -> Estimate:
     num_tokens = min((count for count in (in_source, wanted) if count is not None), default=None)
     # The stages overlap, and only tokenizing has several threads.
     per_token = max(read_seconds, token_seconds / options.workers) / max(tokens, 1)
-    description = plan.source.describe()
+    description = plan.source.description
     text_bytes = int(np.diff(offsets_of(sample.texts)).sum())
     itemsize = plan.framing.dtype.itemsize
     limit = options.reading.max_document_bytes
-    notes = left_out_notes(first_skipped, limit, is_hub=description.kind == "hub")
+    notes = left_out_notes(first_skipped, limit, can_convert=description.can_be_converted)
     return Estimate(
         directory=plan.directory,
         kind=description.kind,

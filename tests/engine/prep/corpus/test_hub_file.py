@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_cli.engine.prep.corpus import range_file
-from automodel_cli.engine.prep.corpus.range_file import RangeFile
-from automodel_cli.engine.prep.corpus.retry import Retry, TransientError
+from automodel_cli.engine.prep.corpus import hub_file
+from automodel_cli.engine.prep.corpus.hub_file import RangeFile, Retry, TransientError
 from automodel_cli.errors import DataError
 from tests.engine.prep.corpus.fake_hub import FakeHub, Fault, serving
 
@@ -48,7 +47,7 @@ def test_any_part_is_read_right_through_any_faults(hub, steps, faults, ahead):
     file, memory = opened(hub), io.BytesIO(CONTENT)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(range_file, "_READ_AHEAD_BYTES", ahead)
+        patch.setattr(hub_file, "_READ_AHEAD_BYTES", ahead)
         for offset, size in steps:
             assert (file.seek(offset), file.read(size), file.tell()) == (
                 memory.seek(offset),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automodel_cli.engine.prep.options import parse_token_count
+from automodel_cli.engine.prep.prep_options import parse_token_count
 from automodel_cli.errors import UsageError
 
 

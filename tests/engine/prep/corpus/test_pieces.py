@@ -5,10 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_cli.engine.prep.corpus.joined_reader import JoinedReader
+from automodel_cli.engine.prep.corpus.input_file import local_file
 from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
-from automodel_cli.engine.prep.corpus.pieces import Piece
-from automodel_cli.engine.prep.corpus.streams import local_file
+from automodel_cli.engine.prep.corpus.pieces import JoinedReader, Piece
 from tests.engine.prep.corpus.conftest import as_parquet, tiny_pieces
 
 FILES = st.lists(st.lists(st.sampled_from(["T", "x", "yy", ""]), min_size=1, max_size=12), min_size=1, max_size=3)

@@ -1,4 +1,4 @@
-"""Files on this machine, and standard input."""
+"""Files on this machine, and standard input; the ending of a file's name chooses its reader."""
 
 from __future__ import annotations
 
@@ -9,18 +9,29 @@ from pathlib import Path
 from typing import BinaryIO
 
 from automodel_cli.engine.config.suggest import nearest
-from automodel_cli.engine.prep.corpus.choose import KINDS, TEXT, reader_for, text_reader
 from automodel_cli.engine.prep.corpus.corpus import Corpus
-from automodel_cli.engine.prep.corpus.fingerprint import fingerprint
+from automodel_cli.engine.prep.corpus.csv_reader import CsvReader
+from automodel_cli.engine.prep.corpus.input_file import CODECS, InputFile, fingerprint, local_file
 from automodel_cli.engine.prep.corpus.json_reader import JsonReader
-from automodel_cli.engine.prep.corpus.streams import InputFile, local_file
-from automodel_cli.engine.prep.documents import SourceDescription, SourceOptions, StdinFormat, TextDocuments
+from automodel_cli.engine.prep.corpus.parquet_reader import ParquetReader
+from automodel_cli.engine.prep.corpus.pieces import Reader
+from automodel_cli.engine.prep.corpus.text_reader import BlockReader, LineReader, WholeReader
+from automodel_cli.engine.prep.prep_options import SourceOptions, StdinFormat, TextDocuments
 from automodel_cli.engine.prep.presets import PRESETS
+from automodel_cli.engine.prep.source import SourceDescription
 from automodel_cli.engine.shards.manifest import SourceRecord
 from automodel_cli.errors import UsageError
 
 STDIN = "-"
 _GLOB = frozenset("*?[")
+PARQUET = (".parquet", ".pq")
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+CSV = {".csv": ",", ".tsv": "\t"}
+TEXT = (".txt", ".text", ".md")
+KINDS = ".parquet, .jsonl, .csv or .txt, also with .gz, .zst or .bz2 after it"
+
+# Minimum of the pieces of a single text file: long enough to learn from, enough of them to hold some out.
+_MIN_PIECE_BYTES = 8192
 
 
 def open_files(options: SourceOptions, column: str) -> Corpus:
@@ -32,7 +43,7 @@ def open_files(options: SourceOptions, column: str) -> Corpus:
     paths = find_files(options.sources)
     files = [local_file(path) for path in paths]
     text_documents = options.text_documents
-    # A text that stands alone is cut, or no document of it could be held out for validation.
+    # A single text file is cut, or no document of it could be held out for validation.
     if text_documents is None and sum(file.ending in TEXT for file in files) > 1:
         text_documents = TextDocuments.FILE
     readers = [reader_for(file, column, options.max_document_bytes, text_documents) for file in files]
@@ -132,3 +143,51 @@ def _detect(stream: io.BufferedReader[_Unseekable]) -> StdinFormat:
     """
     begin = stream.peek().removeprefix(b"\xef\xbb\xbf").lstrip()
     return StdinFormat.JSONL if begin.removeprefix(b"[").lstrip().startswith(b"{") else StdinFormat.TEXT
+
+
+def stem_of(name: str) -> str:
+    """A file's name without the ending of its kind and that of a compression; what else has dots stays.
+
+    >>> stem_of("corpus-v1.5.jsonl.gz"), stem_of("corpus-v1.5")
+    ('corpus-v1.5', 'corpus-v1.5')
+    """
+    path = Path(name)
+    path = path.with_suffix("") if path.suffix.lower() in CODECS else path
+    return path.stem if path.suffix.lower() in (*PARQUET, *JSON_LINES, *CSV, *TEXT, ".*") else path.name
+
+
+def reader_for(file: InputFile, column: str, max_document_bytes: int, text_documents: TextDocuments | None) -> Reader:
+    """The reader for a file.
+
+    Args:
+        file: Its ending says what it is.
+        column: Column or field that holds the text, where there are any.
+        max_document_bytes: Readers need not take longer documents whole.
+        text_documents: What is a document in a text file; `None` cuts it at blank lines into
+            pieces of 8 KiB and more.
+
+    Raises:
+        UsageError: The ending is of no kind that can be read.
+    """
+    if file.ending in PARQUET:
+        return ParquetReader(file, column)
+    if file.ending in JSON_LINES:
+        return JsonReader(file, column, max_document_bytes)
+    if file.ending in CSV:
+        return CsvReader(file, column, max_document_bytes, CSV[file.ending])
+    if file.ending in TEXT:
+        return text_reader(file, max_document_bytes, text_documents)
+    raise UsageError(f"{file.name} is no file that can be read", help=f"give files that end in {KINDS}")
+
+
+def text_reader(file: InputFile, max_document_bytes: int, text_documents: TextDocuments | None) -> Reader:
+    """The reader for a plain text file; arguments as for `reader_for`."""
+    match text_documents:
+        case TextDocuments.FILE:
+            return WholeReader(file, max_document_bytes)
+        case TextDocuments.LINE:
+            return LineReader(file, max_document_bytes)
+        case TextDocuments.BLOCK:
+            return BlockReader(file, max_document_bytes)
+        case None:
+            return BlockReader(file, max_document_bytes, _MIN_PIECE_BYTES)
