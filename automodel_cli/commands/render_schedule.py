@@ -7,12 +7,12 @@ import json
 import typer
 
 from automodel_cli.commands.plot import can_show_braille, plot, sample_steps
-from automodel_cli.engine.optim.lr_schedule import LRSchedule
+from automodel_cli.engine.optim.lr_schedule import Schedule
 
 _MOST_POINTS = 1000
 
 
-def schedule(curve: LRSchedule, num_steps: int, tokens_per_step: int | None, *, as_json: bool) -> None:
+def schedule(curve: Schedule, num_steps: int, tokens_per_step: int | None, *, as_json: bool) -> None:
     """Prints the curve of the updates 1 to `num_steps`.
 
     Args:
@@ -21,15 +21,12 @@ def schedule(curve: LRSchedule, num_steps: int, tokens_per_step: int | None, *, 
         tokens_per_step: For the label of the axis; None where nobody knows.
         as_json: `lr` is then a list of [step, rate] pairs, at most 1,000 of them.
     """
-    style = f"WSD ({curve.wsd_decay_style})" if curve.style == "WSD" else curve.style
     if as_json:
         document = {
             "style": curve.style,
             "max_steps": num_steps,
             "tokens_per_step": tokens_per_step,
-            "warmup_steps": curve.warmup_steps,
-            "decay_begin_step": curve.decay_begin,
-            "decay_end_step": curve.decay_steps,
+            **curve.phases,
             "lr": [[step + 1, curve.lr(step)] for step in sample_steps(num_steps, _MOST_POINTS)],
         }
         typer.echo(json.dumps(document))
@@ -37,10 +34,6 @@ def schedule(curve: LRSchedule, num_steps: int, tokens_per_step: int | None, *, 
     end = f"step {num_steps:,}"
     if tokens_per_step is not None:
         end += f" ({num_steps * tokens_per_step:,} tokens)"
-    phases = f"warm-up {curve.warmup_steps:,} steps"
-    if curve.style not in ("constant", "inverse-square-root"):
-        phases += f", decay from step {curve.decay_begin:,} to {curve.decay_steps:,}"
-    rates = f"{curve.base_lr:g}" if curve.style == "constant" else f"{curve.base_lr:g} to {curve.min_lr:g}"
-    typer.echo(f"learning rate: {style}, {rates}, {phases}")
+    typer.echo(f"learning rate: {curve.summary()}")
     for line in plot(curve.lr, num_steps, braille=can_show_braille(), x_labels=("1", end)):
         typer.echo(line)

@@ -42,7 +42,9 @@ from automodel_cli.engine.config.sections import (
     StepSchedulerSection,
     TensorboardSection,
     WandbSection,
+    is_replaced,
     is_required,
+    own_sections,
     section_fields,
     top_level_names,
     type_words,
@@ -122,15 +124,14 @@ def checked(config: Config, world_size: int | None = None) -> Settings:
 
 
 def _num_own_values(config: Config) -> int:
-    owners: tuple[type[Any], ...] = (General, *SECTIONS)
+    owners = own_sections(config.values)
     prefixes: dict[type[Any], KeyPath] = {owner: (owner.name,) if owner.name else () for owner in owners}
     return sum(config.has(dotted((*prefixes[owner], name))) for owner in owners for name in section_fields(owner))
 
 
 def with_defaults(config: Config) -> Config:
     """The configuration with every key of our own sections present; the origin of the added is `default`."""
-    sections: tuple[type[Any], ...] = (General, *SECTIONS)
-    for section in sections:
+    for section in own_sections(config.values):
         if section.name and config.get(section.name, ...) is None and not any(_shown_defaults(section)):
             config = config.without((section.name,))  # written without keys, it says nothing
         prefix: KeyPath = (section.name,) if section.name else ()
@@ -190,7 +191,9 @@ def _build(section: type[Any], config: Config, prefix: KeyPath, problems: list[A
     if not isinstance(values, Mapping):
         problems.append(ConfigError(f"`{dotted(prefix)}` must be a section", where=str(config.origin(prefix))))
         return None
-    if prefix:
+    if is_replaced(section.name, config.values):
+        known = {TARGET: known[TARGET]}  # the other keys are held to what the callable takes
+    elif prefix:
         for name in [name for name in values if name not in known][:MAX_PROBLEMS]:
             where = str(config.key_origin((*prefix, name)))
             message = f"unknown key `{dotted((*prefix, name))}`"

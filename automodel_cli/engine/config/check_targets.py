@@ -17,7 +17,7 @@ from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.limits import MAX_PROBLEMS, MAX_TARGETS
 from automodel_cli.engine.config.origin import KeyPath, dotted
-from automodel_cli.engine.config.sections import ENGINE_KEYS, RUNTIME, SUPPLIED, TARGET_SECTIONS
+from automodel_cli.engine.config.sections import CALLED_SECTIONS, ENGINE_KEYS, RUNTIME, SUPPLIED
 from automodel_cli.engine.config.signature import Signature, keyword_problems, signature_of
 from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
 from automodel_cli.engine.config.source_names import Definition
@@ -80,7 +80,7 @@ class TargetCheck:
 def check_targets(config: Config) -> TargetCheck:
     """Checks the sections that the engine builds, and every `_target_` inside them."""
     found, sources = TargetCheck(), Sources()
-    sections = [pair for name in TARGET_SECTIONS for pair in _sections_with_target(config.get(name), (name,))]
+    sections = [pair for name in CALLED_SECTIONS for pair in _sections_with_target(config.get(name), (name,))]
     for path, section in sections[:MAX_TARGETS]:
         try:
             _check(config, path, section, found, sources)

@@ -13,6 +13,7 @@ from typing import Any
 
 from automodel_cli.engine.config.origin import DEFAULT, KeyPath, Kind, Origin, dotted
 from automodel_cli.engine.config.secrets import masked_text, masked_value
+from automodel_cli.engine.config.sections import REPLACEABLE
 from automodel_cli.engine.config.suggest import hint
 from automodel_cli.engine.config.yaml_reader import Parsed, parse_value, plain_types, read_yaml
 from automodel_cli.errors import ConfigError, UsageError
@@ -99,7 +100,7 @@ class Config:
             for key, value in above.items():
                 here = (*path, key)
                 old = below.get(key)
-                if isinstance(old, dict) and isinstance(value, Mapping) and not _other_target(old, value):
+                if isinstance(old, dict) and isinstance(value, Mapping) and not _other_target(here, old, value):
                     lay(old, value, here)
                 else:
                     for path_below in mine.get(here, ()):
@@ -197,8 +198,9 @@ def apply_overrides(config: Config, assignments: Iterable[str]) -> Config:
     return config
 
 
-def _other_target(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return TARGET in old and TARGET in new and old[TARGET] != new[TARGET]
+def _other_target(path: KeyPath, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    has_callable = TARGET in old or (len(path) == 1 and path[0] in REPLACEABLE)  # its callable may be our own
+    return TARGET in new and has_callable and old.get(TARGET) != new[TARGET]
 
 
 def _subtrees(paths: Iterable[KeyPath]) -> dict[KeyPath, list[KeyPath]]:

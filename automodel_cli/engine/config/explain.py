@@ -19,12 +19,11 @@ from automodel_cli.engine.config.secrets import masked_value
 from automodel_cli.engine.config.sections import (
     ENGINE_KEYS,
     RUNTIME,
-    SECTIONS,
     SUPPLIED,
     TARGET_SECTIONS,
-    General,
     allowed_types,
     is_required,
+    own_sections,
     section_fields,
     top_level_names,
     type_words,
@@ -35,14 +34,12 @@ from automodel_cli.errors import ConfigError
 
 UNKNOWN = "unknown"
 REQUIRED = "none: it must be given"
-# Arguments that the run passes itself: nobody writes them into a configuration.
-_PASSED = {name for table in (SUPPLIED, RUNTIME) for names in table.values() for name in names}
-
 PURPOSES = {
     "model": "the network: what `_target_` names is called with the other keys and returns an nn.Module",
     "dataset": "the training samples, by number or as an iterable: mappings of input_ids and labels",
     "validation_dataset": "the samples of val_loss, or several such sections by name; without it nothing is validated",
     "loss_fn": "labels and logits, or the input of the head, to a loss; without it, the best that the model allows",
+    "lr_scheduler": "a function that is called with the step and the other keys; returns a multiplier of optimizer.lr",
     "optimizer": "called with the model's parameter groups and the other keys; `lr` is where the schedule starts",
 }
 TARGET_MEANING = "what is built: package.module.name, or path/file.py:name relative to the file that says so"
@@ -87,8 +84,7 @@ def explain(config: Config, key: str, callables: Callables | None = None) -> Exp
         ConfigError: Neither amcli, nor the callable of the section, nor the configuration knows this key.
     """
     section, _, name = key.rpartition(".")
-    owners: tuple[type[Any], ...] = (General, *SECTIONS)
-    for owner in owners:
+    for owner in own_sections(config.values):
         if owner.name == section and name in section_fields(owner):
             return own_key(owner, name, config)
         if owner.name == key:
@@ -142,7 +138,8 @@ def _of_callable(config: Config, path: KeyPath, built: KeyPath, found: CallableF
     """A key at or below the section at `built`, which has a `_target_`."""
     if path == built:
         names = found.arguments if found else config.get(dotted(built))
-        keys = tuple(name for name in names if name not in {TARGET, *_PASSED})
+        passed = (*SUPPLIED.get(dotted(built), ()), *RUNTIME.get(str(built[0]), ()))  # by the run itself
+        keys = tuple(name for name in names if name not in {TARGET, *passed})
         meaning = (found and found.summary) or PURPOSES.get(dotted(built), UNKNOWN)
         return Explanation(dotted(path), meaning, used_by=_callable_name(config, built, found), keys=keys)
     name = str(path[len(built)])

@@ -20,12 +20,11 @@ from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.secrets import is_secret, masked_value
 from automodel_cli.engine.config.sections import (
     ENGINE_KEYS,
-    SECTIONS,
     SUPPLIED,
     TARGET_SECTIONS,
-    General,
     allowed_types,
     is_required,
+    own_sections,
     section_fields,
 )
 
@@ -92,8 +91,7 @@ def known_keys(config: Config, section: str | None = None) -> dict[str, Key]:
 
 
 def _own_keys(config: Config) -> Iterator[tuple[str, Key]]:
-    sections: tuple[type[Any], ...] = (General, *SECTIONS)
-    for section in sections:
+    for section in own_sections(config.values):
         for name, item in section_fields(section).items():
             key = f"{section.name}.{name}" if section.name else name
             types = allowed_types(section, name)

@@ -91,6 +91,8 @@ def _idle_settings(config: Config, settings: Settings) -> Iterator[str]:
         "distributed.sequence_parallel": (layout.tp_size == 1, "tp_size is 1"),
         "distributed.reshard_after_forward": (is_ddp, "the strategy is ddp"),
     }
+    if schedule._target_:
+        rules = {key: rule for key, rule in rules.items() if not key.startswith("lr_scheduler.")}
     rules |= {
         f"compile.{name}": (not settings.compile.enabled, "compile.enabled is false")
         for name in ("mode", "backend", "fullgraph", "per_block")

@@ -14,6 +14,7 @@ from automodel_cli.engine.config.config import TARGET
 from automodel_cli.engine.config.explain import PURPOSES, TARGET_MEANING
 from automodel_cli.engine.config.sections import (
     ENGINE_KEYS,
+    REPLACEABLE,
     SECTIONS,
     TARGET_SECTIONS,
     General,
@@ -53,6 +54,14 @@ def json_schema() -> dict[str, Any]:
 
 
 def _section(section: type[Any]) -> dict[str, Any]:
+    own = _own_section(section)
+    if section.name not in REPLACEABLE:
+        return own
+    named = {"required": [TARGET], "properties": {TARGET: {"type": "string"}}}
+    return {"description": own["description"], "if": named, "then": _built_section(section.name, True), "else": own}
+
+
+def _own_section(section: type[Any]) -> dict[str, Any]:
     required = _required_keys(section)
     return {
         "description": (section.__doc__ or "").partition("\n")[0],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -150,6 +151,12 @@ class LRSchedulerSection:
         quiet=True,
     )
     min_lr: float = key("learning rate at the end of the decay", default=0.0, minimum=0.0)
+    _target_: str | None = key(
+        "a function of the step in place of this schedule: called as f(step, other keys), it returns a multiplier of "
+        "optimizer.lr",
+        default=None,
+        quiet=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -410,12 +417,17 @@ SECTIONS: tuple[type[Any], ...] = (
 
 # Built from `_target_`; True where a run cannot do without.
 TARGET_SECTIONS = {"model": True, "dataset": True, "validation_dataset": False, "loss_fn": False, "optimizer": True}
+# Sections of amcli in whose place a `_target_` may stand; the other keys are then its arguments.
+REPLACEABLE = ("lr_scheduler",)
+# All sections in which a `_target_` names code that runs.
+CALLED_SECTIONS = (*TARGET_SECTIONS, *REPLACEABLE)
 # What the engine passes by itself: always, or where the callable names it and the section does not.
-SUPPLIED: dict[str, tuple[str, ...]] = {"optimizer": ("params",)}
+SUPPLIED: dict[str, tuple[str, ...]] = {"optimizer": ("params",), "lr_scheduler": ("step",)}
 RUNTIME: dict[str, tuple[str, ...]] = {
     "model": ("device",),
     "dataset": ("seed", "dp_rank", "dp_world_size"),
     "optimizer": ("hidden_names",),
+    "lr_scheduler": ("max_steps",),
 }
 # Keys beside a `_target_` that the engine acts on itself and its callable never sees, with their meaning.
 ENGINE_KEYS: dict[str, dict[str, str]] = {
@@ -429,6 +441,17 @@ ENGINE_KEYS: dict[str, dict[str, str]] = {
 def section_fields(section: type[Any]) -> dict[str, Field[Any]]:
     """The keys of a section by name."""
     return {item.name: item for item in fields(section)}
+
+
+def is_replaced(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a `_target_` stands in the place of a section of amcli in these values of a configuration."""
+    section = values.get(name)
+    return name in REPLACEABLE and isinstance(section, Mapping) and section.get("_target_") is not None
+
+
+def own_sections(values: Mapping[str, Any]) -> list[type[Any]]:
+    """The sections whose keys are those of amcli in these values of a configuration; the top level is the first."""
+    return [section for section in (General, *SECTIONS) if not is_replaced(section.name, values)]
 
 
 def is_required(item: Field[Any]) -> bool:

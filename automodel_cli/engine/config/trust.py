@@ -28,7 +28,7 @@ from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.limits import MAX_PROBLEMS
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
 from automodel_cli.engine.config.secrets import masked_value
-from automodel_cli.engine.config.sections import TARGET_SECTIONS
+from automodel_cli.engine.config.sections import CALLED_SECTIONS
 from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
 from automodel_cli.engine.config.source_names import Definition, lookup
 from automodel_cli.engine.config.started import Code, code_started_in, remember
@@ -36,7 +36,7 @@ from automodel_cli.engine.config.target_errors import Place
 from automodel_cli.errors import ConfigError
 
 TRUST_OPTION = "--trust-config"
-_SECTIONS: tuple[KeyPath, ...] = tuple((name,) for name in TARGET_SECTIONS)
+_SECTIONS: tuple[KeyPath, ...] = tuple((name,) for name in CALLED_SECTIONS)
 
 # Packages whose classes a checkpoint may name.
 _OURS = tuple(f"automodel_cli.engine.{package}." for package in ("models", "loss", "optim", "data"))

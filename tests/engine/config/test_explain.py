@@ -166,6 +166,7 @@ def test_a_section_lists_its_keys():
         "lr_wsd_decay_steps",
         "lr_wsd_decay_style",
         "min_lr",
+        "_target_",
     )
     assert "n_layer" in explain(config, "model").keys
 
