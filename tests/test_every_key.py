@@ -51,6 +51,7 @@ VALUES: dict[str, tuple[object, ...]] = {
         "lr_scheduler.lr_decay_steps=6",
     ),
     "lr_scheduler.min_lr": ("1e-5",),
+    "lr_scheduler._target_": ("schedules.py:cooldown",),
     "clip_grad_norm.max_norm": (0.5,),
     "dataloader.num_workers": (3,),
     "dataloader.prefetch_factor": (4,),
