@@ -22,10 +22,11 @@ from automodel_cli.commands.options import (
     UnsetOption,
 )
 from automodel_cli.commands.render_config import Format
-from automodel_cli.engine.config.check import Settings, checked
+from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.diff import changed_only, differences
 from automodel_cli.engine.config.load import load_config
+from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.config.suggest import command
 from automodel_cli.errors import AmcliError, ConfigError, UsageError
 

@@ -18,8 +18,8 @@ from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.errors import AmcliError
 
 if TYPE_CHECKING:
-    from automodel_cli.engine.config.check import Settings
     from automodel_cli.engine.config.explain import Explanation
+    from automodel_cli.engine.config.settings import Settings
     from automodel_cli.engine.plan.derive import Derived
 
 

@@ -9,39 +9,27 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import Field, replace
+from typing import Any
 
-from automodel_cli.engine.config.check_checkpoint import check_checkpoint
-from automodel_cli.engine.config.check_elastic import check_elastic
-from automodel_cli.engine.config.check_layout import check_layout
-from automodel_cli.engine.config.check_model import check_model
-from automodel_cli.engine.config.check_schedule import check_schedule
-from automodel_cli.engine.config.check_sinks import check_sinks
-from automodel_cli.engine.config.check_validation import check_validation
-from automodel_cli.engine.config.config import TARGET, Config
+from automodel_cli.engine.config.check_settings import (
+    check_checkpoint,
+    check_elastic,
+    check_model,
+    check_schedule,
+    check_sinks,
+    check_validation,
+)
+from automodel_cli.engine.config.config import MAX_PROBLEMS, TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
-from automodel_cli.engine.config.limits import MAX_PROBLEMS
-from automodel_cli.engine.config.origin import DEFAULT, KeyPath, dotted
+from automodel_cli.engine.config.origin import KeyPath, dotted
+from automodel_cli.engine.config.parallel_layout import check_layout
 from automodel_cli.engine.config.secrets import masked_value
 from automodel_cli.engine.config.sections import (
     SECTIONS,
     TARGET_SECTIONS,
-    ActivationCheckpointingSection,
-    CheckpointSection,
-    ClipGradNormSection,
-    CompileSection,
-    DataloaderSection,
-    DistEnvSection,
-    DistributedSection,
     General,
-    LRSchedulerSection,
-    MfuSection,
-    PackedSequenceSection,
-    StepSchedulerSection,
-    TensorboardSection,
-    WandbSection,
     is_replaced,
     is_required,
     own_sections,
@@ -49,41 +37,10 @@ from automodel_cli.engine.config.sections import (
     top_level_names,
     type_words,
 )
+from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.config.suggest import hint, nearest
 from automodel_cli.engine.config.validation_sets import SECTION, is_named_sets
 from automodel_cli.errors import AmcliError, ConfigError
-
-if TYPE_CHECKING:
-    from automodel_cli.engine.config.check_targets import Unchecked
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The sections of amcli itself, typed; what has a `_target_` stays in the `Config`.
-
-    Args:
-        notes: For the user: what stands in for what, whose code runs, what has no effect or another than it seems.
-        num_checks: Values, keywords and files that were looked at, and found sound.
-        unchecked: What could not be checked without running code, for `check_for_certain`.
-    """
-
-    general: General
-    step_scheduler: StepSchedulerSection
-    lr_scheduler: LRSchedulerSection
-    clip_grad_norm: ClipGradNormSection
-    dataloader: DataloaderSection
-    compile: CompileSection
-    activation_checkpointing: ActivationCheckpointingSection
-    checkpoint: CheckpointSection
-    distributed: DistributedSection
-    dist_env: DistEnvSection
-    packed_sequence: PackedSequenceSection
-    wandb: WandbSection
-    tensorboard: TensorboardSection
-    mfu: MfuSection
-    notes: tuple[str, ...] = ()
-    num_checks: int = 0
-    unchecked: tuple[Unchecked, ...] = ()
 
 
 def checked(config: Config, world_size: int | None = None) -> Settings:
@@ -127,30 +84,6 @@ def _num_own_values(config: Config) -> int:
     owners = own_sections(config.values)
     prefixes: dict[type[Any], KeyPath] = {owner: (owner.name,) if owner.name else () for owner in owners}
     return sum(config.has(dotted((*prefixes[owner], name))) for owner in owners for name in section_fields(owner))
-
-
-def with_defaults(config: Config) -> Config:
-    """The configuration with every key of our own sections present; the origin of the added is `default`."""
-    for section in own_sections(config.values):
-        if section.name and config.get(section.name, ...) is None and not any(_shown_defaults(section)):
-            config = config.without((section.name,))  # written without keys, it says nothing
-        prefix: KeyPath = (section.name,) if section.name else ()
-        for name, default in _shown_defaults(section):
-            path = (*prefix, name)
-            if not config.has(dotted(path)) and _is_section(config, prefix):
-                config = config.with_value(path, default, DEFAULT)
-    return config
-
-
-def _shown_defaults(section: type[Any]) -> Iterator[tuple[str, Any]]:
-    for name, item in section_fields(section).items():
-        if not is_required(item) and not item.metadata["quiet"]:
-            yield name, item.default
-
-
-def _is_section(config: Config, path: KeyPath) -> bool:
-    node = config.at(path) if config.has(dotted(path)) else None
-    return not path or node is None or isinstance(node, Mapping)
 
 
 def _check_top_level(config: Config, problems: list[AmcliError]) -> None:

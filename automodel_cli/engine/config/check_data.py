@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 from automodel_cli.engine.bounded import parse_json, read_bytes
 from automodel_cli.engine.config.aliases import resolved
-from automodel_cli.engine.config.builtin import BUILTIN_SOURCE, embedded_corpus_directory
-from automodel_cli.engine.config.check_targets import Unchecked
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.file_pattern import (
@@ -26,8 +24,9 @@ from automodel_cli.engine.config.file_pattern import (
     pattern_parts,
     vocabulary_error,
 )
-from automodel_cli.engine.config.limits import MAX_SEARCHES
+from automodel_cli.engine.config.load import BUILTIN_SOURCE, embedded_corpus_directory
 from automodel_cli.engine.config.origin import KeyPath, dotted
+from automodel_cli.engine.config.settings import Unchecked
 from automodel_cli.engine.config.shard_header import megatron_tokens, shard_header
 from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.errors import AmcliError, ConfigError, DataError
@@ -40,6 +39,7 @@ TRAINING: KeyPath = ("dataset",)
 _MANIFEST = ("manifest.json", "amcli-token-shards")
 _MANIFEST_VERSIONS = (1, 2, 3)
 _MAX_WILD_PARTS = 2  # data/*/train_*.bin
+MAX_SEARCHES = 64  # patterns that are searched for in one configuration; the others are left to the dataset
 _MAX_HEADERS = 5_000  # some 50 microseconds each
 
 

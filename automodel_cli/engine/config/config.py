@@ -19,6 +19,8 @@ from automodel_cli.engine.config.yaml_reader import Parsed, parse_value, plain_t
 from automodel_cli.errors import ConfigError, UsageError
 
 TARGET = "_target_"
+# Maximum number of problems that are listed at once.
+MAX_PROBLEMS = 50
 _MISSING = object()
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from automodel_cli.engine.config.builtin import builtin_config
-from automodel_cli.engine.config.check import with_defaults
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.emit import absolute_target, flat, label
+from automodel_cli.engine.config.load import builtin_config, with_defaults
 from automodel_cli.engine.config.origin import KeyPath
 
 ABSENT = "(absent)"

@@ -14,6 +14,7 @@ from typing import Any
 from automodel_cli.engine.config.arguments import Argument, CallableFacts, Callables
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.emit import inline, label
+from automodel_cli.engine.config.load import all_keys
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.secrets import masked_value
 from automodel_cli.engine.config.sections import (
@@ -29,7 +30,6 @@ from automodel_cli.engine.config.sections import (
     type_words,
 )
 from automodel_cli.engine.config.suggest import hint
-from automodel_cli.engine.config.unset import all_keys
 from automodel_cli.errors import ConfigError
 
 UNKNOWN = "unknown"

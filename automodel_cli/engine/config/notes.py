@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from automodel_cli.engine.config.aliases import resolved, substitution_note
 from automodel_cli.engine.config.check_data import OUR_DATASET, DataCheck
-from automodel_cli.engine.config.check_targets import TargetCheck, Unchecked
+from automodel_cli.engine.config.check_targets import TargetCheck
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.durations import in_steps, tokens_per_step
 from automodel_cli.engine.config.sections import SECTIONS, CheckpointSection, section_fields
+from automodel_cli.engine.config.settings import Settings, Unchecked
 from automodel_cli.engine.config.validation_sets import validation_sets
-
-if TYPE_CHECKING:
-    from automodel_cli.engine.config.check import Settings
 
 
 def notes_on(config: Config, settings: Settings, targets: TargetCheck, data: DataCheck) -> tuple[str, ...]:

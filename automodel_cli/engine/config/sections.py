@@ -451,7 +451,8 @@ def is_replaced(name: str, values: Mapping[str, Any]) -> bool:
 
 def own_sections(values: Mapping[str, Any]) -> list[type[Any]]:
     """The sections whose keys are those of amcli in these values of a configuration; the top level is the first."""
-    return [section for section in (General, *SECTIONS) if not is_replaced(section.name, values)]
+    sections: tuple[type[Any], ...] = (General, *SECTIONS)
+    return [section for section in sections if not is_replaced(section.name, values)]
 
 
 def is_required(item: Field[Any]) -> bool:

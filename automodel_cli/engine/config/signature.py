@@ -11,8 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from automodel_cli.engine.config.config import TARGET, Config
-from automodel_cli.engine.config.limits import MAX_PROBLEMS
+from automodel_cli.engine.config.config import MAX_PROBLEMS, TARGET, Config
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.suggest import hint
 from automodel_cli.errors import ConfigError

@@ -1,7 +1,7 @@
 """The messages about a `_target_` that names nothing that can be called.
 
-Shared by the search in source (`static_target.py`) and the import itself (`target.py`), so that
-the parent process and the run say the same about the same mistake.
+Shared by the search in source and the import itself (`target.py`), so that the parent process and the run say the
+same about the same mistake.
 """
 
 from __future__ import annotations

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.config.aliases import resolved
-from automodel_cli.engine.config.config import TARGET, Config
+from automodel_cli.engine.config.config import MAX_PROBLEMS, TARGET, Config
 from automodel_cli.engine.config.emit import absolute_target
 from automodel_cli.engine.config.env import resolve_env
-from automodel_cli.engine.config.limits import MAX_PROBLEMS
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
 from automodel_cli.engine.config.secrets import masked_value
 from automodel_cli.engine.config.sections import CALLED_SECTIONS

@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from automodel_cli.engine.bounded import UnsoundError, read_bytes
-from automodel_cli.engine.config.find_config import no_configuration
 from automodel_cli.engine.config.origin import KeyPath, Kind, Origin
+from automodel_cli.engine.config.suggest import no_configuration
 from automodel_cli.errors import ConfigError
 
 MAX_BYTES = 256 * 1024

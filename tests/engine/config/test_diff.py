@@ -5,12 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automodel_cli.engine.config.builtin import builtin_config
-from automodel_cli.engine.config.check import with_defaults
 from automodel_cli.engine.config.config import Config, apply_overrides, from_parsed
 from automodel_cli.engine.config.diff import ABSENT, changed_only, differences
 from automodel_cli.engine.config.emit import flat, to_yaml
-from automodel_cli.engine.config.load import load_config
+from automodel_cli.engine.config.load import builtin_config, load_config, with_defaults
 from automodel_cli.engine.config.yaml_reader import parse_yaml
 
 scalars = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3)

@@ -7,9 +7,9 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automodel_cli.engine.config.builtin import builtin_config
 from automodel_cli.engine.config.config import Config, apply_overrides, from_parsed
 from automodel_cli.engine.config.emit import flat, to_flat, to_yaml
+from automodel_cli.engine.config.load import builtin_config
 from automodel_cli.engine.config.yaml_reader import parse_value, parse_yaml
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from automodel_cli.engine.config import check_targets
-from automodel_cli.engine.config.check import checked, with_defaults
+from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import apply_overrides, from_parsed
 from automodel_cli.engine.config.excerpt import add_excerpts
-from automodel_cli.engine.config.load import load_config
+from automodel_cli.engine.config.load import load_config, with_defaults
 from automodel_cli.engine.config.origin import DEFAULT
 from automodel_cli.engine.config.sections import SECTIONS, TARGET_SECTIONS, General, section_fields
 from automodel_cli.engine.config.source_modules import Sources

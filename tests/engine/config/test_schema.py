@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_cli.engine.config.check import checked, with_defaults
+from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.load import load_config
+from automodel_cli.engine.config.load import load_config, with_defaults
 from automodel_cli.engine.config.origin import DEFAULT
 from automodel_cli.engine.config.schema import json_schema
 from automodel_cli.engine.config.sections import SECTIONS, General, section_fields, top_level_names

@@ -6,7 +6,7 @@ import pytest
 
 from automodel_cli.engine.config.origin import DEFAULT
 from automodel_cli.engine.config.signature import Signature
-from automodel_cli.engine.config.static_target import static_target
+from automodel_cli.engine.config.target import static_target
 from automodel_cli.errors import ConfigError
 
 
