@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from automodel_cli import app
-from automodel_cli.engine.config.sections import ENGINE_KEYS, SECTIONS, General, section_fields
+from automodel_cli.engine.config.sections import SECTIONS, General, section_fields
+from automodel_cli.engine.config.target_sections import ENGINE_KEYS
 from automodel_cli.engine.data.loader import BatchLoader
 from automodel_cli.engine.data.nanogpt_dataset import NanogptDataset
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy

@@ -28,18 +28,16 @@ from automodel_cli.engine.config.parallel_layout import check_layout
 from automodel_cli.engine.config.secrets import masked_value
 from automodel_cli.engine.config.sections import (
     SECTIONS,
-    TARGET_SECTIONS,
     General,
     is_replaced,
     is_required,
     own_sections,
     section_fields,
-    top_level_names,
     type_words,
 )
 from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.config.suggest import hint, nearest
-from automodel_cli.engine.config.validation_sets import SECTION, is_named_sets
+from automodel_cli.engine.config.target_sections import SECTION, TARGET_SECTIONS, is_named_sets, top_level_names
 from automodel_cli.errors import AmcliError, ConfigError
 
 

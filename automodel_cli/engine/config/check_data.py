@@ -28,7 +28,7 @@ from automodel_cli.engine.config.load import BUILTIN_SOURCE, embedded_corpus_dir
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.settings import Unchecked
 from automodel_cli.engine.config.shard_header import megatron_tokens, shard_header
-from automodel_cli.engine.config.validation_sets import validation_sets
+from automodel_cli.engine.config.target_sections import validation_sets
 from automodel_cli.errors import AmcliError, ConfigError, DataError
 
 OUR_DATASET = "automodel_cli.engine.data.nanogpt_dataset.NanogptDataset"

@@ -17,7 +17,7 @@ from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.sections import LRSchedulerSection, section_fields
 from automodel_cli.engine.config.settings import Refuse, Settings
 from automodel_cli.engine.config.suggest import hint, nearest
-from automodel_cli.engine.config.validation_sets import metric_keys, validation_sets
+from automodel_cli.engine.config.target_sections import metric_keys, validation_sets
 from automodel_cli.errors import ConfigError
 
 # Names of the sizes of a model, those of Hugging Face included.

@@ -15,7 +15,6 @@ from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.config import MAX_PROBLEMS, TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import KeyPath, dotted
-from automodel_cli.engine.config.sections import CALLED_SECTIONS, ENGINE_KEYS, RUNTIME, SUPPLIED
 from automodel_cli.engine.config.settings import Unchecked
 from automodel_cli.engine.config.signature import Signature, keyword_problems, signature_of
 from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
@@ -24,6 +23,7 @@ from automodel_cli.engine.config.source_signatures import call_signature, words_
 from automodel_cli.engine.config.suggest import hint, nearest
 from automodel_cli.engine.config.target import StaticTarget, resolve_target, static_target
 from automodel_cli.engine.config.target_errors import Place
+from automodel_cli.engine.config.target_sections import CALLED_SECTIONS, ENGINE_KEYS, RUNTIME, SUPPLIED
 from automodel_cli.engine.config.trust import (
     is_known_definition,
     is_known_name,

@@ -17,32 +17,21 @@ from automodel_cli.engine.config.emit import inline, label
 from automodel_cli.engine.config.load import all_keys
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.secrets import masked_value
-from automodel_cli.engine.config.sections import (
+from automodel_cli.engine.config.sections import allowed_types, is_required, own_sections, section_fields, type_words
+from automodel_cli.engine.config.suggest import hint
+from automodel_cli.engine.config.target_sections import (
     ENGINE_KEYS,
+    PURPOSES,
     RUNTIME,
     SUPPLIED,
+    TARGET_MEANING,
     TARGET_SECTIONS,
-    allowed_types,
-    is_required,
-    own_sections,
-    section_fields,
     top_level_names,
-    type_words,
 )
-from automodel_cli.engine.config.suggest import hint
 from automodel_cli.errors import ConfigError
 
 UNKNOWN = "unknown"
 REQUIRED = "none: it must be given"
-PURPOSES = {
-    "model": "the network: what `_target_` names is called with the other keys and returns an nn.Module",
-    "dataset": "the training samples, by number or as an iterable: mappings of input_ids and labels",
-    "validation_dataset": "the samples of val_loss, or several such sections by name; without it nothing is validated",
-    "loss_fn": "labels and logits, or the input of the head, to a loss; without it, the best that the model allows",
-    "lr_scheduler": "a function that is called with the step and the other keys; returns a multiplier of optimizer.lr",
-    "optimizer": "called with the model's parameter groups and the other keys; `lr` is where the schedule starts",
-}
-TARGET_MEANING = "what is built: package.module.name, or path/file.py:name relative to the file that says so"
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
 from automodel_cli.engine.config.secrets import is_masked
-from automodel_cli.engine.config.sections import ENGINE_KEYS
 from automodel_cli.engine.config.signature import keyword_problems, signature_of
 from automodel_cli.engine.config.target import resolve_target
 from automodel_cli.engine.config.target_errors import Place
+from automodel_cli.engine.config.target_sections import ENGINE_KEYS, validation_sets
 from automodel_cli.engine.config.trust import MODEL, base_names, never_ask, trust_problems
-from automodel_cli.engine.config.validation_sets import validation_sets
 from automodel_cli.errors import AmcliError, ConfigError
 
 # Of these a length and elements, or lines, can be had, but no samples.

@@ -18,17 +18,9 @@ from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.emit import flat, inline
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.secrets import is_secret, masked_value
-from automodel_cli.engine.config.sections import (
-    ENGINE_KEYS,
-    SUPPLIED,
-    TARGET_SECTIONS,
-    allowed_types,
-    is_required,
-    own_sections,
-    section_fields,
-)
+from automodel_cli.engine.config.sections import allowed_types, is_required, own_sections, section_fields
+from automodel_cli.engine.config.target_sections import ENGINE_KEYS, SUPPLIED, TARGET_MEANING, TARGET_SECTIONS
 
-_TARGET_MEANING = "what is built: package.module.name, or path/file.py:name"
 _SAFE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 # Generous on purpose: a value that is not suggested costs nothing, a secret on a screen and in a shell's history does.
 _SECRET_NAME = re.compile(r"key|token|passw|secret|credential", re.IGNORECASE)
@@ -77,13 +69,13 @@ def known_keys(config: Config, section: str | None = None) -> dict[str, Key]:
     found = dict(_own_keys(config))
     for path in _built_sections(config, ()):
         # No present value: `_target_` is what a section is, and not changed by pressing a key.
-        found[dotted((*path, TARGET))] = Key(_TARGET_MEANING)
+        found[dotted((*path, TARGET))] = Key(TARGET_MEANING)
         if section in (None, dotted(path)):
             found.update(_keys_of_callable(config, path))
     for owner, keys in ENGINE_KEYS.items():
         found |= {f"{owner}.{name}": Key(meaning) for name, meaning in keys.items()}
     for name in TARGET_SECTIONS:
-        found.setdefault(f"{name}.{TARGET}", Key(_TARGET_MEANING))
+        found.setdefault(f"{name}.{TARGET}", Key(TARGET_MEANING))
     for key, value, _ in flat(config):
         if value != {}:
             found.setdefault(key, Key(present=_present(config, key), is_path=_names_path(key, value)))

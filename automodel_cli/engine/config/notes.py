@@ -14,7 +14,7 @@ from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.durations import in_steps, tokens_per_step
 from automodel_cli.engine.config.sections import SECTIONS, CheckpointSection, section_fields
 from automodel_cli.engine.config.settings import Settings, Unchecked
-from automodel_cli.engine.config.validation_sets import validation_sets
+from automodel_cli.engine.config.target_sections import validation_sets
 
 
 def notes_on(config: Config, settings: Settings, targets: TargetCheck, data: DataCheck) -> tuple[str, ...]:

@@ -11,19 +11,22 @@ from dataclasses import Field
 from typing import Any
 
 from automodel_cli.engine.config.config import TARGET
-from automodel_cli.engine.config.explain import PURPOSES, TARGET_MEANING
 from automodel_cli.engine.config.sections import (
-    ENGINE_KEYS,
     REPLACEABLE,
     SECTIONS,
-    TARGET_SECTIONS,
     General,
     allowed_types,
     is_required,
     section_fields,
+)
+from automodel_cli.engine.config.target_sections import (
+    ENGINE_KEYS,
+    PURPOSES,
+    SECTION,
+    TARGET_MEANING,
+    TARGET_SECTIONS,
     top_level_names,
 )
-from automodel_cli.engine.config.validation_sets import SECTION
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

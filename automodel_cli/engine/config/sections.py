@@ -2,7 +2,7 @@
 
 One table: the name, type, default, range and meaning of every key stand here, and the checks,
 the defaults in `config show` and the engine all read them from here. Sections with `_target_`
-(`model`, `dataset`, `optimizer`, ...) belong to their callable and are not listed key by key.
+(`model`, `dataset`, `optimizer`, ...) belong to their callable: `target_sections.py`.
 """
 
 from __future__ import annotations
@@ -415,27 +415,8 @@ SECTIONS: tuple[type[Any], ...] = (
     MfuSection,
 )
 
-# Built from `_target_`; True where a run cannot do without.
-TARGET_SECTIONS = {"model": True, "dataset": True, "validation_dataset": False, "loss_fn": False, "optimizer": True}
 # Sections of amcli in whose place a `_target_` may stand; the other keys are then its arguments.
 REPLACEABLE = ("lr_scheduler",)
-# All sections in which a `_target_` names code that runs.
-CALLED_SECTIONS = (*TARGET_SECTIONS, *REPLACEABLE)
-# What the engine passes by itself: always, or where the callable names it and the section does not.
-SUPPLIED: dict[str, tuple[str, ...]] = {"optimizer": ("params",), "lr_scheduler": ("step",)}
-RUNTIME: dict[str, tuple[str, ...]] = {
-    "model": ("device",),
-    "dataset": ("seed", "dp_rank", "dp_world_size"),
-    "optimizer": ("hidden_names",),
-    "lr_scheduler": ("max_steps",),
-}
-# Keys beside a `_target_` that the engine acts on itself and its callable never sees, with their meaning.
-ENGINE_KEYS: dict[str, dict[str, str]] = {
-    "optimizer": {
-        "param_groups": "a list of {pattern, lr_mult, weight_decay, ...}: what holds for the parameters of a pattern, "
-        "such as `wte*|lm_head*`; the first that fits counts"
-    }
-}
 
 
 def section_fields(section: type[Any]) -> dict[str, Field[Any]]:
@@ -458,11 +439,6 @@ def own_sections(values: Mapping[str, Any]) -> list[type[Any]]:
 def is_required(item: Field[Any]) -> bool:
     """Whether a key has no default."""
     return item.default is MISSING
-
-
-def top_level_names() -> list[str]:
-    """Every key that may stand at the top level of a configuration."""
-    return [*section_fields(General), *(section.name for section in SECTIONS), *TARGET_SECTIONS]
 
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}

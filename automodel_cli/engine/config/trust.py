@@ -27,11 +27,11 @@ from automodel_cli.engine.config.emit import absolute_target
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
 from automodel_cli.engine.config.secrets import masked_value
-from automodel_cli.engine.config.sections import CALLED_SECTIONS
 from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
 from automodel_cli.engine.config.source_names import Definition, lookup
 from automodel_cli.engine.config.started import Code, code_started_in, remember
 from automodel_cli.engine.config.target_errors import Place
+from automodel_cli.engine.config.target_sections import CALLED_SECTIONS
 from automodel_cli.errors import ConfigError
 
 TRUST_OPTION = "--trust-config"

@@ -16,7 +16,7 @@ from automodel_cli.engine.config.instantiate import bind, instantiate
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.sections import ActivationCheckpointingSection, CompileSection
 from automodel_cli.engine.config.settings import Settings
-from automodel_cli.engine.config.validation_sets import validation_sets
+from automodel_cli.engine.config.target_sections import validation_sets
 from automodel_cli.engine.data.collate import DataSection
 from automodel_cli.engine.data.packed_dataset import pack_documents
 from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks

@@ -14,7 +14,8 @@ from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.load import load_config, with_defaults
 from automodel_cli.engine.config.origin import DEFAULT
 from automodel_cli.engine.config.schema import json_schema
-from automodel_cli.engine.config.sections import SECTIONS, General, section_fields, top_level_names
+from automodel_cli.engine.config.sections import SECTIONS, General, section_fields
+from automodel_cli.engine.config.target_sections import top_level_names
 from automodel_cli.engine.config.template import PRESETS, preset_config, template
 from automodel_cli.engine.config.yaml_reader import parse_yaml, read_yaml
 from automodel_cli.errors import ConfigError
