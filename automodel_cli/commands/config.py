@@ -115,7 +115,7 @@ def show(
         other = load_config([configuration_at(diff)]).masked()
         render_config.differences(differences(other, printed), as_json=as_json)
     elif explain is not None:
-        from automodel_cli.engine.config.explain import explain as explanation_of
+        from automodel_cli.engine.config.keys import explain as explanation_of
 
         render_config.explanation(explanation_of(printed, explain), as_json=as_json)
     else:

@@ -18,7 +18,7 @@ from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.errors import AmcliError
 
 if TYPE_CHECKING:
-    from automodel_cli.engine.config.explain import Explanation
+    from automodel_cli.engine.config.keys import Explanation
     from automodel_cli.engine.config.settings import Settings
     from automodel_cli.engine.plan.derive import Derived
 

@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.config import TARGET, Config
@@ -50,6 +51,22 @@ class Argument:
             return None
         return inline(list(literal) if isinstance(literal, tuple) else literal)
 
+    def values(self) -> tuple[str, ...]:
+        """The values of a type that has few, as YAML.
+
+        >>> Argument(annotation="Literal['sum', 'mean'] | None").values(), Argument(annotation="int").values()
+        (('sum', 'mean', 'null'), ())
+        """
+        try:
+            tree = ast.parse((self.annotation or "").strip("'\""), mode="eval")
+        except SyntaxError:
+            return ()
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        values: list[Any] = [True, False] if "bool" in names else []
+        values += [value for value in constants if value is not None] if "Literal" in names else []
+        return tuple(map(inline, [*values, None] if "Optional" in names or None in constants else values))
+
 
 @dataclass(frozen=True)
 class CallableFacts:
@@ -84,11 +101,6 @@ class Callables:
             return _facts(self._sources, found.definition, target.replace(":", ".").rpartition(".")[2], found.signature)
         except (ConfigError, Undecided, OSError):
             return None
-
-
-def arguments_of(config: Config, section: KeyPath) -> CallableFacts | None:
-    """The callable of one section; see `Callables` for several."""
-    return Callables(config).of(section)
 
 
 def _facts(sources: Sources, found: Definition, name: str, signature: Signature | None) -> CallableFacts:

@@ -37,7 +37,7 @@ from automodel_cli.engine.config.sections import (
 )
 from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.config.suggest import hint, nearest
-from automodel_cli.engine.config.target_sections import SECTION, TARGET_SECTIONS, is_named_sets, top_level_names
+from automodel_cli.engine.config.target_sections import TARGET_SECTIONS, VALIDATION, is_named_sets, top_level_names
 from automodel_cli.errors import AmcliError, ConfigError
 
 
@@ -94,11 +94,11 @@ def _check_top_level(config: Config, problems: list[AmcliError]) -> None:
         if value is None:
             if required:
                 problems.append(ConfigError(f"the section `{name}` is missing", help=f"give it a `{TARGET}`"))
-        elif name == SECTION and is_named_sets(value):
+        elif name == VALIDATION and is_named_sets(value):
             continue
         elif not isinstance(value, Mapping) or not isinstance(value.get(TARGET), str):
             message = f"`{name}` must be a section with a `{TARGET}` that names what to build"
-            message += ", or sections of that kind by name" if name == SECTION else ""
+            message += ", or sections of that kind by name" if name == VALIDATION else ""
             problems.append(ConfigError(message, where=str(config.origin((name,)))))
 
 

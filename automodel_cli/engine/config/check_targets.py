@@ -23,7 +23,13 @@ from automodel_cli.engine.config.source_signatures import call_signature, words_
 from automodel_cli.engine.config.suggest import hint, nearest
 from automodel_cli.engine.config.target import StaticTarget, resolve_target, static_target
 from automodel_cli.engine.config.target_errors import Place
-from automodel_cli.engine.config.target_sections import CALLED_SECTIONS, ENGINE_KEYS, RUNTIME, SUPPLIED
+from automodel_cli.engine.config.target_sections import (
+    CALLED_SECTIONS,
+    ENGINE_KEYS,
+    RUNTIME,
+    SUPPLIED,
+    sections_with_target,
+)
 from automodel_cli.engine.config.trust import (
     is_known_definition,
     is_known_name,
@@ -68,7 +74,7 @@ class TargetCheck:
 def check_targets(config: Config) -> TargetCheck:
     """Checks the sections that the engine builds, and every `_target_` inside them."""
     found, sources = TargetCheck(), Sources()
-    sections = [pair for name in CALLED_SECTIONS for pair in _sections_with_target(config.get(name), (name,))]
+    sections = [pair for name in CALLED_SECTIONS for pair in sections_with_target(config.get(name), (name,))]
     for path, section in sections[:MAX_TARGETS]:
         try:
             _check(config, path, section, found, sources)
@@ -116,17 +122,6 @@ def one_error(problems: Sequence[AmcliError]) -> AmcliError:
     kind = DataError if all(isinstance(problem, DataError) for problem in problems) else ConfigError
     count = f"{len(problems)}" if len(problems) <= MAX_PROBLEMS else f"more than {MAX_PROBLEMS}"
     return kind(f"{count} problems in the configuration", problems=problems[:MAX_PROBLEMS])
-
-
-def _sections_with_target(node: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
-    if isinstance(node, Mapping):
-        if TARGET in node:
-            yield path, node
-        for name, inner in node.items():
-            yield from _sections_with_target(inner, (*path, name))
-    elif isinstance(node, list):
-        for index, inner in enumerate(node):
-            yield from _sections_with_target(inner, (*path, index))
 
 
 def _check(config: Config, path: KeyPath, section: Mapping[str, Any], found: TargetCheck, sources: Sources) -> None:

@@ -22,9 +22,9 @@ from automodel_cli.engine.config.sections import (
 from automodel_cli.engine.config.target_sections import (
     ENGINE_KEYS,
     PURPOSES,
-    SECTION,
     TARGET_MEANING,
     TARGET_SECTIONS,
+    VALIDATION,
     top_level_names,
 )
 
@@ -81,14 +81,14 @@ def _required_keys(section: type[Any]) -> list[str]:
 
 
 def _target_section(name: str, required: bool) -> dict[str, Any]:
-    if name == SECTION:
+    if name == VALIDATION:
         return _validation_sets()
     return _built_section(name, required)
 
 
 def _validation_sets() -> dict[str, Any]:
     """One section with a `_target_`, or several by name."""
-    one = _built_section(SECTION, True)
+    one = _built_section(VALIDATION, True)
     several = {"type": "object", "not": {"required": [TARGET]}, "minProperties": 1, "additionalProperties": one}
     return {"description": one["description"], "anyOf": [one, several, {"type": "null"}]}
 

@@ -6,7 +6,8 @@ There may be several validation sets, each in a section by its name inside `vali
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.origin import KeyPath
@@ -42,7 +43,7 @@ PURPOSES = {
 }
 TARGET_MEANING = "what is built: package.module.name, or path/file.py:name relative to the file that says so"
 
-SECTION = "validation_dataset"
+VALIDATION = "validation_dataset"
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -59,10 +60,10 @@ def validation_sets(config: Config) -> dict[str, KeyPath]:
     >>> validation_sets(Config({"validation_dataset": {"_target_": "a.B"}}))
     {'': ('validation_dataset',)}
     """
-    section = config.get(SECTION)
+    section = config.get(VALIDATION)
     if not isinstance(section, Mapping):
         return {}
-    return {"": (SECTION,)} if TARGET in section else {str(name): (SECTION, str(name)) for name in section}
+    return {"": (VALIDATION,)} if TARGET in section else {str(name): (VALIDATION, str(name)) for name in section}
 
 
 def is_named_sets(section: object) -> bool:
@@ -80,3 +81,15 @@ def is_named_sets(section: object) -> bool:
 def metric_keys(config: Config) -> list[str]:
     """The losses that a validation reports."""
     return ["val_loss", *(f"val_loss/{name}" for name in validation_sets(config) if name)]
+
+
+def sections_with_target(node: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
+    """Every section with a `_target_` at and below `node`, which stands at `path`; outer ones first."""
+    if isinstance(node, Mapping):
+        if TARGET in node:
+            yield path, node
+        for name, inner in node.items():
+            yield from sections_with_target(inner, (*path, name))
+    elif isinstance(node, list):
+        for index, inner in enumerate(node):
+            yield from sections_with_target(inner, (*path, index))

@@ -16,7 +16,7 @@ from typing import Any
 from automodel_cli.engine.config.arguments import Callables
 from automodel_cli.engine.config.config import TARGET, Config, from_parsed
 from automodel_cli.engine.config.emit import to_yaml
-from automodel_cli.engine.config.explain import REQUIRED, UNKNOWN, Explanation, explain, own_key
+from automodel_cli.engine.config.keys import REQUIRED, UNKNOWN, Explanation, explain, own_key
 from automodel_cli.engine.config.load import BUILTIN_PATH
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.sections import SECTIONS, General, section_fields

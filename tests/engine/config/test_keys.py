@@ -9,7 +9,7 @@ import pytest
 
 from automodel_cli.engine.config.config import apply_overrides
 from automodel_cli.engine.config.emit import flat
-from automodel_cli.engine.config.explain import REQUIRED, UNKNOWN, explain
+from automodel_cli.engine.config.keys import REQUIRED, UNKNOWN, explain
 from automodel_cli.engine.config.load import all_keys, builtin_config, load_config
 from automodel_cli.engine.config.sections import SECTIONS, General, section_fields
 from automodel_cli.errors import ConfigError
