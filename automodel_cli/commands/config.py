@@ -24,8 +24,8 @@ from automodel_cli.commands.options import (
 from automodel_cli.commands.render_config import Format
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.diff import changed_only, differences
-from automodel_cli.engine.config.load import load_config
+from automodel_cli.engine.config.emit import differences
+from automodel_cli.engine.config.load import changed_only, load_config
 from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.config.suggest import command
 from automodel_cli.errors import AmcliError, ConfigError, UsageError
@@ -201,7 +201,7 @@ def _derived(config: Config) -> Derived:
 
 def _plot_lr(config: Config, *, as_json: bool) -> None:
     from automodel_cli.commands import render_schedule
-    from automodel_cli.engine.config.durations import tokens_per_step
+    from automodel_cli.engine.config.values import tokens_per_step
     from automodel_cli.engine.optim.lr_schedule import schedule_of
 
     settings = checked(config)

@@ -16,8 +16,8 @@ import typer
 from automodel_cli.commands import render
 from automodel_cli.commands.options import own_arguments
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.durations import DurationError, in_seconds
 from automodel_cli.engine.config.settings import Settings
+from automodel_cli.engine.config.values import DurationError, in_seconds
 from automodel_cli.engine.distributed.environment import RankPlace, rank_place
 from automodel_cli.engine.distributed.launch_plan import NPROC_WORDS, LaunchPlan, check_port, launch_plan
 from automodel_cli.engine.observe.fanout import Fanout

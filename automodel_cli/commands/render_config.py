@@ -12,8 +12,7 @@ import typer
 
 from automodel_cli.commands import columns
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.diff import ABSENT, Change
-from automodel_cli.engine.config.emit import flat, inline, label, printable, to_flat, to_yaml
+from automodel_cli.engine.config.emit import ABSENT, Change, flat, inline, label, printable, to_flat, to_yaml
 from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.errors import AmcliError
 

@@ -1,7 +1,7 @@
 """What the source of a `_target_`'s callable says about its arguments. Reads source, imports nothing.
 
-Which keywords a callable takes is `static_target`'s to answer. This module adds what people want
-to know of each: the line of the docstring, the annotation and the default, as they are written.
+`static_target` says which keywords a callable takes. This module adds the meaning in the docstring, the annotation
+and the default of each, as they are written.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.emit import inline
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
-from automodel_cli.engine.config.signature import Signature
 from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
 from automodel_cli.engine.config.source_names import Definition, imported
 from automodel_cli.engine.config.source_signatures import bases, written_parameters
 from automodel_cli.engine.config.target import static_target
+from automodel_cli.engine.config.target_errors import Signature
 from automodel_cli.errors import ConfigError
 
 _HEADER = re.compile(r"(?:Args|Arguments|Parameters):\s*")
@@ -78,7 +78,7 @@ class CallableFacts:
 
 
 class Callables:
-    """The callables of one configuration, looked up when they are asked for; every source is read once."""
+    """The callables of one configuration, looked up on demand; every source is read once."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -136,7 +136,7 @@ def _facts(sources: Sources, found: Definition, name: str, signature: Signature 
 
 
 def _default(written: str | None) -> str | None:
-    """Of `field(default=1)` and its relatives, the default is what they are told."""
+    """The default; that of `field(default=1)` and its like is their keyword `default`."""
     tree = ast.parse(written, mode="eval").body if written else None
     keywords = tree.keywords if isinstance(tree, ast.Call) else []
     return next((ast.unparse(keyword.value) for keyword in keywords if keyword.arg == "default"), written)

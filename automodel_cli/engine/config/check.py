@@ -1,6 +1,7 @@
 """All checks that need no torch and run none of the user's code; all errors at once.
 
-`checked` is the gate between a configuration and anything that costs time.
+Every run passes `checked` before anything that costs time. The rules are in the files `check_*.py` and in
+`parallel_layout.py`; types and ranges are in `sections.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from automodel_cli.engine.config.check_settings import (
     check_validation,
 )
 from automodel_cli.engine.config.config import MAX_PROBLEMS, TARGET, Config
-from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.parallel_layout import check_layout
 from automodel_cli.engine.config.secrets import masked_value
@@ -38,6 +38,7 @@ from automodel_cli.engine.config.sections import (
 from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.config.suggest import hint, nearest
 from automodel_cli.engine.config.target_sections import TARGET_SECTIONS, VALIDATION, is_named_sets, top_level_names
+from automodel_cli.engine.config.values import resolve_env
 from automodel_cli.errors import AmcliError, ConfigError
 
 
@@ -61,7 +62,6 @@ def checked(config: Config, world_size: int | None = None) -> Settings:
     _check_top_level(config, problems)
     general = _build(General, config, (), problems)
     sections = {section.name: _build(section, config, (section.name,), problems) for section in SECTIONS}
-    # What is wrong beside our own sections does not hide what is wrong between them.
     is_whole = general is not None and None not in sections.values()
     settings = Settings(general=general, **sections) if is_whole else None
     if settings is not None:
@@ -204,14 +204,14 @@ def _check_across(config: Config, settings: Settings, world_size: int | None, pr
     check_sinks(config, settings, refuse)
 
 
-# Who says two things that do not go together has the later one in mind: an option stands over a file.
+# If two values contradict each other, the error points at the later one: an option comes after a file.
 _DELIBERATE = {"default": 0, "file": 1, "checkpoint": 1, "option": 2}
 
 
 def _most_deliberate(config: Config, path: str, message: str) -> KeyPath:
-    """Of the keys that a message names, the one to look at: `path`, or one that was set more deliberately.
+    """The key to look at among those that a message names: `path`, or one that was set more deliberately.
 
-    A key of the same section may stand in the message without its section.
+    The message may name a key of the same section without its section.
     """
 
     def rank(key: str) -> int:
@@ -220,5 +220,5 @@ def _most_deliberate(config: Config, path: str, message: str) -> KeyPath:
     named = re.findall(r"[A-Za-z_]\w*(?:\.\w+)*", message)
     section = path.rpartition(".")[0]
     keys = [key for name in named for key in (name, f"{section}.{name}") if "." in key and config.has(key)]
-    best = max([path, *keys], key=rank)  # of equals the first
+    best = max([path, *keys], key=rank)  # the first of equals
     return tuple(best.split("."))

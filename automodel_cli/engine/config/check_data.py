@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from automodel_cli.engine.bounded import parse_json, read_bytes
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.config import TARGET, Config
-from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.file_pattern import (
     MEGATRON_SPLITS,
     matching_files,
@@ -29,6 +28,7 @@ from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.settings import Unchecked
 from automodel_cli.engine.config.shard_header import megatron_tokens, shard_header
 from automodel_cli.engine.config.target_sections import validation_sets
+from automodel_cli.engine.config.values import resolve_env
 from automodel_cli.errors import AmcliError, ConfigError, DataError
 
 OUR_DATASET = "automodel_cli.engine.data.nanogpt_dataset.NanogptDataset"
@@ -65,7 +65,7 @@ class DataCheck:
         problems: What is wrong.
         unchecked: What could not be checked.
         num_checks: Files that were found whole.
-        num_tokens: Of the training data; None where that is not known.
+        num_tokens: Tokens of each shard of the training data; None if unknown.
     """
 
     problems: list[AmcliError] = field(default_factory=list)
@@ -207,7 +207,7 @@ def _largest_in(directory: Path, shards: list[Path]) -> int | None:
     records = _records(directory / _MANIFEST[0])
     try:
         found = [records[path.name] for path in shards]
-        # Of another length than its record, a shard was replaced, and the manifest describes other data.
+        # A shard whose length differs from its record was replaced: the manifest describes other data.
         is_same = all(path.stat().st_size == record["num_bytes"] for path, record in zip(shards, found, strict=True))
         ids = [int(record["max_token_id"]) for record in found]
     except (KeyError, TypeError, ValueError, OSError):

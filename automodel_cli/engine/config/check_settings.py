@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.durations import DurationError, in_steps, in_tokens, tokens_per_step
-from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.sections import LRSchedulerSection, section_fields
 from automodel_cli.engine.config.settings import Refuse, Settings
 from automodel_cli.engine.config.suggest import hint, nearest
 from automodel_cli.engine.config.target_sections import metric_keys, validation_sets
+from automodel_cli.engine.config.values import DurationError, in_steps, in_tokens, resolve_env, tokens_per_step
 from automodel_cli.errors import ConfigError
 
 # Names of the sizes of a model, those of Hugging Face included.

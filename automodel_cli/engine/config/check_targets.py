@@ -13,16 +13,14 @@ from typing import Any
 
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.config import MAX_PROBLEMS, TARGET, Config
-from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.settings import Unchecked
-from automodel_cli.engine.config.signature import Signature, keyword_problems, signature_of
 from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
 from automodel_cli.engine.config.source_names import Definition
 from automodel_cli.engine.config.source_signatures import call_signature, words_of_kwargs
 from automodel_cli.engine.config.suggest import hint, nearest
 from automodel_cli.engine.config.target import StaticTarget, resolve_target, static_target
-from automodel_cli.engine.config.target_errors import Place
+from automodel_cli.engine.config.target_errors import Place, Signature, keyword_problems, signature_of
 from automodel_cli.engine.config.target_sections import (
     CALLED_SECTIONS,
     ENGINE_KEYS,
@@ -37,6 +35,7 @@ from automodel_cli.engine.config.trust import (
     trust_problems,
     untrusted,
 )
+from automodel_cli.engine.config.values import resolve_env
 from automodel_cli.errors import AmcliError, ConfigError, DataError
 
 # A keyword that only `**kwargs` takes counts as misspelt when it is this much like a known one.
@@ -45,7 +44,7 @@ _ALIKE = 0.8
 MAX_TARGETS = 100
 
 
-# Code of these is not listed before it runs: everybody who uses amcli has it.
+# Packages that users of amcli have anyway: their code is not listed before it runs.
 _WELL_KNOWN = ("automodel_cli", "torch", "transformers", "datasets", "tokenizers", "numpy", "nemo_automodel")
 _GROUPS: KeyPath = ("optimizer", "param_groups")
 _OWN = ("pattern", "lr_mult", "weight_decay")
@@ -59,9 +58,9 @@ class TargetCheck:
     Args:
         problems: What is certainly wrong.
         unchecked: What could not be checked.
-        num_checks: Targets that were looked up, and keywords that were held to what they take.
+        num_checks: Number of targets that were looked up and of keywords that were checked.
         targets: All targets, as written.
-        foreign: Source files of code that not everybody has, and the targets that run it.
+        foreign: Source files of code outside the well-known packages, and the targets that run it.
     """
 
     problems: list[AmcliError] = field(default_factory=list)
@@ -108,7 +107,7 @@ def check_for_certain(config: Config, unchecked: Iterable[Unchecked]) -> None:
 
 
 def _names_of_instances(sources: Sources, owner: Definition) -> tuple[str, ...]:
-    """What a class itself takes: `from_pretrained` of a configuration puts its keywords over what it finds."""
+    """What the class itself takes: `from_pretrained` of a configuration passes its keywords on to it."""
     try:
         return call_signature(sources, owner).names if owner.is_class else ()
     except Undecided:
@@ -129,12 +128,12 @@ def _check(config: Config, path: KeyPath, section: Mapping[str, Any], found: Tar
     origin = config.origin(key)
     target = resolve_env(section[TARGET], origin)
     if not isinstance(target, str):
-        if len(path) > 1:  # of the outer sections this is said already
+        if len(path) > 1:  # `checked` reports it for outer sections
             raise ConfigError(f"{dotted(key)} is {target!r}, but it must be text", where=str(origin))
         return
     found.targets.append(target)
     if origin.kind == "checkpoint" and not is_known_name(target) and not is_started_here(target, origin, sources):
-        return  # said by `trust_problems`
+        return  # `trust_problems` reports it
     result = static_target(resolved(target), origin, dotted(key), sources)
     _check_definition(target, result, Place(origin, dotted(key)), found, sources)
     if path == ("optimizer",):
@@ -211,7 +210,7 @@ def param_group_problems(config: Config, target: str, signature: Signature | Non
     Args:
         config: The configuration.
         target: The optimizer as the user wrote it.
-        signature: Of the optimizer; None where it is not known, and options are then not checked.
+        signature: What the optimizer takes; None if unknown, and options are then not checked.
     """
     rules = config.get(dotted(_GROUPS))
     if rules is None:
@@ -250,7 +249,7 @@ def _of_rule(
         yield ConfigError(f"{dotted((*path, 'muon'))} is {rule['muon']!r}, but {message}", where=where)
     if signature is None or signature.takes_any:
         return
-    # `adamw_lr` and its like of an optimizer that holds an AdamW inside are of the whole, and no group's.
+    # `adamw_lr` and its like set the AdamW inside the optimizer for all groups.
     options = [
         name for name in signature.names if name not in ("params", "lr", "hidden_names") and not name.startswith(_INNER)
     ]

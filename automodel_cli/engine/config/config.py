@@ -66,7 +66,7 @@ class Config:
     def origin(self, path: KeyPath) -> Origin:
         """Origin of the value at `path`, or of the nearest section around it.
 
-        Of a section that nobody wrote, such as one of defaults alone: that of the first value in it.
+        A section that is not written, such as one of defaults alone, has the origin of its first value.
         """
         inside = None if path in self.origins or not path else self._first_inside(path)
         if inside is not None:
@@ -125,7 +125,7 @@ class Config:
         node: Any = values
         for depth, part in enumerate(path[:-1]):
             if isinstance(node, dict) and node.get(str(part)) is None:
-                # A section that this makes came from here, too, and not from the top of some file.
+                # The section is created here, so it has this origin too.
                 origins[path[: depth + 1]] = origin
                 key_origins.pop(path[: depth + 1], None)
             node = _step_into(node, part, path[:depth], origin)

@@ -31,7 +31,7 @@ class PatternPart:
 
     Attributes:
         key: Where the pattern stands below `file_pattern`, such as `(1,)` or `(0, "pattern")`.
-        pattern: As it is written; whoever uses it says what is wrong if it is no text.
+        pattern: As it is written; it may be no text, which the caller reports.
         weight: Its share among the weights of all parts; `None` where no part has one.
     """
 
@@ -144,9 +144,9 @@ def vocabulary_error(name: str, largest: int, vocab_size: int, where: str) -> Da
     """The data holds a token id that the model does not have.
 
     Args:
-        name: Of the section of the dataset.
+        name: The dataset's section.
         largest: The largest token id in the data.
-        vocab_size: Of the model.
+        vocab_size: The model's number of token ids.
         where: The place to look at.
     """
     return DataError(

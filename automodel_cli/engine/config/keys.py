@@ -48,7 +48,7 @@ class Key:
         meaning: One line; empty where no source tells.
         values: YAML of every value, if there are few, or of the words that may stand for one.
         present: YAML of the value that it has, `None` without one.
-        default: YAML of the value that holds if nobody sets it, `None` if unknown.
+        default: YAML of the default, `None` if unknown.
         is_path: Whether its value is the name of a file or a directory, judged by its name.
     """
 
@@ -84,7 +84,7 @@ def known_keys(config: Config, section: str | None = None) -> dict[str, Key]:
     found = dict(_own_keys(config))
     callables = Callables(config)
     for path, _ in sections_with_target(config.values):
-        # No present value: `_target_` is what a section is, and not changed by pressing a key.
+        # No present value: completion should not offer to change what a section builds.
         found[dotted((*path, TARGET))] = Key(TARGET_MEANING)
         if section in (None, dotted(path)):
             found.update(_keys_of_callable(config, path, callables.of(path)))
@@ -147,7 +147,7 @@ class Explanation:
         key: Dotted.
         meaning: What it is for, `unknown` where no source tells.
         type: The types of the values that it takes.
-        default: YAML of the value that holds when nobody sets the key, or that there is none.
+        default: YAML of the default, or that there is none.
         allowed: Range or choices.
         value: YAML of the present value; `None` where the key is not set.
         origin: Where the present value came from.
@@ -172,7 +172,7 @@ def explain(config: Config, key: str, callables: Callables | None = None) -> Exp
     Args:
         config: The configuration.
         key: Dotted.
-        callables: Of the configuration; worth keeping where several keys are explained.
+        callables: The configuration's callables; pass the same object to explain several keys.
 
     Raises:
         ConfigError: Neither amcli, nor the callable of the section, nor the configuration knows this key.

@@ -1,4 +1,7 @@
-"""From a command line's files, overrides and keys to unset to the final configuration with its defaults."""
+"""From a command line's files, overrides and keys to unset to the final configuration with its defaults.
+
+The built-in configuration takes the place of the files if none is named; `changed_only` takes the defaults out again.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.config.config import Config, apply_overrides, from_parsed, read_configs
-from automodel_cli.engine.config.emit import flat
+from automodel_cli.engine.config.emit import differences, flat
 from automodel_cli.engine.config.origin import DEFAULT, KeyPath, dotted
 from automodel_cli.engine.config.sections import is_required, own_sections, section_fields
 from automodel_cli.engine.config.suggest import hint
@@ -23,7 +26,7 @@ def load_config(
 ) -> Config:
     """The files merged left to right (the built-in configuration if there are none), then the overrides.
 
-    Keys of our own sections that nobody set, or that `unset` names, stand in the result with their defaults.
+    Keys of our own sections that are not set, or that `unset` names, get their defaults.
     With `trust` the user consents to run what a checkpoint's configuration names.
 
     Raises:
@@ -67,7 +70,7 @@ def apply_unsets(config: Config, keys: Iterable[str]) -> Config:
         path: KeyPath = tuple(key.split("."))
         where = f"--unset {key}"
         if not config.has(key):
-            # A key that nobody has set is at its default already: what was asked for holds.
+            # A key that is not set is at its default already.
             if with_defaults(config).has(key):
                 continue
             help_ = hint(key, all_keys(with_defaults(config)))
@@ -102,3 +105,29 @@ def embedded_corpus_directory(config: Config) -> Path | None:
     pattern = config.get("dataset.file_pattern")
     is_builtin = config.origin(("dataset", "file_pattern")).source == BUILTIN_SOURCE
     return Path(pattern).parent if is_builtin and isinstance(pattern, str) else None
+
+
+def changed_only(config: Config, *, built_in: bool) -> Config:
+    """The part of a configuration that says something beyond the defaults.
+
+    Args:
+        config: With the defaults of our own sections in it.
+        built_in: Whether it started from the built-in configuration, which then is the base. A
+            configuration of the user's own is compared with the defaults of the keys alone: that a
+            value happens to equal one of the built-in run would be no reason to leave it out.
+    """
+    base = with_defaults(builtin_config() if built_in else Config({}))
+    changed = {change.key for change in differences(base, config)}
+    return Config(_restricted(config.values, (), changed), config.origins, config.key_origins)
+
+
+def _restricted(node: Mapping[str, Any], path: KeyPath, changed: set[str]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, value in node.items():
+        here = (*path, name)
+        if isinstance(value, Mapping) and value:
+            if inner := _restricted(value, here, changed):
+                kept[name] = inner
+        elif ".".join(map(str, here)) in changed:
+            kept[name] = value
+    return kept

@@ -56,7 +56,7 @@ def is_sharded(section: DistributedSection, degrees: Degrees) -> bool:
 
 
 def filled_batch(local_batch_size: int, global_batch_size: int, dp_size: int) -> int:
-    """Samples of a forward pass: as many as are allowed, or all that a rank has of a step where these are fewer.
+    """Samples of a forward pass: the smaller of what is allowed and what a rank has of a step.
 
     >>> filled_batch(16, 16, 2)
     8
@@ -79,7 +79,7 @@ def check_layout(config: Config, settings: Settings, world_size: int | None, ref
     Args:
         config: For the numbers of the model and the dataset, where they stand in it.
         settings: The typed sections.
-        world_size: Ranks of the run; None where nobody has said, and then only what holds for every number is checked.
+        world_size: Ranks of the run; None if unknown, and then only rules for any number of ranks are checked.
         refuse: Takes the problems.
     """
     _check_strategy(settings, refuse)
@@ -132,7 +132,7 @@ def _check_strategy(settings: Settings, refuse: Refuse) -> None:
 
 
 def _divides_the_world(settings: Settings, world_size: int | None, refuse: Refuse) -> bool:
-    """Checks the degrees against the ranks; True if they fit, or nobody has said how many ranks there are."""
+    """Checks the degrees against the ranks; True if they fit, or the number of ranks is unknown."""
     section = settings.distributed
     ranks_per_model = section.tp_size * section.cp_size
     if section.dp_size and section.dp_replicate_size and section.dp_size % section.dp_replicate_size:

@@ -30,11 +30,10 @@ def key(
     duration: bool = False,
     words: tuple[str, ...] = (),
 ) -> Any:
-    """A dataclass field with what users are told about it.
+    """A dataclass field with its meaning and its rules.
 
-    A `quiet` key is left out of the configuration while nobody sets it: `config show` prints no
-    default for what most people never meet. The text of a `duration` is one of `durations.py`, and that of a
-    key with `words` one of these.
+    A `quiet` key stands in a configuration only if it is set: `config show` does not print its default. Text is
+    allowed as a length of `values.py` if the key is a `duration`, and as one of its `words`.
     """
     metadata = {"meaning": meaning, "minimum": minimum, "above": above, "choices": choices, "quiet": quiet}
     metadata |= {"duration": duration, "words": words}
@@ -114,10 +113,10 @@ class StepSchedulerSection:
         """`local_batch_size` as a number, which it is once a run has begun.
 
         Raises:
-            ValueError: It is still to be found.
+            ValueError: It is still `auto`.
         """
         if isinstance(self.local_batch_size, str):
-            raise ValueError("local_batch_size is auto, and nobody has looked for it yet")
+            raise ValueError("local_batch_size is auto, and its number is not found yet")
         return self.local_batch_size
 
 
@@ -451,7 +450,7 @@ def allowed_types(section: type[Any], name: str) -> tuple[type[Any], ...]:
 
 
 def type_words(allowed: tuple[type[Any], ...]) -> str:
-    """Types as users are told them.
+    """Types in words.
 
     >>> type_words((int, type(None)))
     'a whole number or null'

@@ -29,12 +29,12 @@ Refuse = Callable[[str, str, str | None], None]
 
 @dataclass(frozen=True)
 class Unchecked:
-    """What source does not tell of one target.
+    """Something that source does not show, with the reason.
 
     Args:
         what: Names it, in words that follow "not checked: ".
         why: The reason.
-        path: Of the section whose keywords importing the target would show; None where that would not help.
+        path: The section whose keywords could be checked by importing the target; None if they could not.
     """
 
     what: str
@@ -47,8 +47,8 @@ class Settings:
     """The sections of amcli itself, typed; what has a `_target_` stays in the `Config`.
 
     Args:
-        notes: For the user: what stands in for what, whose code runs, what has no effect or another than it seems.
-        num_checks: Values, keywords and files that were looked at, and found sound.
+        notes: For the user: replaced names, code that runs, settings that have no effect or a surprising one.
+        num_checks: Number of values, keywords and files that passed.
         unchecked: What could not be checked without running code, for `check_for_certain`.
     """
 

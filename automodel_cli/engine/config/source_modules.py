@@ -1,8 +1,8 @@
 """Finds Python modules and reads the statements that bind their names; nothing is imported or run.
 
 Only the finders of the top-level package are asked (`importlib.util.find_spec` imports nothing for a name without a
-dot); below it the file system answers step by step. A search reads a bounded amount of source. Whatever source does
-not tell raises `Undecided`: nothing is guessed.
+dot); below it the file system answers step by step. A search reads a bounded amount of source. What source does
+not show raises `Undecided`: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Module:
 
     Args:
         name: Dotted; for a local file, its path.
-        path: Of its source; None where there is none to read.
+        path: Its source file; None if it has none.
         search: Directories of its submodules; None if it is no package.
     """
 

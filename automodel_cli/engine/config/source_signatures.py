@@ -10,9 +10,9 @@ import ast
 import re
 from collections.abc import Iterator
 
-from automodel_cli.engine.config.signature import Parameter, Signature
 from automodel_cli.engine.config.source_modules import Sources, Undecided
 from automodel_cli.engine.config.source_names import Definition, resolve, spelled
+from automodel_cli.engine.config.target_errors import Parameter, Signature
 
 # Decorators, by the package that they come from, after which a function or class takes what it took before.
 _KEEPING = {

@@ -68,7 +68,7 @@ def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | 
     if spelled or meant:
         return (spelled or meant)[0]
     for match in difflib.get_close_matches(name, known, n=3, cutoff=cutoff):
-        # Of what has 60 % in common, much only shares a few letters.
+        # Many pairs that have 60 % in common only share a few letters.
         is_close = difflib.SequenceMatcher(None, match, name).ratio() >= 0.7
         if is_close or sorted(match) == sorted(name) or match in name or name in match:
             return match

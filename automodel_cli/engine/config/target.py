@@ -21,13 +21,13 @@ from typing import Any
 
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.origin import Origin
-from automodel_cli.engine.config.signature import Signature
 from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
 from automodel_cli.engine.config.source_names import Definition, Entity, lookup, names_like
 from automodel_cli.engine.config.source_signatures import AbsentMember, call_signature, method_signature
 from automodel_cli.engine.config.suggest import nearest
 from automodel_cli.engine.config.target_errors import (
     Place,
+    Signature,
     malformed,
     no_attribute,
     no_file,

@@ -25,7 +25,6 @@ from automodel_cli.engine.config.target_sections import PURPOSES
 from automodel_cli.engine.config.yaml_reader import read_yaml
 from automodel_cli.errors import UsageError
 
-DEFAULT_PRESET = "quickstart"
 _FILES = {"quickstart": BUILTIN_PATH} | {
     name: Path(__file__).parent / f"{name}.yaml" for name in ("nanogpt-124m", "hf-llama")
 }

@@ -24,7 +24,6 @@ from typing import Any
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.config import MAX_PROBLEMS, TARGET, Config
 from automodel_cli.engine.config.emit import absolute_target
-from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
 from automodel_cli.engine.config.secrets import masked_value
 from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
@@ -32,6 +31,7 @@ from automodel_cli.engine.config.source_names import Definition, lookup
 from automodel_cli.engine.config.started import Code, code_started_in, remember
 from automodel_cli.engine.config.target_errors import Place
 from automodel_cli.engine.config.target_sections import CALLED_SECTIONS
+from automodel_cli.engine.config.values import resolve_env
 from automodel_cli.errors import ConfigError
 
 TRUST_OPTION = "--trust-config"
@@ -89,7 +89,7 @@ def is_known_name(target: str) -> bool:
     parts = target.split(".")
     if not all(part.isidentifier() and not part.startswith("_") for part in parts):
         return False
-    # Of transformers itself only classes: its other names are modules, which looking them up would import.
+    # Only classes of transformers itself: its other names are modules, and a look-up would import them.
     is_class = parts[0] == "transformers" and len(parts) > 1 and parts[1][0].isupper()
     return is_class or resolved(target).startswith(_KNOWN)
 
@@ -196,7 +196,7 @@ def remember_code(config: Config, root: Path) -> str | None:
         root: The directory of its checkpoints.
 
     Returns:
-        One line if that is not possible; the run needs it not.
+        One line if that is not possible; the run works without it.
     """
     sources = Sources()
     code: set[Code] = set()

@@ -13,11 +13,10 @@ from numbers import Real
 from typing import Any, Protocol
 
 from automodel_cli.engine.config.config import TARGET, Config
-from automodel_cli.engine.config.durations import in_steps, tokens_per_step
-from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.instantiate import bind
 from automodel_cli.engine.config.sections import DECAY_STYLES, WSD_STYLES
 from automodel_cli.engine.config.settings import Settings
+from automodel_cli.engine.config.values import in_steps, resolve_env, tokens_per_step
 from automodel_cli.errors import AmcliError, ConfigError
 
 # Share of the decay that is done, in [0, 1] -> share of the way down from base_lr to min_lr.

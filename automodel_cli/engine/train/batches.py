@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from automodel_cli.engine.checkpoint.train_state import TrainState
-from automodel_cli.engine.config.durations import in_tokens
 from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.config.target_sections import VALIDATION
+from automodel_cli.engine.config.values import in_tokens
 from automodel_cli.engine.data.loader import BatchLoader, eval_batches
 from automodel_cli.engine.data.order import order_of
 from automodel_cli.engine.data.stream_loader import StreamLoader, is_stream, stream_batches

@@ -18,7 +18,7 @@ from automodel_cli.engine.checkpoint.layout import (
 from automodel_cli.engine.checkpoint.manifest import NewerFormatError, read_manifest, sha256_of, use_earlier
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config, apply_overrides, read_configs
-from automodel_cli.engine.config.diff import Change, differences
+from automodel_cli.engine.config.emit import Change, differences
 from automodel_cli.engine.config.load import apply_unsets, with_defaults
 from automodel_cli.engine.config.sections import AUTO
 from automodel_cli.engine.config.settings import Settings

@@ -10,9 +10,9 @@ import textwrap
 import pytest
 
 from automodel_cli.engine.config.origin import DEFAULT, Origin
-from automodel_cli.engine.config.signature import Signature, signature_of
 from automodel_cli.engine.config.source_modules import Sources
 from automodel_cli.engine.config.target import resolve_target, static_target
+from automodel_cli.engine.config.target_errors import Signature, signature_of
 from automodel_cli.errors import ConfigError
 
 # Real code in all styles: classes over several files, re-exports, lazy modules, wrappers, dataclasses.
