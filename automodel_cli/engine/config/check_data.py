@@ -75,7 +75,7 @@ class DataCheck:
 
 
 def check_data(config: Config) -> DataCheck:
-    """Checks the data of a run, as far as it can be told."""
+    """Checks the data of a run, as far as names, sizes and headers show it."""
     found = DataCheck()
     tokenizers: dict[str, tuple[KeyPath, str]] = {}
     for section in (TRAINING, *validation_sets(config).values()):
@@ -173,7 +173,7 @@ def _is_wide(pattern: str) -> bool:
 
 
 def _patterns(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
-    """Where each pattern stands, and the pattern; of a mapping by split, those of all splits."""
+    """The place of each pattern, and the pattern; those of all splits in a mapping by split."""
     if value is None:  # that it is missing is said where the arguments are checked
         return
     if isinstance(value, Mapping) and not set(value) - MEGATRON_SPLITS:

@@ -72,7 +72,7 @@ def _check_rates(config: Config, min_lr: float, refuse: Refuse) -> None:
 
 
 def _lengths(config: Config, section: LRSchedulerSection, refuse: Refuse) -> dict[str, int]:
-    """The lengths that were given, in steps; those that cannot be told are refused and left out."""
+    """The lengths that are set, in steps; those that cannot be converted are refused and left out."""
     steps: dict[str, int] = {}
     for name, item in section_fields(LRSchedulerSection).items():
         value: Any = getattr(section, name)
@@ -117,7 +117,7 @@ def check_model(config: Config, refuse: Refuse) -> None:
     """
     for section in ("model", "model.config"):
         width, heads = _first(config, section, _WIDTHS), _first(config, section, _HEADS)
-        # With a size of its own, a head takes no equal share of the width.
+        # A head with a size of its own does not take an equal share of the width.
         if width and heads and config.get(f"{section}.head_dim") is None:
             _check_divides(width, heads, refuse)
         groups = _first(config, section, ("num_key_value_heads",))
@@ -229,7 +229,7 @@ def check_checkpoint(settings: Settings, refuse: Refuse) -> None:
 
 
 def _beside(place: Path) -> str:
-    """What lies where the path points to."""
+    """The files in the nearest directory that exists."""
     directory = next(parent for parent in place.absolute().parents if parent.is_dir())
     names = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
     match = nearest(place.name, names) if directory == place.absolute().parent else None

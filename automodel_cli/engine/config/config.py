@@ -161,7 +161,7 @@ def read_configs(paths: Sequence[Path], *, trust: bool = False) -> Config:
         trust: Whether the user consents to run what the checkpoints name, which makes them code too.
 
     Raises:
-        ConfigError: One of them is no configuration, or is not there.
+        ConfigError: One of them does not exist, or is no configuration.
     """
     config = Config({})
     for path in paths:

@@ -129,7 +129,7 @@ def megatron_files(prefix: Path) -> list[Path]:
 
 
 def no_match(pattern: Path) -> str:
-    """That nothing matches, and what there is in the nearest directory that exists."""
+    """The message that nothing matches, with the content of the nearest directory that exists."""
     directory = next(parent for parent in pattern.absolute().parents if parent.is_dir())
     try:
         names = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))

@@ -45,7 +45,7 @@ class Key:
     """What is known of one key.
 
     Args:
-        meaning: One line; empty where no source tells.
+        meaning: One line; empty if unknown.
         values: YAML of every value, if there are few, or of the words that may stand for one.
         present: YAML of the value that it has, `None` without one.
         default: YAML of the default, `None` if unknown.
@@ -141,11 +141,11 @@ def _names_path(key: str, value: Any = "") -> bool:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One key, in words; `None` where a question makes no sense for it.
+    """One key, in words; `None` where something does not apply.
 
     Args:
         key: Dotted.
-        meaning: What it is for, `unknown` where no source tells.
+        meaning: What it is for, or `unknown`.
         type: The types of the values that it takes.
         default: YAML of the default, or that there is none.
         allowed: Range or choices.
@@ -253,7 +253,7 @@ def _of_callable(config: Config, path: KeyPath, built: KeyPath, found: CallableF
 
 
 def _default_words(argument: Argument, key: str) -> str | None:
-    """YAML of a default, or the expression in the source that gives it; of a secret nothing that could be one."""
+    """YAML of a default, or the expression in the source that gives it; a secret is masked."""
     if argument.is_required:
         return REQUIRED
     found = argument.default_yaml() or argument.default

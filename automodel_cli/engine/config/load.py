@@ -40,7 +40,7 @@ def with_defaults(config: Config) -> Config:
     """The configuration with every key of our own sections present; the origin of the added is `default`."""
     for section in own_sections(config.values):
         if section.name and config.get(section.name, ...) is None and not any(_shown_defaults(section)):
-            config = config.without((section.name,))  # written without keys, it says nothing
+            config = config.without((section.name,))  # a section without keys has no effect
         prefix: KeyPath = (section.name,) if section.name else ()
         for name, default in _shown_defaults(section):
             path = (*prefix, name)
@@ -64,7 +64,7 @@ def apply_unsets(config: Config, keys: Iterable[str]) -> Config:
     """The configuration without `keys`; those of our own sections are then at their defaults.
 
     Raises:
-        ConfigError: There is no such key, or it is an element of a list, whose neighbours would move.
+        ConfigError: The key does not exist, or is an element of a list, whose neighbours would move.
     """
     for key in keys:
         path: KeyPath = tuple(key.split("."))
@@ -101,7 +101,7 @@ def builtin_config() -> Config:
 
 
 def embedded_corpus_directory(config: Config) -> Path | None:
-    """Where `pretrain` puts the embedded text if it is not there yet; None for a configuration with data of its own."""
+    """Directory for the shards of the embedded text; None for a configuration that names its own data."""
     pattern = config.get("dataset.file_pattern")
     is_builtin = config.origin(("dataset", "file_pattern")).source == BUILTIN_SOURCE
     return Path(pattern).parent if is_builtin and isinstance(pattern, str) else None

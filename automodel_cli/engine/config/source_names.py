@@ -138,7 +138,7 @@ def names_like(sources: Sources, module: Module, name: str) -> list[str]:
         # If there are many star imports, only modules that begin like the name are read.
         is_worth_it = len(stars) <= _FEW_STARS or (star.module or "").rpartition(".")[2][:3] == name.lower()[:3]
         if is_worth_it and source is not None and source.path is not None:
-            with suppress(Undecided):  # a name that is not offered is no error
+            with suppress(Undecided):  # only a suggestion is lost
                 found |= sources.scope(source).exports or set(names_like(sources, source, name))
     return sorted(each for each in found if not each.startswith("_"))
 
@@ -199,7 +199,7 @@ def _starred(sources: Sources, module: Module, stars: list[Star], name: str, dep
         if name.startswith("_") if exports is None else name not in exports:
             continue
         entity = lookup(sources, source, name, depth + 1)
-        # A submodule is no name of its package before it is imported.
+        # A submodule becomes a name of its package only when it is imported.
         if entity is not None and not (isinstance(entity, Module) and entity.name == f"{source.name}.{name}"):
             found.append(entity)
             if star.is_certain:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 from automodel_cli.errors import ConfigError
 
-# Where runs save, and where commands look for one, unless told otherwise.
+# Default directory in which runs save, and in which commands look for a run.
 DEFAULT_ROOT = Path("checkpoints")
 
 # What the tools of this field call the same thing.

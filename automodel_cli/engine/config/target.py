@@ -143,7 +143,7 @@ def _broken(name: str, error: BaseException, place: Place) -> ConfigError:
 
 @dataclass(frozen=True)
 class StaticTarget:
-    """What source tells about a target: what it takes, or why that is not known.
+    """What source shows of a target: what it takes, or why that is not known.
 
     Args:
         signature: What calling it takes; None where source does not tell.
