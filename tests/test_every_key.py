@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from automodel_cli import app
-from automodel_cli.engine.config.sections import ENGINE_KEYS, SECTIONS, General, section_fields
+from automodel_cli.engine.config.sections import SECTIONS, General, section_fields
+from automodel_cli.engine.config.target_sections import ENGINE_KEYS
 from automodel_cli.engine.data.loader import BatchLoader
 from automodel_cli.engine.data.nanogpt_dataset import NanogptDataset
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
@@ -51,6 +52,7 @@ VALUES: dict[str, tuple[object, ...]] = {
         "lr_scheduler.lr_decay_steps=6",
     ),
     "lr_scheduler.min_lr": ("1e-5",),
+    "lr_scheduler._target_": ("schedules.py:cooldown",),
     "clip_grad_norm.max_norm": (0.5,),
     "dataloader.num_workers": (3,),
     "dataloader.prefetch_factor": (4,),

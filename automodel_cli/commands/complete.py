@@ -125,8 +125,8 @@ def _known_keys(context: typer.Context, typed: str) -> dict[str, Key]:
 
 def _configuration(context: typer.Context) -> Config:
     """The configuration of the line so far: its files (else the checkpoint's, else the built-in ones) and overrides."""
-    from automodel_cli.engine.config.builtin import builtin_config
     from automodel_cli.engine.config.config import Config, apply_overrides, read_configs
+    from automodel_cli.engine.config.load import builtin_config
     from automodel_cli.errors import AmcliError
 
     config = Config({})

@@ -23,10 +23,11 @@ from automodel_cli.commands.options import (
     option,
 )
 from automodel_cli.commands.render_config import Format
-from automodel_cli.engine.config.check import Settings, checked
+from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.diff import changed_only, differences
-from automodel_cli.engine.config.load import load_config
+from automodel_cli.engine.config.emit import differences
+from automodel_cli.engine.config.load import changed_only, load_config
+from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.config.suggest import command
 from automodel_cli.errors import AmcliError, ConfigError, UsageError
 
@@ -111,7 +112,7 @@ def show(
         other = load_config([configuration_at(diff)]).masked()
         render_config.differences(differences(other, printed), as_json=as_json)
     elif explain is not None:
-        from automodel_cli.engine.config.explain import explain as explanation_of
+        from automodel_cli.engine.config.keys import explain as explanation_of
 
         render_config.explanation(explanation_of(printed, explain), as_json=as_json)
     else:
@@ -188,7 +189,7 @@ def _form(form: Format | None, json_: bool, *single: bool) -> Format:
 
 def _plot_lr(config: Config, *, as_json: bool) -> None:
     from automodel_cli.commands import render_schedule
-    from automodel_cli.engine.config.durations import tokens_per_step
+    from automodel_cli.engine.config.values import tokens_per_step
     from automodel_cli.engine.optim.lr_schedule import schedule_of
 
     settings = checked(config)

@@ -146,7 +146,7 @@ def _tensors(path: Path | None, *, tree: bool, pattern: str | None, diff: Path |
     if diff is not None:
         from automodel_cli.engine.checkpoint.compare_tensors import compare_tensors
         from automodel_cli.engine.config.config import read_configs
-        from automodel_cli.engine.config.diff import differences
+        from automodel_cli.engine.config.emit import differences
 
         _, other, other_directory = _place(diff)
         changes = []

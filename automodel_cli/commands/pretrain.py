@@ -33,9 +33,9 @@ from automodel_cli.commands.options import (
 )
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.durations import DurationError, in_seconds
 from automodel_cli.engine.config.load import load_config
 from automodel_cli.engine.config.suggest import command
+from automodel_cli.engine.config.values import DurationError, in_seconds
 from automodel_cli.engine.distributed.environment import RankPlace, rank_place
 from automodel_cli.engine.distributed.launch_plan import LaunchPlan, check_port, launch_plan
 from automodel_cli.errors import UsageError

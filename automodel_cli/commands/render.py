@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from automodel_cli.commands import columns
-from automodel_cli.engine.config.diff import Change
-from automodel_cli.engine.config.emit import steady
+from automodel_cli.engine.config.emit import Change, steady
 from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.engine.config.suggest import on_run
 

@@ -12,14 +12,13 @@ import typer
 
 from automodel_cli.commands import columns
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.diff import ABSENT, Change
-from automodel_cli.engine.config.emit import flat, inline, label, printable, to_flat, to_yaml
+from automodel_cli.engine.config.emit import ABSENT, Change, flat, inline, label, printable, to_flat, to_yaml
 from automodel_cli.engine.config.secrets import masked_message
 from automodel_cli.errors import AmcliError
 
 if TYPE_CHECKING:
-    from automodel_cli.engine.config.check import Settings
-    from automodel_cli.engine.config.explain import Explanation
+    from automodel_cli.engine.config.keys import Explanation
+    from automodel_cli.engine.config.settings import Settings
     from automodel_cli.engine.plan.derive import Derived
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from automodel_cli.commands import columns
-from automodel_cli.engine.config.builtin import builtin_config
 from automodel_cli.engine.config.emit import setting
+from automodel_cli.engine.config.load import builtin_config
 from automodel_cli.engine.config.suggest import command, quoted
 from automodel_cli.engine.prep.presets import PRESETS
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from automodel_cli.engine.optim.lr_schedule import LRSchedule
+from automodel_cli.engine.optim.lr_schedule import Schedule
 
 _MOST_POINTS = 1000
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column within a character
@@ -23,7 +23,7 @@ _HEIGHT = 12
 _MAX_WIDTH = 96
 
 
-def schedule(curve: LRSchedule, num_steps: int, tokens_per_step: int | None, *, as_json: bool) -> None:
+def schedule(curve: Schedule, num_steps: int, tokens_per_step: int | None, *, as_json: bool) -> None:
     """Prints the curve of the updates 1 to `num_steps`.
 
     Args:
@@ -32,15 +32,12 @@ def schedule(curve: LRSchedule, num_steps: int, tokens_per_step: int | None, *, 
         tokens_per_step: For the label of the axis; None if not known.
         as_json: `lr` is then a list of [step, rate] pairs, at most 1,000 of them.
     """
-    style = f"WSD ({curve.wsd_decay_style})" if curve.style == "WSD" else curve.style
     if as_json:
         document = {
             "style": curve.style,
             "max_steps": num_steps,
             "tokens_per_step": tokens_per_step,
-            "warmup_steps": curve.warmup_steps,
-            "decay_begin_step": curve.decay_begin,
-            "decay_end_step": curve.decay_steps,
+            **curve.phases,
             "lr": [[step + 1, curve.lr(step)] for step in _some_steps(num_steps, _MOST_POINTS)],
         }
         typer.echo(json.dumps(document))
@@ -48,11 +45,7 @@ def schedule(curve: LRSchedule, num_steps: int, tokens_per_step: int | None, *, 
     end = f"step {num_steps:,}"
     if tokens_per_step is not None:
         end += f" ({num_steps * tokens_per_step:,} tokens)"
-    phases = f"warm-up {curve.warmup_steps:,} steps"
-    if curve.style not in ("constant", "inverse-square-root"):
-        phases += f", decay from step {curve.decay_begin:,} to {curve.decay_steps:,}"
-    rates = f"{curve.base_lr:g}" if curve.style == "constant" else f"{curve.base_lr:g} to {curve.min_lr:g}"
-    typer.echo(f"learning rate: {style}, {rates}, {phases}")
+    typer.echo(f"learning rate: {curve.summary()}")
     for line in _plot(curve.lr, num_steps, braille=_can_show_braille(), x_labels=("1", end)):
         typer.echo(line)
 

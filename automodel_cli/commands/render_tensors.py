@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from automodel_cli.engine.checkpoint.compare_tensors import TensorDifferences
     from automodel_cli.engine.checkpoint.foreign import ForeignTensors
     from automodel_cli.engine.checkpoint.tensor_stats import TensorStats
-    from automodel_cli.engine.config.diff import Change
+    from automodel_cli.engine.config.emit import Change
 
 _BARS = " ▁▂▃▄▅▆▇█"
 

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.exceptions import TyperException
 
-from automodel_cli.engine.config.builtin import builtin_config
+from automodel_cli.engine.config.load import builtin_config
 from automodel_cli.engine.config.suggest import command, nearest, quoted
 
 _EXTRA_ARGUMENTS = re.compile(r"Got unexpected extra arguments?(?:\(s\))? \((?P<first>\S+).*\)")

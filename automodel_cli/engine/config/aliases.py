@@ -1,7 +1,7 @@
 """Names of NeMo AutoModel that stand for parts of amcli, so that its guide's YAML runs as printed.
 
 They count only where that package is not installed; where it is, its own code is meant. The file
-keeps the name as it was written, and the user is told once which parts took their place.
+keeps the name as it was written, and one note lists the parts of amcli that are used.
 """
 
 from __future__ import annotations

@@ -1,26 +1,31 @@
 """What the source of a `_target_`'s callable says about its arguments. Reads source, imports nothing.
 
-Which keywords a callable takes is `static_target`'s to answer. This module adds what people want
-to know of each: the line of the docstring, the annotation and the default, as they are written.
+`static_target` says which keywords a callable takes. This module adds the meaning in the docstring, the annotation
+and the default of each, as they are written.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.config import TARGET, Config
-from automodel_cli.engine.config.docstring import argument_meanings, summary
 from automodel_cli.engine.config.emit import inline
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
-from automodel_cli.engine.config.signature import Signature
 from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
 from automodel_cli.engine.config.source_names import Definition, imported
 from automodel_cli.engine.config.source_signatures import bases, written_parameters
-from automodel_cli.engine.config.static_target import static_target
+from automodel_cli.engine.config.target import static_target
+from automodel_cli.engine.config.target_errors import Signature
 from automodel_cli.errors import ConfigError
+
+_HEADER = re.compile(r"(?:Args|Arguments|Parameters):\s*")
+_ENTRY = re.compile(r"(?P<names>\*{0,2}\w+(?:\s*,\s*\w+)*)\s*(?:\(.*?\))?\s*:(?:\s+(?P<text>.*))?")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,22 @@ class Argument:
             return None
         return inline(list(literal) if isinstance(literal, tuple) else literal)
 
+    def values(self) -> tuple[str, ...]:
+        """The values of a type that has few, as YAML.
+
+        >>> Argument(annotation="Literal['sum', 'mean'] | None").values(), Argument(annotation="int").values()
+        (('sum', 'mean', 'null'), ())
+        """
+        try:
+            tree = ast.parse((self.annotation or "").strip("'\""), mode="eval")
+        except SyntaxError:
+            return ()
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        values: list[Any] = [True, False] if "bool" in names else []
+        values += [value for value in constants if value is not None] if "Literal" in names else []
+        return tuple(map(inline, [*values, None] if "Optional" in names or None in constants else values))
+
 
 @dataclass(frozen=True)
 class CallableFacts:
@@ -57,7 +78,7 @@ class CallableFacts:
 
 
 class Callables:
-    """The callables of one configuration, looked up when they are asked for; every source is read once."""
+    """The callables of one configuration, looked up on demand; every source is read once."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -80,11 +101,6 @@ class Callables:
             return _facts(self._sources, found.definition, target.replace(":", ".").rpartition(".")[2], found.signature)
         except (ConfigError, Undecided, OSError):
             return None
-
-
-def arguments_of(config: Config, section: KeyPath) -> CallableFacts | None:
-    """The callable of one section; see `Callables` for several."""
-    return Callables(config).of(section)
 
 
 def _facts(sources: Sources, found: Definition, name: str, signature: Signature | None) -> CallableFacts:
@@ -120,7 +136,7 @@ def _facts(sources: Sources, found: Definition, name: str, signature: Signature 
 
 
 def _default(written: str | None) -> str | None:
-    """Of `field(default=1)` and its relatives, the default is what they are told."""
+    """The default; that of `field(default=1)` and its like is their keyword `default`."""
     tree = ast.parse(written, mode="eval").body if written else None
     keywords = tree.keywords if isinstance(tree, ast.Call) else []
     return next((ast.unparse(keyword.value) for keyword in keywords if keyword.arg == "default"), written)
@@ -155,3 +171,51 @@ def _text_value(sources: Sources, module: Module, node: ast.expr | None) -> str:
     binding = imported(sources, module, node.id) if isinstance(node, ast.Name) else None
     value = binding.value if binding else None
     return str(value.value) if isinstance(value, ast.Constant) else ""
+
+
+def summary(docstring: str | None) -> str | None:
+    r"""The first paragraph as one line.
+
+    >>> summary("A GPT-2\n    with fresh weights.\n\n    More.")
+    'A GPT-2 with fresh weights.'
+    """
+    first = inspect.cleandoc(docstring or "").partition("\n\n")[0]
+    is_code = first.startswith((">>>", "```"))
+    return None if is_code else " ".join(first.split()) or None
+
+
+def argument_meanings(docstring: str | None) -> dict[str, str]:
+    r"""The text of each argument on one line.
+
+    >>> argument_meanings("Adds.\n\nArgs:\n    a (int, optional): one\n        number.\n    b: another.\n")
+    {'a': 'one number.', 'b': 'another.'}
+    """
+    lines = inspect.cleandoc(docstring or "").splitlines()
+    headers = [index for index, line in enumerate(lines) if _HEADER.fullmatch(line.strip())]
+    if not headers:
+        return {}
+    body = _indented_below(lines, headers[0])
+    first = next((line for line in body if line.strip()), "")
+    indent = len(first) - len(first.lstrip())
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in body:
+        at_indent = len(line) - len(line.lstrip()) == indent
+        entry = _ENTRY.fullmatch(line.strip()) if at_indent else None
+        if entry:
+            names = [name.strip(" *") for name in entry["names"].split(",")]
+        text = (entry["text"] or "") if entry else line
+        for name in names:
+            found[name] = f"{found.get(name, '')} {text.strip()}".strip()
+    return {name: text for name, text in found.items() if text}
+
+
+def _indented_below(lines: list[str], header: int) -> list[str]:
+    """The lines after `header` that are indented deeper than it, blank ones between them included."""
+    depth = len(lines[header]) - len(lines[header].lstrip())
+    body: list[str] = []
+    for line in lines[header + 1 :]:
+        if line.strip() and len(line) - len(line.lstrip()) <= depth:
+            break
+        body.append(line)
+    return body

@@ -1,6 +1,7 @@
 """All checks that need no torch and run none of the user's code; all errors at once.
 
-`checked` is the gate between a configuration and anything that costs time.
+Every run passes `checked` before anything that costs time. The rules are in the files `check_*.py` and in
+`parallel_layout.py`; types and ranges are in `sections.py`.
 """
 
 from __future__ import annotations
@@ -9,79 +10,36 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import Field, replace
+from typing import Any
 
-from automodel_cli.engine.config.check_checkpoint import check_checkpoint
-from automodel_cli.engine.config.check_elastic import check_elastic
-from automodel_cli.engine.config.check_layout import check_layout
-from automodel_cli.engine.config.check_model import check_model
-from automodel_cli.engine.config.check_schedule import check_schedule
-from automodel_cli.engine.config.check_sinks import check_sinks
-from automodel_cli.engine.config.check_validation import check_validation
-from automodel_cli.engine.config.config import TARGET, Config
-from automodel_cli.engine.config.env import resolve_env
-from automodel_cli.engine.config.limits import MAX_PROBLEMS
-from automodel_cli.engine.config.origin import DEFAULT, KeyPath, dotted
+from automodel_cli.engine.config.check_settings import (
+    check_checkpoint,
+    check_elastic,
+    check_model,
+    check_schedule,
+    check_sinks,
+    check_validation,
+)
+from automodel_cli.engine.config.config import MAX_PROBLEMS, TARGET, Config
+from automodel_cli.engine.config.origin import KeyPath, dotted
+from automodel_cli.engine.config.parallel_layout import check_layout
 from automodel_cli.engine.config.secrets import masked_value
 from automodel_cli.engine.config.sections import (
     SECTIONS,
-    TARGET_SECTIONS,
-    ActivationCheckpointingSection,
-    CheckpointSection,
-    ClipGradNormSection,
-    CompileSection,
-    DataloaderSection,
-    DistEnvSection,
-    DistributedSection,
     General,
-    LRSchedulerSection,
-    MfuSection,
-    PackedSequenceSection,
-    StepSchedulerSection,
-    TensorboardSection,
-    WandbSection,
+    is_replaced,
     is_required,
+    own_sections,
     section_fields,
-    top_level_names,
     type_words,
 )
+from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.config.suggest import hint, nearest
-from automodel_cli.engine.config.validation_sets import SECTION, is_named_sets
+from automodel_cli.engine.config.target_sections import TARGET_SECTIONS, VALIDATION, is_named_sets, top_level_names
+from automodel_cli.engine.config.values import resolve_env
 from automodel_cli.errors import AmcliError, ConfigError
-
-if TYPE_CHECKING:
-    from automodel_cli.engine.config.check_targets import Unchecked
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The sections of amcli itself, typed; what has a `_target_` stays in the `Config`.
-
-    Args:
-        notes: For the user: what stands in for what, whose code runs, what has no effect or another than it seems.
-        num_checks: Values, keywords and files that were looked at, and found sound.
-        unchecked: What could not be checked without running code, for `check_for_certain`.
-    """
-
-    general: General
-    step_scheduler: StepSchedulerSection
-    lr_scheduler: LRSchedulerSection
-    clip_grad_norm: ClipGradNormSection
-    dataloader: DataloaderSection
-    compile: CompileSection
-    activation_checkpointing: ActivationCheckpointingSection
-    checkpoint: CheckpointSection
-    distributed: DistributedSection
-    dist_env: DistEnvSection
-    packed_sequence: PackedSequenceSection
-    wandb: WandbSection
-    tensorboard: TensorboardSection
-    mfu: MfuSection
-    notes: tuple[str, ...] = ()
-    num_checks: int = 0
-    unchecked: tuple[Unchecked, ...] = ()
 
 
 def checked(config: Config, world_size: int | None = None) -> Settings:
@@ -104,7 +62,6 @@ def checked(config: Config, world_size: int | None = None) -> Settings:
     _check_top_level(config, problems)
     general = _build(General, config, (), problems)
     sections = {section.name: _build(section, config, (section.name,), problems) for section in SECTIONS}
-    # What is wrong beside our own sections does not hide what is wrong between them.
     is_whole = general is not None and None not in sections.values()
     settings = Settings(general=general, **sections) if is_whole else None
     if settings is not None:
@@ -122,34 +79,9 @@ def checked(config: Config, world_size: int | None = None) -> Settings:
 
 
 def _num_own_values(config: Config) -> int:
-    owners: tuple[type[Any], ...] = (General, *SECTIONS)
+    owners = own_sections(config.values)
     prefixes: dict[type[Any], KeyPath] = {owner: (owner.name,) if owner.name else () for owner in owners}
     return sum(config.has(dotted((*prefixes[owner], name))) for owner in owners for name in section_fields(owner))
-
-
-def with_defaults(config: Config) -> Config:
-    """The configuration with every key of our own sections present; the origin of the added is `default`."""
-    sections: tuple[type[Any], ...] = (General, *SECTIONS)
-    for section in sections:
-        if section.name and config.get(section.name, ...) is None and not any(_shown_defaults(section)):
-            config = config.without((section.name,))  # written without keys, it says nothing
-        prefix: KeyPath = (section.name,) if section.name else ()
-        for name, default in _shown_defaults(section):
-            path = (*prefix, name)
-            if not config.has(dotted(path)) and _is_section(config, prefix):
-                config = config.with_value(path, default, DEFAULT)
-    return config
-
-
-def _shown_defaults(section: type[Any]) -> Iterator[tuple[str, Any]]:
-    for name, item in section_fields(section).items():
-        if not is_required(item) and not item.metadata["quiet"]:
-            yield name, item.default
-
-
-def _is_section(config: Config, path: KeyPath) -> bool:
-    node = config.at(path) if config.has(dotted(path)) else None
-    return not path or node is None or isinstance(node, Mapping)
 
 
 def _check_top_level(config: Config, problems: list[AmcliError]) -> None:
@@ -162,11 +94,11 @@ def _check_top_level(config: Config, problems: list[AmcliError]) -> None:
         if value is None:
             if required:
                 problems.append(ConfigError(f"the section `{name}` is missing", help=f"give it a `{TARGET}`"))
-        elif name == SECTION and is_named_sets(value):
+        elif name == VALIDATION and is_named_sets(value):
             continue
         elif not isinstance(value, Mapping) or not isinstance(value.get(TARGET), str):
             message = f"`{name}` must be a section with a `{TARGET}` that names what to build"
-            message += ", or sections of that kind by name" if name == SECTION else ""
+            message += ", or sections of that kind by name" if name == VALIDATION else ""
             problems.append(ConfigError(message, where=str(config.origin((name,)))))
 
 
@@ -190,7 +122,9 @@ def _build(section: type[Any], config: Config, prefix: KeyPath, problems: list[A
     if not isinstance(values, Mapping):
         problems.append(ConfigError(f"`{dotted(prefix)}` must be a section", where=str(config.origin(prefix))))
         return None
-    if prefix:
+    if is_replaced(section.name, config.values):
+        known = {TARGET: known[TARGET]}  # the other keys are held to what the callable takes
+    elif prefix:
         for name in [name for name in values if name not in known][:MAX_PROBLEMS]:
             where = str(config.key_origin((*prefix, name)))
             message = f"unknown key `{dotted((*prefix, name))}`"
@@ -272,14 +206,14 @@ def _check_across(config: Config, settings: Settings, world_size: int | None, pr
     check_sinks(config, settings, refuse)
 
 
-# Who says two things that do not go together has the later one in mind: an option stands over a file.
+# If two values contradict each other, the error points at the later one: an option comes after a file.
 _DELIBERATE = {"default": 0, "file": 1, "checkpoint": 1, "option": 2}
 
 
 def _most_deliberate(config: Config, path: str, message: str) -> KeyPath:
-    """Of the keys that a message names, the one to look at: `path`, or one that was set more deliberately.
+    """The key to look at among those that a message names: `path`, or one that was set more deliberately.
 
-    A key of the same section may stand in the message without its section.
+    The message may name a key of the same section without its section.
     """
 
     def rank(key: str) -> int:
@@ -288,5 +222,5 @@ def _most_deliberate(config: Config, path: str, message: str) -> KeyPath:
     named = re.findall(r"[A-Za-z_]\w*(?:\.\w+)*", message)
     section = path.rpartition(".")[0]
     keys = [key for name in named for key in (name, f"{section}.{name}") if "." in key and config.has(key)]
-    best = max([path, *keys], key=rank)  # of equals the first
+    best = max([path, *keys], key=rank)  # the first of equals
     return tuple(best.split("."))

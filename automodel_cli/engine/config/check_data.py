@@ -15,10 +15,7 @@ from typing import Any, NamedTuple
 
 from automodel_cli.engine.bounded import parse_json, read_bytes
 from automodel_cli.engine.config.aliases import resolved
-from automodel_cli.engine.config.builtin import BUILTIN_SOURCE, embedded_corpus_directory
-from automodel_cli.engine.config.check_targets import Unchecked
 from automodel_cli.engine.config.config import TARGET, Config
-from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.file_pattern import (
     MEGATRON_SPLITS,
     matching_files,
@@ -26,10 +23,12 @@ from automodel_cli.engine.config.file_pattern import (
     pattern_parts,
     vocabulary_error,
 )
-from automodel_cli.engine.config.limits import MAX_SEARCHES
+from automodel_cli.engine.config.load import BUILTIN_SOURCE, embedded_corpus_directory
 from automodel_cli.engine.config.origin import KeyPath, dotted
+from automodel_cli.engine.config.settings import Unchecked
 from automodel_cli.engine.config.shard_header import megatron_tokens, shard_header
-from automodel_cli.engine.config.validation_sets import validation_sets
+from automodel_cli.engine.config.target_sections import validation_sets
+from automodel_cli.engine.config.values import resolve_env
 from automodel_cli.errors import AmcliError, ConfigError, DataError
 
 OUR_DATASET = "automodel_cli.engine.data.nanogpt_dataset.NanogptDataset"
@@ -40,6 +39,7 @@ TRAINING: KeyPath = ("dataset",)
 _MANIFEST = ("manifest.json", "amcli-token-shards")
 _MANIFEST_VERSIONS = (1, 2, 3)
 _MAX_WILD_PARTS = 2  # data/*/train_*.bin
+MAX_SEARCHES = 64  # patterns that are searched for in one configuration; the others are left to the dataset
 _MAX_HEADERS = 5_000  # some 50 microseconds each
 
 
@@ -65,7 +65,7 @@ class DataCheck:
         problems: What is wrong.
         unchecked: What could not be checked.
         num_checks: Files that were found whole.
-        num_tokens: Of the training data; None where that is not known.
+        num_tokens: Tokens of each shard of the training data; None if unknown.
     """
 
     problems: list[AmcliError] = field(default_factory=list)
@@ -75,7 +75,7 @@ class DataCheck:
 
 
 def check_data(config: Config) -> DataCheck:
-    """Checks the data of a run, as far as it can be told."""
+    """Checks the data of a run, as far as names, sizes and headers show it."""
     found = DataCheck()
     tokenizers: dict[str, tuple[KeyPath, str]] = {}
     for section in (TRAINING, *validation_sets(config).values()):
@@ -173,7 +173,7 @@ def _is_wide(pattern: str) -> bool:
 
 
 def _patterns(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
-    """Where each pattern stands, and the pattern; of a mapping by split, those of all splits."""
+    """The place of each pattern, and the pattern; those of all splits in a mapping by split."""
     if value is None:  # that it is missing is said where the arguments are checked
         return
     if isinstance(value, Mapping) and not set(value) - MEGATRON_SPLITS:
@@ -207,7 +207,7 @@ def _largest_in(directory: Path, shards: list[Path]) -> int | None:
     records = _records(directory / _MANIFEST[0])
     try:
         found = [records[path.name] for path in shards]
-        # Of another length than its record, a shard was replaced, and the manifest describes other data.
+        # A shard whose length differs from its record was replaced: the manifest describes other data.
         is_same = all(path.stat().st_size == record["num_bytes"] for path, record in zip(shards, found, strict=True))
         ids = [int(record["max_token_id"]) for record in found]
     except (KeyError, TypeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""Every `_target_` of a configuration against its source: unknown and missing keywords, without importing.
+"""Holds every `_target_` of a configuration, and the optimizer's `param_groups`, to its source, without importing it.
 
 What source does not tell is listed as unchecked, with the reason; `check_for_certain` imports it and asks the object.
 """
@@ -12,21 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.config.aliases import resolved
-from automodel_cli.engine.config.check_param_groups import param_group_problems
 from automodel_cli.engine.config.check_values import value_problems
-from automodel_cli.engine.config.config import TARGET, Config
-from automodel_cli.engine.config.env import resolve_env
-from automodel_cli.engine.config.limits import MAX_PROBLEMS, MAX_TARGETS
+from automodel_cli.engine.config.config import MAX_PROBLEMS, TARGET, Config
 from automodel_cli.engine.config.origin import KeyPath, dotted
-from automodel_cli.engine.config.sections import ENGINE_KEYS, RUNTIME, SUPPLIED, TARGET_SECTIONS
-from automodel_cli.engine.config.signature import Signature, keyword_problems, signature_of
+from automodel_cli.engine.config.settings import Unchecked
 from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
 from automodel_cli.engine.config.source_names import Definition
 from automodel_cli.engine.config.source_signatures import call_signature, words_of_kwargs
-from automodel_cli.engine.config.static_target import StaticTarget, static_target
-from automodel_cli.engine.config.suggest import nearest
-from automodel_cli.engine.config.target import resolve_target
-from automodel_cli.engine.config.target_errors import Place
+from automodel_cli.engine.config.suggest import hint, nearest
+from automodel_cli.engine.config.target import StaticTarget, resolve_target, static_target
+from automodel_cli.engine.config.target_errors import Place, Signature, keyword_problems, signature_of
+from automodel_cli.engine.config.target_sections import (
+    CALLED_SECTIONS,
+    ENGINE_KEYS,
+    RUNTIME,
+    SUPPLIED,
+    sections_with_target,
+)
 from automodel_cli.engine.config.trust import (
     is_known_definition,
     is_known_name,
@@ -34,29 +36,20 @@ from automodel_cli.engine.config.trust import (
     trust_problems,
     untrusted,
 )
+from automodel_cli.engine.config.values import resolve_env
 from automodel_cli.errors import AmcliError, ConfigError, DataError
 
 # A keyword that only `**kwargs` takes counts as misspelt when it is this much like a known one.
 _ALIKE = 0.8
+# Maximum number of targets that are looked up in source; the others are checked when they are called.
+MAX_TARGETS = 100
 
 
-@dataclass(frozen=True)
-class Unchecked:
-    """What source does not tell of one target.
-
-    Args:
-        what: Names it, in words that follow "not checked: ".
-        why: The reason.
-        path: Of the section whose keywords importing the target would show; None where that would not help.
-    """
-
-    what: str
-    why: str
-    path: KeyPath | None = None
-
-
-# Code of these is not listed before it runs: everybody who uses amcli has it.
+# Packages that users of amcli have anyway: their code is not listed before it runs.
 _WELL_KNOWN = ("automodel_cli", "torch", "transformers", "datasets", "tokenizers", "numpy", "nemo_automodel")
+_GROUPS: KeyPath = ("optimizer", "param_groups")
+_OWN = ("pattern", "lr_mult", "weight_decay")
+_INNER = "adamw_"  # arguments of an AdamW inside the optimizer
 
 
 @dataclass
@@ -66,9 +59,9 @@ class TargetCheck:
     Args:
         problems: What is certainly wrong.
         unchecked: What could not be checked.
-        num_checks: Targets that were looked up, and keywords that were held to what they take.
+        num_checks: Number of targets that were looked up and of keywords that were checked.
         targets: All targets, as written.
-        foreign: Source files of code that not everybody has, and the targets that run it.
+        foreign: Source files of code outside the well-known packages, and the targets that run it.
     """
 
     problems: list[AmcliError] = field(default_factory=list)
@@ -81,7 +74,7 @@ class TargetCheck:
 def check_targets(config: Config) -> TargetCheck:
     """Checks the sections that the engine builds, and every `_target_` inside them."""
     found, sources = TargetCheck(), Sources()
-    sections = [pair for name in TARGET_SECTIONS for pair in _sections_with_target(config.get(name), (name,))]
+    sections = [pair for name in CALLED_SECTIONS for pair in sections_with_target(config.get(name), (name,))]
     for path, section in sections[:MAX_TARGETS]:
         try:
             _check(config, path, section, found, sources)
@@ -115,7 +108,7 @@ def check_for_certain(config: Config, unchecked: Iterable[Unchecked]) -> None:
 
 
 def _names_of_instances(sources: Sources, owner: Definition) -> tuple[str, ...]:
-    """What a class itself takes: `from_pretrained` of a configuration puts its keywords over what it finds."""
+    """What the class itself takes: `from_pretrained` of a configuration passes its keywords on to it."""
     try:
         return call_signature(sources, owner).names if owner.is_class else ()
     except Undecided:
@@ -131,28 +124,17 @@ def one_error(problems: Sequence[AmcliError]) -> AmcliError:
     return kind(f"{count} problems in the configuration", problems=problems[:MAX_PROBLEMS])
 
 
-def _sections_with_target(node: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
-    if isinstance(node, Mapping):
-        if TARGET in node:
-            yield path, node
-        for name, inner in node.items():
-            yield from _sections_with_target(inner, (*path, name))
-    elif isinstance(node, list):
-        for index, inner in enumerate(node):
-            yield from _sections_with_target(inner, (*path, index))
-
-
 def _check(config: Config, path: KeyPath, section: Mapping[str, Any], found: TargetCheck, sources: Sources) -> None:
     key = (*path, TARGET)
     origin = config.origin(key)
     target = resolve_env(section[TARGET], origin)
     if not isinstance(target, str):
-        if len(path) > 1:  # of the outer sections this is said already
+        if len(path) > 1:  # `checked` reports it for outer sections
             raise ConfigError(f"{dotted(key)} is {target!r}, but it must be text", where=str(origin))
         return
     found.targets.append(target)
     if origin.kind == "checkpoint" and not is_known_name(target) and not is_started_here(target, origin, sources):
-        return  # said by `trust_problems`
+        return  # `trust_problems` reports it
     result = static_target(resolved(target), origin, dotted(key), sources)
     _check_definition(target, result, Place(origin, dotted(key)), found, sources)
     if path == ("optimizer",):
@@ -226,3 +208,63 @@ def _check_definition(target: str, result: StaticTarget, place: Place, found: Ta
         if module.path is not None and not _is_well_known(module):
             targets = found.foreign.setdefault(module.path, [])
             targets += [] if target in targets else [target]
+
+
+def param_group_problems(config: Config, target: str, signature: Signature | None) -> Iterator[ConfigError]:
+    """What is wrong with the rules.
+
+    Args:
+        config: The configuration.
+        target: The optimizer as the user wrote it.
+        signature: What the optimizer takes; None if unknown, and options are then not checked.
+    """
+    rules = config.get(dotted(_GROUPS))
+    if rules is None:
+        return
+    if not isinstance(rules, list):
+        message = f"{dotted(_GROUPS)} must be a list of {{pattern: ..., lr_mult: ...}}"
+        yield ConfigError(message, where=str(config.origin(_GROUPS)))
+        return
+    for index, rule in enumerate(rules):
+        path = (*_GROUPS, index)
+        if not isinstance(rule, Mapping) or not isinstance(rule.get("pattern"), str) or not rule["pattern"]:
+            message = f"{dotted(path)} must be a section with a `pattern` of parameter names"
+            yield ConfigError(
+                message, where=str(config.origin(path)), help="for example {pattern: 'wte*', lr_mult: 0.1}"
+            )
+            continue
+        yield from _of_rule(config, path, rule, target, signature)
+
+
+def _of_rule(
+    config: Config, path: KeyPath, rule: Mapping[str, Any], target: str, signature: Signature | None
+) -> Iterator[ConfigError]:
+    for name in ("lr_mult", "weight_decay"):
+        try:
+            value = resolve_env(rule.get(name, 0.0), config.origin((*path, name)))
+        except ConfigError as error:
+            yield error
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            message = f"{dotted((*path, name))} is {value!r}, but it must be a number of at least 0"
+            yield ConfigError(message, where=str(config.origin((*path, name))))
+    has_muon = signature is None or "hidden_names" in signature.names
+    if "muon" in rule and (not has_muon or not isinstance(rule["muon"], bool)):
+        message = f"`{target}` does not choose between Muon and AdamW" if not has_muon else "it must be true or false"
+        where = str(config.key_origin((*path, "muon")))
+        yield ConfigError(f"{dotted((*path, 'muon'))} is {rule['muon']!r}, but {message}", where=where)
+    if signature is None or signature.takes_any:
+        return
+    # `adamw_lr` and its like set the AdamW inside the optimizer for all groups.
+    options = [
+        name for name in signature.names if name not in ("params", "lr", "hidden_names") and not name.startswith(_INNER)
+    ]
+    for name in rule:
+        if name not in {*_OWN, "muon", *options}:
+            message = f"{dotted(path)}: neither a rule nor `{target}` takes `{name}`"
+            help_ = hint(name, [*_OWN, *options])
+            if name in ("lr", f"{_INNER}lr"):
+                help_ = "lr_mult is a factor on the rate of every step"
+            elif name.startswith(_INNER):
+                help_ = f"beside `{TARGET}` it holds for all parameters of AdamW"
+            yield ConfigError(message, where=str(config.key_origin((*path, name))), help=help_)

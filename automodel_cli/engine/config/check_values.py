@@ -11,13 +11,13 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.secrets import is_masked
-from automodel_cli.engine.config.signature import Parameter
 from automodel_cli.engine.config.source_modules import Sources
 from automodel_cli.engine.config.source_names import Definition
 from automodel_cli.engine.config.source_signatures import written_parameters
+from automodel_cli.engine.config.target_errors import Parameter
+from automodel_cli.engine.config.values import resolve_env
 from automodel_cli.errors import ConfigError
 
 _PACKAGES = ("automodel_cli", "torch")

@@ -13,11 +13,14 @@ from typing import Any
 
 from automodel_cli.engine.config.origin import DEFAULT, KeyPath, Kind, Origin, dotted
 from automodel_cli.engine.config.secrets import masked_text, masked_value
+from automodel_cli.engine.config.sections import REPLACEABLE
 from automodel_cli.engine.config.suggest import hint
 from automodel_cli.engine.config.yaml_reader import Parsed, parse_value, plain_types, read_yaml
 from automodel_cli.errors import ConfigError, UsageError
 
 TARGET = "_target_"
+# Maximum number of problems that are listed at once.
+MAX_PROBLEMS = 50
 _MISSING = object()
 
 
@@ -63,7 +66,7 @@ class Config:
     def origin(self, path: KeyPath) -> Origin:
         """Origin of the value at `path`, or of the nearest section around it.
 
-        Of a section that nobody wrote, such as one of defaults alone: that of the first value in it.
+        A section that is not written, such as one of defaults alone, has the origin of its first value.
         """
         inside = None if path in self.origins or not path else self._first_inside(path)
         if inside is not None:
@@ -99,7 +102,7 @@ class Config:
             for key, value in above.items():
                 here = (*path, key)
                 old = below.get(key)
-                if isinstance(old, dict) and isinstance(value, Mapping) and not _other_target(old, value):
+                if isinstance(old, dict) and isinstance(value, Mapping) and not _other_target(here, old, value):
                     lay(old, value, here)
                 else:
                     for path_below in mine.get(here, ()):
@@ -122,7 +125,7 @@ class Config:
         node: Any = values
         for depth, part in enumerate(path[:-1]):
             if isinstance(node, dict) and node.get(str(part)) is None:
-                # A section that this makes came from here, too, and not from the top of some file.
+                # The section is created here, so it has this origin too.
                 origins[path[: depth + 1]] = origin
                 key_origins.pop(path[: depth + 1], None)
             node = _step_into(node, part, path[:depth], origin)
@@ -158,7 +161,7 @@ def read_configs(paths: Sequence[Path], *, trust: bool = False) -> Config:
         trust: Whether the user consents to run what the checkpoints name, which makes them code too.
 
     Raises:
-        ConfigError: One of them is no configuration, or is not there.
+        ConfigError: One of them does not exist, or is no configuration.
     """
     config = Config({})
     for path in paths:
@@ -197,8 +200,9 @@ def apply_overrides(config: Config, assignments: Iterable[str]) -> Config:
     return config
 
 
-def _other_target(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return TARGET in old and TARGET in new and old[TARGET] != new[TARGET]
+def _other_target(path: KeyPath, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    has_callable = TARGET in old or (len(path) == 1 and path[0] in REPLACEABLE)  # its callable may be our own
+    return TARGET in new and has_callable and old.get(TARGET) != new[TARGET]
 
 
 def _subtrees(paths: Iterable[KeyPath]) -> dict[KeyPath, list[KeyPath]]:

@@ -1,7 +1,7 @@
-"""A configuration back to text, with the origin of every value as an aligned comment.
+"""A configuration back to text, with the origin of every value as an aligned comment; and what differs between two.
 
 The text is valid input again: reading the YAML gives equal values, and each line of the flat form
-can follow `--set` (tests hold them to that).
+can follow `--set`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.origin import KeyPath, Origin
@@ -26,6 +26,8 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 # How the comment beside a value is shown: as it is, or dimmed on a terminal.
 Note = Callable[[str], str]
+# Stands for the value of a key that one of two configurations does not have.
+ABSENT = "(absent)"
 
 
 def to_yaml(config: Config, *, origins: bool = True, absolute_targets: bool = False, note: Note = str) -> str:
@@ -201,3 +203,45 @@ def absolute_target(target: str, origin: Origin) -> str:
         if colon and path.endswith(".py")
         else target
     )
+
+
+class Change(NamedTuple):
+    """One key whose value differs; `ABSENT`, without an origin, where a side does not have it."""
+
+    key: str
+    old: Any
+    new: Any
+    old_origin: str | None = None
+    new_origin: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} -> {self.new}"
+
+
+def differences(old: Config, new: Config) -> list[Change]:
+    """The keys with different values, in the order of `new`; origins do not count.
+
+    >>> [str(change) for change in differences(Config({"a": 1}), Config({"a": 2}))]
+    ['a: 1 -> 2']
+    """
+    before, after = _leaves(old), _leaves(new)
+    keys = [*after, *(key for key in before if key not in after)]
+    nothing = (ABSENT, None)
+    found = [(key, before.get(key, nothing), after.get(key, nothing)) for key in keys]
+    return [Change(key, a, b, from_a, from_b) for key, (a, from_a), (b, from_b) in found if not _same(a, b)]
+
+
+def _leaves(config: Config) -> dict[str, tuple[Any, str | None]]:
+    """Value and origin of each leaf; file targets absolute, as a checkpoint has them."""
+    found: dict[str, tuple[Any, str | None]] = {}
+    for key, value, origin in flat(config):
+        is_target = key.rpartition(".")[2] == TARGET and isinstance(value, str)
+        found[key] = (absolute_target(value, origin) if is_target else value, label(config, key, value))
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equality of YAML values: 1 is 1.0, but not true, and a NaN is a NaN."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return isinstance(a, bool) == isinstance(b, bool) and (a == b or (a != a and b != b))

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from automodel_cli.engine.config.builtin import BUILTIN_PATH, BUILTIN_SOURCE
+from automodel_cli.engine.config.load import BUILTIN_PATH, BUILTIN_SOURCE
 from automodel_cli.engine.config.origin import Origin
 from automodel_cli.engine.config.secrets import masked_text
 from automodel_cli.engine.config.yaml_reader import MAX_BYTES

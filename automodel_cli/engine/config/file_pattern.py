@@ -30,7 +30,7 @@ class PatternPart:
 
     Attributes:
         key: Where the pattern stands below `file_pattern`, such as `(1,)` or `(0, "pattern")`.
-        pattern: As it is written; whoever uses it says what is wrong if it is no text.
+        pattern: As it is written; it may be no text, which the caller reports.
         weight: Its share among the weights of all parts; `None` where no part has one.
     """
 
@@ -142,7 +142,7 @@ def megatron_files(prefix: Path) -> list[Path]:
 
 
 def no_match(pattern: Path) -> str:
-    """That nothing matches, and what there is in the nearest directory that exists."""
+    """The message that nothing matches, with the content of the nearest directory that exists."""
     directory = next(parent for parent in pattern.absolute().parents if parent.is_dir())
     try:
         names = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
@@ -157,9 +157,9 @@ def vocabulary_error(name: str, largest: int, vocab_size: int, where: str) -> Da
     """The data holds a token id that the model does not have.
 
     Args:
-        name: Of the section of the dataset.
+        name: The dataset's section.
         largest: The largest token id in the data.
-        vocab_size: Of the model.
+        vocab_size: The model's number of token ids.
         where: The place to look at.
     """
     return DataError(

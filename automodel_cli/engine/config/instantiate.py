@@ -14,19 +14,18 @@ from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 from automodel_cli.engine.config.config import TARGET, Config
-from automodel_cli.engine.config.env import resolve_env
-from automodel_cli.engine.config.limits import MAX_MODULES
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
 from automodel_cli.engine.config.secrets import is_masked
-from automodel_cli.engine.config.sections import ENGINE_KEYS
-from automodel_cli.engine.config.signature import keyword_problems, signature_of
 from automodel_cli.engine.config.target import resolve_target
-from automodel_cli.engine.config.target_errors import Place
+from automodel_cli.engine.config.target_errors import Place, keyword_problems, signature_of
+from automodel_cli.engine.config.target_sections import ENGINE_KEYS, validation_sets
 from automodel_cli.engine.config.trust import MODEL, base_names, is_buildable, never_ask, trust_problems
-from automodel_cli.engine.config.validation_sets import validation_sets
+from automodel_cli.engine.config.values import resolve_env
 from automodel_cli.errors import AmcliError, ConfigError
 
-# Of these a length and elements, or lines, can be had, but no samples.
+# Modules of a model: twice those of the largest that keep each expert as a module of its own.
+MAX_MODULES = 200_000
+# These have a length and elements, or lines, but no samples.
 _NO_DATASETS = (str, bytes, bytearray, tuple, Mapping, io.IOBase, type)
 
 
@@ -105,12 +104,6 @@ def _build(config: Config, path: KeyPath, value: Any, runtime: dict[str, Any]) -
 
 def call(factory: Callable[..., Any], arguments: dict[str, Any], config: Config, path: KeyPath) -> Any:
     """What a callable makes of its arguments, both from `bind`.
-
-    Args:
-        factory: The callable.
-        arguments: Its keyword arguments.
-        config: The whole configuration.
-        path: Of the section that describes it.
 
     Raises:
         ConfigError: A model has too many modules, or a checkpoint describes what a known class cannot be built with.
@@ -253,7 +246,7 @@ def _check_keywords(
 ) -> None:
     """Adds the runtime values that the signature names; refuses unknown and missing keywords."""
     signature = signature_of(factory)
-    if signature is None:  # the call itself will tell
+    if signature is None:  # the call itself will show it
         return
     arguments.update({n: value for n, value in runtime.items() if n in signature.names and n not in arguments})
     problems = keyword_problems(signature, target, arguments, config, path, supplied=supplied)

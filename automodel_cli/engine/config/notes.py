@@ -5,22 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from automodel_cli.engine.config.aliases import resolved, substitution_note
 from automodel_cli.engine.config.check_data import OUR_DATASET, DataCheck
-from automodel_cli.engine.config.check_targets import TargetCheck, Unchecked
+from automodel_cli.engine.config.check_targets import TargetCheck
 from automodel_cli.engine.config.config import TARGET, Config
-from automodel_cli.engine.config.durations import in_steps, tokens_per_step
 from automodel_cli.engine.config.sections import SECTIONS, CheckpointSection, section_fields
-from automodel_cli.engine.config.validation_sets import validation_sets
-
-if TYPE_CHECKING:
-    from automodel_cli.engine.config.check import Settings
+from automodel_cli.engine.config.settings import Settings, Unchecked
+from automodel_cli.engine.config.target_sections import validation_sets
+from automodel_cli.engine.config.values import in_steps, tokens_per_step
 
 
 def notes_on(config: Config, settings: Settings, targets: TargetCheck, data: DataCheck) -> tuple[str, ...]:
-    """What stands in for what, whose code runs, and what does nothing or less than it seems; one line each."""
+    """Replaced names, code that runs, and settings that do nothing or less than they seem to; one line each."""
     named = [*targets.targets, str(config.get("distributed._target_")), str(config.get("dataloader.collate_fn"))]
     notes = [
         substitution_note(named),
@@ -43,7 +41,7 @@ def unchecked_notes(settings: Settings) -> tuple[str, ...]:
 
 
 def _foreign_code(files: Mapping[Path, Sequence[str]]) -> Iterator[str]:
-    """A line for each file that the targets run: what is in it may be compared with what was read or agreed on."""
+    """A line for each file that the targets run, with a hash to compare it by."""
     for path, targets in files.items():
         try:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -53,7 +51,7 @@ def _foreign_code(files: Mapping[Path, Sequence[str]]) -> Iterator[str]:
 
 
 def _idle_intervals(config: Config, settings: Settings) -> Iterator[str]:
-    """Intervals that a run never reaches: what they ask for happens at its end, or not at all."""
+    """Intervals that are longer than the run."""
     steps = settings.step_scheduler
     last = steps.max_steps
     for name, every, what in (
@@ -74,7 +72,7 @@ def _idle_intervals(config: Config, settings: Settings) -> Iterator[str]:
 
 
 def _idle_settings(config: Config, settings: Settings) -> Iterator[str]:
-    """Values that were set, and that nothing reads while another is as it is."""
+    """Values that are set, but have no effect because of another one."""
     schedule, layout = settings.lr_scheduler, settings.distributed
     is_ddp = layout.chosen_strategy() == "ddp"
     decays = schedule.lr_decay_style != "constant"
@@ -91,6 +89,8 @@ def _idle_settings(config: Config, settings: Settings) -> Iterator[str]:
         "distributed.sequence_parallel": (layout.tp_size == 1, "tp_size is 1"),
         "distributed.reshard_after_forward": (is_ddp, "the strategy is ddp"),
     }
+    if schedule._target_:
+        rules = {key: rule for key, rule in rules.items() if not key.startswith("lr_scheduler.")}
     rules |= {
         f"compile.{name}": (not settings.compile.enabled, "compile.enabled is false")
         for name in ("mode", "backend", "fullgraph", "per_block")

@@ -12,18 +12,22 @@ from typing import Any
 
 from automodel_cli.engine.bounded import MAX_WHOLE
 from automodel_cli.engine.config.config import TARGET
-from automodel_cli.engine.config.explain import PURPOSES, TARGET_MEANING
 from automodel_cli.engine.config.sections import (
-    ENGINE_KEYS,
+    REPLACEABLE,
     SECTIONS,
-    TARGET_SECTIONS,
     General,
     allowed_types,
     is_required,
     section_fields,
+)
+from automodel_cli.engine.config.target_sections import (
+    ENGINE_KEYS,
+    PURPOSES,
+    TARGET_MEANING,
+    TARGET_SECTIONS,
+    VALIDATION,
     top_level_names,
 )
-from automodel_cli.engine.config.validation_sets import SECTION
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -54,6 +58,14 @@ def json_schema() -> dict[str, Any]:
 
 
 def _section(section: type[Any]) -> dict[str, Any]:
+    own = _own_section(section)
+    if section.name not in REPLACEABLE:
+        return own
+    named = {"required": [TARGET], "properties": {TARGET: {"type": "string"}}}
+    return {"description": own["description"], "if": named, "then": _built_section(section.name, True), "else": own}
+
+
+def _own_section(section: type[Any]) -> dict[str, Any]:
     required = _required_keys(section)
     return {
         "description": (section.__doc__ or "").partition("\n")[0],
@@ -70,14 +82,14 @@ def _required_keys(section: type[Any]) -> list[str]:
 
 
 def _target_section(name: str, required: bool) -> dict[str, Any]:
-    if name == SECTION:
+    if name == VALIDATION:
         return _validation_sets()
     return _built_section(name, required)
 
 
 def _validation_sets() -> dict[str, Any]:
     """One section with a `_target_`, or several by name."""
-    one = _built_section(SECTION, True)
+    one = _built_section(VALIDATION, True)
     several = {"type": "object", "not": {"required": [TARGET]}, "minProperties": 1, "additionalProperties": one}
     return {"description": one["description"], "anyOf": [one, several, {"type": "null"}]}
 

@@ -35,7 +35,7 @@ _JOINED = re.compile(
     r"refresh|bearer|security|sas)(?:key|token)|conn(?:ection)?str(?:ing)?"
 )
 _CONNECTIONS = {("connection", "string"), ("connection", "str"), ("conn", "string"), ("conn", "str")}
-# Words that say no more of a secret than that it is written down.
+# Words for the form in which a secret is written.
 _FORMS = _words("value hash string str text plain plaintext header raw b base")
 # A `key` is a secret where a word before it says what it opens, or whose it is.
 _OF_KEYS = _words(
@@ -55,7 +55,7 @@ _OF_TEXTS = _words(
     "response assistant system think thinking thought lang language lm input output target label pos neg draft "
     "speculative reserved placeholder dummy control domain task style by time loss cost"
 )
-# Of several `tokens`, which are counted more often than kept secret, only those that open something.
+# `tokens` are mostly counted, not secret, except behind one of these words.
 _OF_TOKENS = _words(
     "api access auth oauth refresh session security bearer secret sas hf hub huggingface github gitlab slack wandb bot"
 )
@@ -154,7 +154,7 @@ def masked_text(line: str) -> str:
     """
     for found in _assignments(line):
         start = found.end()
-        # Of one line nothing tells what a bare `key` belongs to.
+        # One line does not show what section a bare `key` belongs to.
         secret = _is_below_secret(found["key"]) or found["key"].rpartition(".")[2].lower() in ("key", "keys")
         if secret and not _REFERENCE.fullmatch(line[start:].strip()):
             return masked_message(line[:start], _stars) + _stars(line[start:])

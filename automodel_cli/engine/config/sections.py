@@ -2,13 +2,14 @@
 
 One table: the name, type, default, range and meaning of every key stand here, and the checks,
 the defaults in `config show` and the engine all read them from here. Sections with `_target_`
-(`model`, `dataset`, `optimizer`, ...) belong to their callable and are not listed key by key.
+(`model`, `dataset`, `optimizer`, ...) belong to their callable: `target_sections.py`.
 """
 
 from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -32,11 +33,10 @@ def key(
     duration: bool = False,
     words: tuple[str, ...] = (),
 ) -> Any:
-    """A dataclass field with what users are told about it.
+    """A dataclass field with its meaning and its rules.
 
-    A `quiet` key is left out of the configuration while nobody sets it: `config show` prints no
-    default for what most people never meet. The text of a `duration` is one of `durations.py`, and that of a
-    key with `words` one of these.
+    A `quiet` key stands in a configuration only if it is set: `config show` does not print its default. Text is
+    allowed as a length of `values.py` if the key is a `duration`, and as one of its `words`.
     """
     metadata = {"meaning": meaning, "minimum": minimum, "above": above, "choices": choices, "quiet": quiet}
     metadata |= {"duration": duration, "words": words, "maximum": maximum}
@@ -118,10 +118,10 @@ class StepSchedulerSection:
         """`local_batch_size` as a number, which it is once a run has begun.
 
         Raises:
-            ValueError: It is still to be found.
+            ValueError: It is still `auto`.
         """
         if isinstance(self.local_batch_size, str):
-            raise ValueError("local_batch_size is auto, and nobody has looked for it yet")
+            raise ValueError("local_batch_size is auto, and its number is not found yet")
         return self.local_batch_size
 
 
@@ -155,6 +155,12 @@ class LRSchedulerSection:
         quiet=True,
     )
     min_lr: float = key("learning rate at the end of the decay", default=0.0, minimum=0.0)
+    _target_: str | None = key(
+        "a function of the step in place of this schedule: called as f(step, other keys), it returns a multiplier of "
+        "optimizer.lr",
+        default=None,
+        quiet=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -418,22 +424,8 @@ SECTIONS: tuple[type[Any], ...] = (
     MfuSection,
 )
 
-# Built from `_target_`; True where a run cannot do without.
-TARGET_SECTIONS = {"model": True, "dataset": True, "validation_dataset": False, "loss_fn": False, "optimizer": True}
-# What the engine passes by itself: always, or where the callable names it and the section does not.
-SUPPLIED: dict[str, tuple[str, ...]] = {"optimizer": ("params",)}
-RUNTIME: dict[str, tuple[str, ...]] = {
-    "model": ("device",),
-    "dataset": ("seed", "dp_rank", "dp_world_size"),
-    "optimizer": ("hidden_names",),
-}
-# Keys beside a `_target_` that the engine acts on itself and its callable never sees, with their meaning.
-ENGINE_KEYS: dict[str, dict[str, str]] = {
-    "optimizer": {
-        "param_groups": "a list of {pattern, lr_mult, weight_decay, ...}: what holds for the parameters of a pattern, "
-        "such as `wte*|lm_head*`; the first that fits counts"
-    }
-}
+# Sections of amcli in whose place a `_target_` may stand; the other keys are then its arguments.
+REPLACEABLE = ("lr_scheduler",)
 
 
 def section_fields(section: type[Any]) -> dict[str, Field[Any]]:
@@ -441,14 +433,21 @@ def section_fields(section: type[Any]) -> dict[str, Field[Any]]:
     return {item.name: item for item in fields(section)}
 
 
+def is_replaced(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a `_target_` stands in the place of a section of amcli in these values of a configuration."""
+    section = values.get(name)
+    return name in REPLACEABLE and isinstance(section, Mapping) and section.get("_target_") is not None
+
+
+def own_sections(values: Mapping[str, Any]) -> list[type[Any]]:
+    """The sections whose keys are those of amcli in these values of a configuration; the top level is the first."""
+    sections: tuple[type[Any], ...] = (General, *SECTIONS)
+    return [section for section in sections if not is_replaced(section.name, values)]
+
+
 def is_required(item: Field[Any]) -> bool:
     """Whether a key has no default."""
     return item.default is MISSING
-
-
-def top_level_names() -> list[str]:
-    """Every key that may stand at the top level of a configuration."""
-    return [*section_fields(General), *(section.name for section in SECTIONS), *TARGET_SECTIONS]
 
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -461,7 +460,7 @@ def allowed_types(section: type[Any], name: str) -> tuple[type[Any], ...]:
 
 
 def type_words(allowed: tuple[type[Any], ...]) -> str:
-    """Types as users are told them.
+    """Types in words.
 
     >>> type_words((int, type(None)))
     'a whole number or null'

@@ -1,6 +1,6 @@
 """The header of a token shard, held against the size of its file. Standard library only.
 
-Used by the check of a configuration and by whoever reads shards (`engine.shards.format`, which says what the numbers
+Used by the check of a configuration and by readers of shards (`engine.shards.format`, which says what the numbers
 mean), so that both refuse the same files in the same words. Of a Megatron dataset the sizes of both files are compared.
 """
 

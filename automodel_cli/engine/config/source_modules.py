@@ -1,8 +1,8 @@
 """Finds Python modules and reads the statements that bind their names; nothing is imported or run.
 
 Only the finders of the top-level package are asked (`importlib.util.find_spec` imports nothing for a name without a
-dot); below it the file system answers step by step. A search reads a bounded amount of source. Whatever source does
-not tell raises `Undecided`: nothing is guessed.
+dot); below it the file system answers step by step. A search reads a bounded amount of source. What source does
+not show raises `Undecided`: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Module:
 
     Args:
         name: Dotted; for a local file, its path.
-        path: Of its source; None where there is none to read.
+        path: Its source file; None if it has none.
         search: Directories of its submodules; None if it is no package.
     """
 
@@ -154,7 +154,7 @@ class Sources:
     def mentions(self, module: Module, word: str) -> bool:
         """Whether a word stands in a module, or in the files that a package takes names from.
 
-        A quick look that spares parsing them; True also where only parsing them tells.
+        A quick test that avoids parsing; True also where only parsing could decide.
         """
         if module.path not in self._stars:
             self._stars[module.path] = self._star_files(module)
@@ -172,7 +172,7 @@ class Sources:
         matches = [_STAR_FROM_FILE.fullmatch(star) for star in stars]
         if module.path is None or None in matches or _WRITES_GLOBALS.search(text):
             return None
-        # A module's own `__getattr__` is no way in: star imports take what is there, or what `__all__` lists.
+        # A star import does not call the module's `__getattr__`: it takes existing names, or those in `__all__`.
         beside = [module.path.parent / f"{match[1].decode()}.py" for match in matches if match]
         is_plain = all(
             other and b"__getattr__" not in other and b"import *" not in other for other in map(self.text, beside)

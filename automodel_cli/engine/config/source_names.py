@@ -15,7 +15,7 @@ from pathlib import Path
 from automodel_cli.engine.config.source_modules import Binding, Module, Sources, Star, Undecided, absolute_import
 
 _TOO_DEEP = 40
-_FEW_STARS = 8  # so many star imports are read to find the name that was meant
+_FEW_STARS = 8  # maximum number of star imports that are read to suggest a name
 _COMPUTED = "it is computed when its module is imported"
 
 
@@ -78,7 +78,7 @@ def lookup(sources: Sources, module: Module, name: str, depth: int = 0) -> Entit
         found = found or _starred(sources, module, likely, name, depth)
     if found:
         return _only(found, name, module)
-    is_special = name[:2] == name[-2:] == "__"  # every module has names of this form that nobody writes
+    is_special = name[:2] == name[-2:] == "__"  # every module has names of this form that its source does not define
     declares_all = scope.declared is not None and bool(scope.declared.bindings or scope.declared.stars)
     may_make_it = scope.is_dynamic and (not declares_all or b"__getattr__" in sources.text(module.path))
     if is_special or may_make_it or name.encode() in sources.text(module.path):
@@ -135,10 +135,10 @@ def names_like(sources: Sources, module: Module, name: str) -> list[str]:
     stars = [star.node for scope in scopes for star in scope.stars]
     for star in stars:
         source = _source_of(sources, module, star)
-        # Of many star imports only those whose module begins like the name are read.
+        # If there are many star imports, only modules that begin like the name are read.
         is_worth_it = len(stars) <= _FEW_STARS or (star.module or "").rpartition(".")[2][:3] == name.lower()[:3]
         if is_worth_it and source is not None and source.path is not None:
-            with suppress(Undecided):  # a name that is not offered is no error
+            with suppress(Undecided):  # only a suggestion is lost
                 found |= sources.scope(source).exports or set(names_like(sources, source, name))
     return sorted(each for each in found if not each.startswith("_"))
 
@@ -199,7 +199,7 @@ def _starred(sources: Sources, module: Module, stars: list[Star], name: str, dep
         if name.startswith("_") if exports is None else name not in exports:
             continue
         entity = lookup(sources, source, name, depth + 1)
-        # A submodule is no name of its package before it is imported.
+        # A submodule becomes a name of its package only when it is imported.
         if entity is not None and not (isinstance(entity, Module) and entity.name == f"{source.name}.{name}"):
             found.append(entity)
             if star.is_certain:

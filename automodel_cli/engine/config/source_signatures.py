@@ -1,4 +1,4 @@
-"""What calling a function, a class or a method takes, read from source: its own, and that of the bases of a class.
+"""What calling a function, a class or a method takes, read from its source and that of its bases.
 
 Knows ordinary constructors, dataclasses, class methods and static methods. A decorator that is not in a short list of
 those that keep what is taken, a metaclass, and whatever else Python may change raises `Undecided` with the reason.
@@ -10,9 +10,9 @@ import ast
 import re
 from collections.abc import Iterator
 
-from automodel_cli.engine.config.signature import Parameter, Signature
 from automodel_cli.engine.config.source_modules import Sources, Undecided
 from automodel_cli.engine.config.source_names import Definition, resolve, spelled
+from automodel_cli.engine.config.target_errors import Parameter, Signature
 
 # Decorators, by the package that they come from, after which a function or class takes what it took before.
 _KEEPING = {
@@ -55,7 +55,7 @@ def call_signature(sources: Sources, found: Definition) -> Signature:
     own: Signature | None = None
     for base in bases(sources, found):
         if isinstance(base, Undecided):
-            # With a constructor of its own, a class needs its bases only for what may come before the call.
+            # If the class has its own constructor, only a metaclass or a decorator of a base could matter.
             if own is None:
                 raise base
             continue

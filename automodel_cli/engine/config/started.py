@@ -95,7 +95,7 @@ def _add(path: Path, root: str, code: Collection[Code]) -> None:
     runs[root] = now, entry
     newest = sorted(runs.items(), key=lambda item: item[1][0], reverse=True)[:_MAX_RUNS]
     text = json.dumps({"runs": {name: {"time": at, "code": sorted(found)} for name, (at, found) in newest}}, indent=1)
-    # Made with mode 0600, and renamed: who reads sees the old file or the new one.
+    # Created with mode 0600 and renamed: a reader sees the old file or the new one.
     descriptor, fresh = tempfile.mkstemp(prefix=f".{_FILE}-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -118,7 +118,7 @@ def _read(path: Path) -> dict[str, tuple[float, frozenset[Code]]]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
-            # Whoever else could write it could consent in this user's name.
+            # Another user who can write it could consent in this user's name.
             if status.st_uid != os.geteuid() or status.st_mode & 0o022:
                 return {}
             text = file.read(_MAX_BYTES + 1)

@@ -8,7 +8,9 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
-# Where runs save, and where commands look for one, unless told otherwise.
+from automodel_cli.errors import ConfigError
+
+# Default directory in which runs save, and in which commands look for a run.
 DEFAULT_ROOT = Path("checkpoints")
 
 # What the tools of this field call the same thing.
@@ -48,6 +50,8 @@ _SYNONYMS = (
 )
 # So much alike, it is a slip of the hand, and no other tool's name.
 _SURE = 0.88
+_SUFFIXES = (".yaml", ".yml")
+_LISTED = 8
 
 
 def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -64,7 +68,7 @@ def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | 
     if spelled or meant:
         return (spelled or meant)[0]
     for match in difflib.get_close_matches(name, known, n=3, cutoff=cutoff):
-        # Of what has 60 % in common, much only shares a few letters.
+        # Many pairs that have 60 % in common only share a few letters.
         is_close = difflib.SequenceMatcher(None, match, name).ratio() >= 0.7
         if is_close or sorted(match) == sorted(name) or match in name or name in match:
             return match
@@ -116,3 +120,55 @@ def _escaped(character: str) -> str:
     if character.isprintable():
         return f"\\{character}" if character in "\\'" else character
     return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
+
+
+def no_configuration(path: Path, error: OSError) -> ConfigError:
+    """The error about a path that cannot be read as a file.
+
+    Args:
+        path: As the user gave it.
+        error: What the file system said.
+    """
+    if path.is_dir():
+        message = "this is a directory, and neither a checkpoint (it has no config.yaml) nor a run that saved one"
+        return ConfigError(message, where=str(path), help=_files_in(path))
+    if not path.exists():
+        return ConfigError("there is no such file", where=str(path), help=_instead_of(path))
+    return ConfigError(f"cannot read the configuration: {error.strerror}", where=str(path))
+
+
+def _instead_of(path: Path) -> str:
+    """The most similar name beside it or in `examples`, else the files of the nearest directory."""
+    if path.suffix not in _SUFFIXES and path.with_name(f"{path.name}.yaml").is_file():
+        return f"did you mean {path}.yaml?"
+    directory = next(parent for parent in path.absolute().parents if parent.is_dir())
+    # A slip in a directory's name: the file itself may be in its neighbour.
+    around = [directory, Path("examples"), *(each for each in _entries(directory) if each.is_dir())]
+    names = {file.name: file for each in reversed(around) for file in _configurations(each)}
+    match = nearest(path.name, names)
+    return f"did you mean {_short(names[match])}?" if match else _files_in(directory)
+
+
+def _files_in(directory: Path) -> str:
+    names = [str(_short(file)) for file in _configurations(directory)]
+    where = f"in {_short(directory)}"
+    if not names:
+        return f"there are no YAML files {where}; `amcli config init my.yaml` writes one"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"YAML files {where}: {', '.join(names[:_LISTED])}{more}"
+
+
+def _configurations(directory: Path) -> list[Path]:
+    return [file for file in _entries(directory) if file.suffix in _SUFFIXES and file.is_file()]
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except OSError:
+        return []
+
+
+def _short(path: Path) -> Path:
+    """Relative to the working directory, where it lies below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

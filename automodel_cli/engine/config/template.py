@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.config.arguments import Callables
-from automodel_cli.engine.config.builtin import BUILTIN_PATH
 from automodel_cli.engine.config.config import TARGET, Config, from_parsed
 from automodel_cli.engine.config.emit import to_yaml
-from automodel_cli.engine.config.explain import PURPOSES, REQUIRED, UNKNOWN, Explanation, explain, own_key
+from automodel_cli.engine.config.keys import REQUIRED, UNKNOWN, Explanation, explain, own_key
+from automodel_cli.engine.config.load import BUILTIN_PATH
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.sections import SECTIONS, General, section_fields
 from automodel_cli.engine.config.suggest import command, hint
+from automodel_cli.engine.config.target_sections import PURPOSES
 from automodel_cli.engine.config.yaml_reader import read_yaml
 from automodel_cli.errors import UsageError
 
-DEFAULT_PRESET = "quickstart"
 _FILES = {"quickstart": BUILTIN_PATH} | {
     name: Path(__file__).parent / f"{name}.yaml" for name in ("nanogpt-124m", "hf-llama")
 }

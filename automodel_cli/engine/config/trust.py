@@ -22,21 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.config.aliases import resolved
-from automodel_cli.engine.config.config import TARGET, Config
+from automodel_cli.engine.config.config import MAX_PROBLEMS, TARGET, Config
 from automodel_cli.engine.config.emit import absolute_target
-from automodel_cli.engine.config.env import resolve_env
-from automodel_cli.engine.config.limits import MAX_PROBLEMS
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
 from automodel_cli.engine.config.secrets import masked_value
-from automodel_cli.engine.config.sections import TARGET_SECTIONS
 from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
 from automodel_cli.engine.config.source_names import Definition, lookup
 from automodel_cli.engine.config.started import Code, code_started_in, remember
 from automodel_cli.engine.config.target_errors import Place
+from automodel_cli.engine.config.target_sections import CALLED_SECTIONS
+from automodel_cli.engine.config.values import resolve_env
 from automodel_cli.errors import ConfigError
 
 TRUST_OPTION = "--trust-config"
-_SECTIONS: tuple[KeyPath, ...] = tuple((name,) for name in TARGET_SECTIONS)
+_SECTIONS: tuple[KeyPath, ...] = tuple((name,) for name in CALLED_SECTIONS)
 
 # Packages whose classes a checkpoint may name.
 _OURS = tuple(f"automodel_cli.engine.{package}." for package in ("models", "loss", "optim", "data"))
@@ -80,7 +79,7 @@ _BUILT_IN = re.compile(r"\w+(?:\|\w+)?")  # `sdpa`, `paged|eager`; a repository 
 
 
 def is_known_name(target: str) -> bool:
-    """Whether a checkpoint may name this, as far as its text tells; nothing but public modules is then imported.
+    """Whether a checkpoint may name this, judged by the text alone; then only public modules are imported.
 
     >>> is_known_name("torch.optim.AdamW"), is_known_name("transformers.LlamaConfig")
     (True, True)
@@ -90,7 +89,7 @@ def is_known_name(target: str) -> bool:
     parts = target.split(".")
     if not all(part.isidentifier() and not part.startswith("_") for part in parts):
         return False
-    # Of transformers itself only classes: its other names are modules, which looking them up would import.
+    # Only classes of transformers itself: its other names are modules, and a look-up would import them.
     is_class = parts[0] == "transformers" and len(parts) > 1 and parts[1][0].isupper()
     return is_class or resolved(target).startswith(_KNOWN)
 
@@ -115,7 +114,7 @@ def is_buildable(found: Any) -> bool:
 
 
 def is_known_definition(definition: Definition) -> bool:
-    """What `is_buildable` will say, as far as source tells; the bases of a class show when it is imported."""
+    """What `is_buildable` will say, judged by source; the bases of a class are checked when it is imported."""
     if definition.is_class:
         return _is_known_module(definition.module.name)
     return _BUILDERS.fullmatch(f"{definition.module.name}.{definition.name}") is not None
@@ -190,14 +189,14 @@ def trust_problems(
 
 
 def remember_code(config: Config, root: Path) -> str | None:
-    """Notes on the user's side what this run was started with, so that it goes on without being asked about it.
+    """Records on the user's side what this run was started with, so that it resumes without a question.
 
     Args:
         config: The checked configuration of a run that is about to start.
         root: The directory of its checkpoints.
 
     Returns:
-        One line if that is not possible; the run needs it not.
+        One line if that is not possible; the run works without it.
     """
     sources = Sources()
     code: set[Code] = set()
@@ -207,7 +206,7 @@ def remember_code(config: Config, root: Path) -> str | None:
         if path[-1] == TARGET and isinstance(value, str):
             _, definition = _located(resolved(value), sources)
             is_known = is_known_name(value) and (definition is None or is_known_definition(definition))
-            # A checkpoint adds nothing: what it names by itself is no consent of the user.
+            # A checkpoint adds nothing: its own names are not the user's consent.
             if not is_known and (not is_data or is_started_here(value, origin, sources)):
                 code |= set(_code_of(value, origin, sources))
         elif path[-1] != TARGET and _danger(path, value) and (not is_data or _is_argument_started_here(config, path)):
@@ -222,7 +221,7 @@ def _values(config: Config, paths: Iterable[KeyPath]) -> Iterator[tuple[KeyPath,
         if isinstance(value, str):
             try:
                 value = resolve_env(value, config.origin(path))
-            except ConfigError:  # is said where the value is used, which is then not reached
+            except ConfigError:  # reported where the value is used
                 return
         yield path, value
         items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
@@ -269,7 +268,7 @@ def _code_of(target: str, origin: Origin, sources: Sources) -> tuple[Code, ...]:
 
 
 def _located(target: str, sources: Sources) -> tuple[Module | None, Definition | None]:
-    """The innermost module of an import path, and the definition that its next name stands for, by source."""
+    """The innermost module of an import path, and the definition of its next name, found in source."""
     parts = target.split(".")
     for length in range(min(len(parts), _MAX_PARTS), 0, -1):
         module = sources.module(".".join(parts[:length]))

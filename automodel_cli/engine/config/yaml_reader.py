@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from automodel_cli.engine.bounded import UnsoundError, read_bytes
-from automodel_cli.engine.config.find_config import no_configuration
 from automodel_cli.engine.config.origin import KeyPath, Kind, Origin
+from automodel_cli.engine.config.suggest import no_configuration
 from automodel_cli.errors import ConfigError
 
 MAX_BYTES = 256 * 1024
@@ -208,7 +208,7 @@ class _Builder:
         for value in (inner for merge in merges for inner in _merge_sources(merge)):
             if not isinstance(value, yaml.MappingNode):
                 raise self.error(value, "`<<` merges a mapping or a list of mappings")
-            # Of several merged mappings the earlier wins, and the mapping's own keys win over all (YAML merge type).
+            # The first of several merged mappings wins, and the mapping's own keys win over all (YAML merge type).
             self._count(value)
             for name, inner in self._mapping(value, path).items():
                 result.setdefault(name, inner)

@@ -15,12 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.config.file_pattern import (
-    MEGATRON_SPLITS,
-    PatternPart,
-    megatron_files,
-    pattern_parts,
-)
+from automodel_cli.engine.config.file_pattern import MEGATRON_SPLITS, PatternPart, megatron_files, pattern_parts
 from automodel_cli.engine.data.data_parts import DataPart, by_part, refuse_repeated
 from automodel_cli.engine.data.sample_layout import DenseLayout
 from automodel_cli.engine.data.window_dataset import WindowDataset, too_short

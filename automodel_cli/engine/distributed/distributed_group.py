@@ -23,9 +23,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from automodel_cli.engine.config.check import Settings
-from automodel_cli.engine.config.layout import degrees_of
+from automodel_cli.engine.config.parallel_layout import degrees_of
 from automodel_cli.engine.config.sections import DistributedSection
+from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.distributed.environment import LAUNCHER_PID, RankPlace, complete_environment
 from automodel_cli.engine.distributed.rank_group import RankGroup, T
 from automodel_cli.errors import AmcliError, ConfigError, OutOfMemoryError, PeerFailedError

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from automodel_cli.engine.config.layout import is_sharded
+from automodel_cli.engine.config.parallel_layout import is_sharded
 from automodel_cli.engine.config.sections import DistributedSection
 from automodel_cli.engine.distributed import fsdp2
 from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks

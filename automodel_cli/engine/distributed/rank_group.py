@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from automodel_cli.engine.config.layout import Degrees
+from automodel_cli.engine.config.parallel_layout import Degrees
 from automodel_cli.engine.distributed.environment import ALONE, RankPlace
 from automodel_cli.engine.protocols import IGNORED_LABEL
 from automodel_cli.errors import ConfigError, PeerFailedError

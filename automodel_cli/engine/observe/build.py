@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from automodel_cli.engine.config.check import Settings
-from automodel_cli.engine.config.check_sinks import reports_to
+from automodel_cli.engine.config.check_settings import reports_to
 from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.observe.console import ConsoleSink
 from automodel_cli.engine.observe.fanout import Fanout
 from automodel_cli.engine.observe.jsonl import METRICS_FILE, JsonlSink

@@ -1,7 +1,7 @@
 """Learning-rate schedules as plain functions of the step, without torch.
 
 A schedule keeps no state, so a resumed run needs nothing but the step, and another schedule from
-there on is another function: a run can be extended on purpose.
+there on is another function: a run can be extended on purpose. `lr_scheduler._target_` brings a function of the user.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Protocol
 
-from automodel_cli.engine.config.check import Settings
-from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.durations import in_steps, tokens_per_step
-from automodel_cli.engine.config.env import resolve_env
+from automodel_cli.engine.config.config import TARGET, Config
+from automodel_cli.engine.config.instantiate import bind
 from automodel_cli.engine.config.sections import DECAY_STYLES, WSD_STYLES
-from automodel_cli.errors import ConfigError
+from automodel_cli.engine.config.settings import Settings
+from automodel_cli.engine.config.values import in_steps, resolve_env, tokens_per_step
+from automodel_cli.errors import AmcliError, ConfigError
 
 # Share of the decay that is done, in [0, 1] -> share of the way down from base_lr to min_lr.
 _SHAPES: dict[str, Callable[[float], float]] = {
@@ -27,6 +29,24 @@ _SHAPES: dict[str, Callable[[float], float]] = {
 # Without a warm-up, the inverse square root counts as if one of this length had ended at step 0,
 # else the rate would halve within four steps.
 _TIMESCALE_STEPS = 10_000
+
+
+class Schedule(Protocol):
+    """The learning rate as a function of the step, with what is shown of it."""
+
+    @property
+    def style(self) -> str:
+        """Its name."""
+
+    @property
+    def phases(self) -> dict[str, int | None]:
+        """Steps at which its phases begin and end; None where they are not known."""
+
+    def lr(self, step: int) -> float:
+        """The rate of the update that follows `step` finished ones."""
+
+    def summary(self) -> str:
+        """One line for users."""
 
 
 @dataclass(frozen=True)
@@ -97,20 +117,97 @@ class LRSchedule:
         """The first step of the decay: after the warm-up, or after the stable phase."""
         return max(self.warmup_steps, self.decay_steps - self.wsd_decay_steps if self.style == "WSD" else 0)
 
+    @property
+    def phases(self) -> dict[str, int | None]:
+        """As in `Schedule`."""
+        return {
+            "warmup_steps": self.warmup_steps,
+            "decay_begin_step": self.decay_begin,
+            "decay_end_step": self.decay_steps,
+        }
 
-def schedule_of(config: Config, settings: Settings) -> LRSchedule:
+    def summary(self) -> str:
+        """As in `Schedule`."""
+        style = f"WSD ({self.wsd_decay_style})" if self.style == "WSD" else self.style
+        rates = f"{self.base_lr:g}" if self.style == "constant" else f"{self.base_lr:g} to {self.min_lr:g}"
+        line = f"{style}, {rates}, warm-up {self.warmup_steps:,} steps"
+        if self.style not in ("constant", "inverse-square-root"):
+            line += f", decay from step {self.decay_begin:,} to {self.decay_steps:,}"
+        return line
+
+
+@dataclass(frozen=True)
+class CustomSchedule:
+    """`base_lr` times what a function of the user returns.
+
+    Args:
+        base_lr: `optimizer.lr`.
+        function: Called as `function(step, **arguments)`, where `step` counts finished updates; returns a multiplier.
+        arguments: The other keys of the section.
+        style: The function as the configuration names it.
+        where: The place of that name, for errors.
+    """
+
+    base_lr: float
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+    style: str
+    where: str
+
+    def lr(self, step: int) -> float:
+        """As in `Schedule`.
+
+        Raises:
+            ConfigError: The function fails, or returns no finite number of at least 0.
+        """
+        try:
+            multiplier = self.function(step, **self.arguments)
+        except AmcliError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise self._error(f"raised {type(error).__name__} for step {step}: {error}", None) from error
+        is_number = isinstance(multiplier, Real) and not isinstance(multiplier, bool)
+        if not is_number or not 0 <= multiplier < math.inf:
+            found = multiplier if is_number else f"{multiplier!r:.60} ({type(multiplier).__name__})"
+            rule = "a schedule returns a multiplier of optimizer.lr: a finite number of at least 0"
+            raise self._error(f"returned {found} for step {step}", rule)
+        return self.base_lr * float(multiplier)
+
+    def _error(self, message: str, help_: str | None) -> ConfigError:
+        return ConfigError(f"lr_scheduler.{TARGET}: `{self.style}` {message}", where=self.where, help=help_)
+
+    @property
+    def phases(self) -> dict[str, int | None]:
+        """As in `Schedule`: only the function knows them."""
+        return {"warmup_steps": None, "decay_begin_step": None, "decay_end_step": None}
+
+    def summary(self) -> str:
+        """As in `Schedule`."""
+        return f"{self.style}, a multiplier of {self.base_lr:g}"
+
+
+def schedule_of(config: Config, settings: Settings) -> Schedule:
     """The schedule of a checked configuration, with lengths in tokens as steps.
 
     Raises:
-        ConfigError: The rates are in the wrong order.
+        ConfigError: The rates are in the wrong order, or the user's function cannot be used at the first or last step.
     """
+    base_lr = float(resolve_env(config.get("optimizer.lr"), config.origin(("optimizer", "lr"))))
+    last = settings.step_scheduler.max_steps
+    if settings.lr_scheduler._target_ is not None:
+        function, arguments = bind(config, "lr_scheduler", {"max_steps": last}, supplied=("step",))
+        where = str(config.origin(("lr_scheduler", TARGET)))
+        schedule = CustomSchedule(base_lr, function, arguments, settings.lr_scheduler._target_, where)
+        for step in (0, last - 1):
+            schedule.lr(step)
+        return schedule
     section, step_tokens = settings.lr_scheduler, tokens_per_step(config)
-    decay_steps = in_steps(section.lr_decay_steps or settings.step_scheduler.max_steps, step_tokens)
+    decay_steps = in_steps(section.lr_decay_steps or last, step_tokens)
     # The default of the literature is between a tenth and a fifth; the longer one is the safer.
     wsd_decay_steps = section.lr_wsd_decay_steps or max(1, decay_steps // 5)
     try:
         return LRSchedule(
-            base_lr=float(resolve_env(config.get("optimizer.lr"), config.origin(("optimizer", "lr")))),
+            base_lr=base_lr,
             min_lr=section.min_lr,
             style=section.lr_decay_style,
             warmup_steps=in_steps(section.lr_warmup_steps, step_tokens),
@@ -123,7 +220,7 @@ def schedule_of(config: Config, settings: Settings) -> LRSchedule:
         raise
 
 
-def change_after(step: int, old: LRSchedule, new: LRSchedule, max_steps: int) -> str | None:
+def change_after(step: int, old: Schedule, new: Schedule, max_steps: int) -> str | None:
     """One line on how a resumed run's rate departs from what was planned; None where it does not.
 
     Args:
@@ -132,8 +229,17 @@ def change_after(step: int, old: LRSchedule, new: LRSchedule, max_steps: int) ->
         new: The schedule from here on.
         max_steps: Where the run ends now.
     """
-    first = next((at for at in range(step, max_steps) if old.lr(at) != new.lr(at)), None)
+    first = next((at for at in range(step, max_steps) if _planned(old, at) != new.lr(at)), None)
     if first is None:
         return None
-    rates = f"{new.lr(first):.3g} instead of {old.lr(first):.3g}"
+    planned = _planned(old, first)
+    rates = f"{new.lr(first):.3g} instead of {'none' if planned is None else f'{planned:.3g}'}"
     return f"the learning rate from step {first + 1} on: {rates} there, {new.lr(max_steps - 1):.3g} at the last step"
+
+
+def _planned(schedule: Schedule, step: int) -> float | None:
+    """The rate of a schedule at a step; None where it has none, as a user's function may beyond its own last step."""
+    try:
+        return schedule.lr(step)
+    except ConfigError:
+        return None

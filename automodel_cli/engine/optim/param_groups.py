@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.suggest import hint
+from automodel_cli.engine.config.values import resolve_env
 from automodel_cli.errors import ConfigError
 
 # What the projection to the vocabulary is called where the model has no `get_output_embeddings`.

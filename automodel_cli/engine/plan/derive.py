@@ -12,7 +12,7 @@ from functools import partial
 
 from automodel_cli.engine.config.check_data import training_tokens
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.layout import divisors
+from automodel_cli.engine.config.parallel_layout import divisors
 from automodel_cli.engine.plan.activations import activation_bytes
 from automodel_cli.engine.plan.devices import Device
 from automodel_cli.engine.plan.memory import Memory, memory

@@ -8,10 +8,9 @@ from typing import Any
 
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.config import TARGET, Config
-from automodel_cli.engine.config.durations import tokens_per_step
-from automodel_cli.engine.config.env import resolve_env
-from automodel_cli.engine.config.layout import Degrees, degrees_of, filled_batch
+from automodel_cli.engine.config.parallel_layout import Degrees, degrees_of, filled_batch
 from automodel_cli.engine.config.sections import AUTO, DistributedSection, section_fields
+from automodel_cli.engine.config.values import resolve_env, tokens_per_step
 from automodel_cli.errors import ConfigError
 
 _CHUNKED_LOSS = "automodel_cli.engine.loss.linear_ce.ChunkedLinearCrossEntropy"

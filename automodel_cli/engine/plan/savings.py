@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config, apply_overrides
-from automodel_cli.engine.config.layout import divisors
+from automodel_cli.engine.config.parallel_layout import divisors
 from automodel_cli.engine.plan.derive import Derived, derive, memory_of_batch
 from automodel_cli.engine.plan.memory import Memory
 from automodel_cli.engine.plan.run_sizes import RunSizes

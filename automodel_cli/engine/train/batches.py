@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from automodel_cli.engine.checkpoint.train_state import TrainState
-from automodel_cli.engine.config.check import Settings
-from automodel_cli.engine.config.durations import in_tokens
-from automodel_cli.engine.config.validation_sets import SECTION
+from automodel_cli.engine.config.settings import Settings
+from automodel_cli.engine.config.target_sections import VALIDATION
+from automodel_cli.engine.config.values import in_tokens
 from automodel_cli.engine.data.loader import BatchLoader, eval_batches
 from automodel_cli.engine.data.order import order_of
 from automodel_cli.engine.data.stream_loader import StreamLoader, is_stream, stream_batches
@@ -110,7 +110,7 @@ def validation_of(parts: RunParts, settings: Settings) -> Validation | None:
 
     def read(name: str, num_batches: int | None) -> Iterator[dict[str, Any]]:
         read_from: Any = stream_batches if is_stream(datasets[name]) else eval_batches
-        described = parts.sections[f"{SECTION}.{name}" if name else SECTION]
+        described = parts.sections[f"{VALIDATION}.{name}" if name else VALIDATION]
         batches: Iterator[dict[str, Any]] = read_from(
             datasets[name], section.micro_batch_size, num_batches, vocab_size=parts.vocab_size, section=described
         )

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
-from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import TARGET, Config
 from automodel_cli.engine.config.file_pattern import vocabulary_error
 from automodel_cli.engine.config.instantiate import bind, building, instantiate
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.sections import ActivationCheckpointingSection, CompileSection
-from automodel_cli.engine.config.validation_sets import validation_sets
+from automodel_cli.engine.config.settings import Settings
+from automodel_cli.engine.config.target_sections import validation_sets
 from automodel_cli.engine.data.collate import DataSection
 from automodel_cli.engine.data.packed_dataset import pack_documents
 from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks

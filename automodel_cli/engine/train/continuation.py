@@ -16,11 +16,12 @@ from automodel_cli.engine.checkpoint.layout import (
     step_of,
 )
 from automodel_cli.engine.checkpoint.manifest import NewerFormatError, read_manifest, sha256_of, use_earlier
-from automodel_cli.engine.config.check import Settings, checked, with_defaults
+from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config, apply_overrides, read_configs
-from automodel_cli.engine.config.diff import Change, differences
+from automodel_cli.engine.config.emit import Change, differences
+from automodel_cli.engine.config.load import apply_unsets, with_defaults
 from automodel_cli.engine.config.sections import AUTO
-from automodel_cli.engine.config.unset import apply_unsets
+from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.optim.lr_schedule import change_after, schedule_of
 from automodel_cli.engine.train.resume_rules import check_changes
 from automodel_cli.errors import AmcliError, CheckpointError

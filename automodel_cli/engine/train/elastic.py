@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from automodel_cli.engine.config.check import Settings
+from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.train.device import Placement

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
-from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.layout import divisors, filled_batch
 from automodel_cli.engine.config.origin import DEFAULT, Origin
+from automodel_cli.engine.config.parallel_layout import divisors, filled_batch
 from automodel_cli.engine.config.sections import AUTO
+from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.config.yaml_reader import parse_value
 from automodel_cli.engine.data.loader import eval_batches
 from automodel_cli.engine.data.stream_loader import is_stream

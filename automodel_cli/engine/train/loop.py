@@ -17,7 +17,7 @@ from automodel_cli.engine.distributed.heartbeat import Phase, enter
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.observe.speed import Speed
-from automodel_cli.engine.optim.lr_schedule import LRSchedule
+from automodel_cli.engine.optim.lr_schedule import Schedule
 from automodel_cli.engine.train.batches import Validation
 from automodel_cli.engine.train.checkpoint_manager import CheckpointManager
 from automodel_cli.engine.train.device import Placement
@@ -45,7 +45,7 @@ class Run:
     model: ParallelModel
     loss_fn: Objective
     optimizer: torch.optim.Optimizer
-    schedule: LRSchedule
+    schedule: Schedule
     loader: BatchLoader | StreamLoader
     validation: Validation | None
     steps: StepScheduler

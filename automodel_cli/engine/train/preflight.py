@@ -14,11 +14,11 @@ from typing import Any
 
 from automodel_cli.engine.checkpoint.layout import LINKS, list_steps
 from automodel_cli.engine.checkpoint.run_lock import run_lock
-from automodel_cli.engine.config.builtin import embedded_corpus_directory
-from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.layout import Degrees, is_sharded
+from automodel_cli.engine.config.load import embedded_corpus_directory
+from automodel_cli.engine.config.parallel_layout import Degrees, is_sharded
 from automodel_cli.engine.config.sections import CheckpointSection
+from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.config.suggest import on_run
 from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.heartbeat import beating

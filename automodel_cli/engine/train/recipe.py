@@ -18,9 +18,9 @@ import torch
 from automodel_cli.engine.checkpoint.save import Saving
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.checkpoint.train_state import TrainState
-from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.emit import to_yaml
+from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.config.suggest import command
 from automodel_cli.engine.data.stream_loader import StreamLoader
 from automodel_cli.engine.distributed.heartbeat import Phase, enter

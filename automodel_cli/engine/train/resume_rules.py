@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from automodel_cli.engine.config.diff import Change
+from automodel_cli.engine.config.emit import Change
 from automodel_cli.engine.config.suggest import hint
 from automodel_cli.engine.data.stream_loader import is_stream
 from automodel_cli.engine.protocols import MapDataset

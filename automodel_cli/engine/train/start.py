@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.check_targets import check_for_certain
 from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.config.trust import remember_code
 from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.observe.fanout import Fanout

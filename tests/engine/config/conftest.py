@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from automodel_cli.engine.config.origin import Origin
-from automodel_cli.engine.config.static_target import static_target
+from automodel_cli.engine.config.target import static_target
 
 
 @pytest.fixture

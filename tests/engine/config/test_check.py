@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from automodel_cli.engine.config.builtin import builtin_config
-from automodel_cli.engine.config.check import checked, with_defaults
+from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import apply_overrides
+from automodel_cli.engine.config.load import builtin_config, with_defaults
 from automodel_cli.errors import ConfigError
 
 

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from automodel_cli.engine.config.builtin import builtin_config
-from automodel_cli.engine.config.check import checked, with_defaults
+from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.check_targets import check_for_certain
 from automodel_cli.engine.config.config import apply_overrides, from_parsed
 from automodel_cli.engine.config.instantiate import bind, instantiate
+from automodel_cli.engine.config.load import builtin_config, load_config, with_defaults
 from automodel_cli.engine.config.yaml_reader import parse_yaml
 from automodel_cli.errors import ConfigError
 
@@ -22,6 +22,7 @@ class Data:
 class Pair:
     def __init__(self, first, second): ...
 """
+MUON = "optimizer={_target_: automodel_cli.engine.optim.muon.MuonWithAdamW, lr: 0.02, adamw_lr: 3e-4}"
 
 
 def check(*overrides):
@@ -236,3 +237,47 @@ def test_the_users_own_annotations_are_not_enforced(check_file, tmp_path):
     (tmp_path / "loose.py").write_text("def build(width: int): ...\n")
 
     check_file("model: {_target_: 'loose.py:build', width: wide}\n")
+
+
+def check_rules(rules, *before):
+    return checked(load_config(None, [*before, f"optimizer.param_groups={rules}"]))
+
+
+@pytest.mark.usefixtures("named_shards")
+@pytest.mark.parametrize(
+    ("rules", "before"),
+    [
+        ("[{pattern: 'wte*|lm_head*', lr_mult: 0.1, weight_decay: 0.0}]", []),
+        ("[{pattern: 'wte*', betas: [0.8, 0.9]}, {pattern: '*', lr_mult: 2}]", []),
+        ("[{pattern: 'h.0.*', muon: false}]", [MUON]),
+        ("null", []),
+    ],
+)
+def test_rules_that_the_optimizer_takes_are_accepted(rules, before):
+    """Also its own options, for one group."""
+    assert check_rules(rules, *before)
+
+
+@pytest.mark.usefixtures("named_shards")
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ("{pattern: wte}", "must be a list"),
+        ("[{lr_mult: 0.1}]", "must be a section with a `pattern`"),
+        ("[{pattern: wte, lr_mult: -1}]", r"param_groups.0.lr_mult is -1, but it must be a number of at least 0"),
+        ("[{pattern: wte, weight_decay: much}]", "'much', but it must be a number"),
+        ("[{pattern: wte, lr: 1e-3}]", "lr_mult is a factor"),
+        ("[{pattern: wte, lr_mul: 1}]", "did you mean `lr_mult`"),
+        ("[{pattern: wte, beta: [0.1, 0.2]}]", "did you mean `betas`"),
+        ("[{pattern: wte, adamw_betas: [0.1, 0.2]}]", "it holds for all parameters of AdamW"),
+        ("[{pattern: wte, adamw_eps: 1e-6}]", "neither a rule nor .*MuonWithAdamW` takes `adamw_eps`"),
+        ("[{pattern: wte, adamw_lr: 1e-3}]", "lr_mult is a factor"),
+        ("[{pattern: wte, muon: true}]", "does not choose between Muon and AdamW"),
+    ],
+)
+def test_a_wrong_rule_is_refused_with_its_place(rules, words):
+    """Before the model is built."""
+    with pytest.raises(ConfigError, match=words) as caught:
+        check_rules(rules, *([MUON] if "adamw_" in rules else []))
+
+    assert "--set optimizer.param_groups" in str(caught.value)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from automodel_cli.engine.config.config import apply_overrides, from_parsed, read_configs
-from automodel_cli.engine.config.diff import differences
-from automodel_cli.engine.config.emit import to_yaml
+from automodel_cli.engine.config.emit import differences, to_yaml
 from automodel_cli.engine.config.yaml_reader import parse_yaml
 from automodel_cli.errors import ConfigError, UsageError
 

@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from automodel_cli.engine.config import aliases
-from automodel_cli.engine.config.builtin import builtin_config
-from automodel_cli.engine.config.check import checked, with_defaults
+from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import apply_overrides, from_parsed
 from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.instantiate import instantiate
+from automodel_cli.engine.config.load import builtin_config, with_defaults
 from automodel_cli.engine.config.yaml_reader import parse_yaml
 from automodel_cli.errors import ConfigError
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from automodel_cli.engine.config import check_targets
-from automodel_cli.engine.config.check import checked, with_defaults
+from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import apply_overrides, from_parsed
 from automodel_cli.engine.config.excerpt import add_excerpts
-from automodel_cli.engine.config.load import load_config
+from automodel_cli.engine.config.load import load_config, with_defaults
 from automodel_cli.engine.config.origin import DEFAULT
-from automodel_cli.engine.config.sections import SECTIONS, TARGET_SECTIONS, General, section_fields
+from automodel_cli.engine.config.sections import SECTIONS, General, section_fields
 from automodel_cli.engine.config.source_modules import Sources
+from automodel_cli.engine.config.target_sections import TARGET_SECTIONS
 from automodel_cli.engine.config.yaml_reader import parse_yaml
 from automodel_cli.errors import AmcliError
 

@@ -8,14 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automodel_cli.engine.config.secrets import (
-    MASK,
-    is_masked,
-    is_secret,
-    masked_message,
-    masked_text,
-    masked_value,
-)
+from automodel_cli.engine.config.secrets import MASK, is_masked, is_secret, masked_message, masked_text, masked_value
 from automodel_cli.engine.config.sections import SECTIONS, General, section_fields
 
 SECRET = [

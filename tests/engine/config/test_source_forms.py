@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from automodel_cli.engine.config.origin import DEFAULT
-from automodel_cli.engine.config.signature import Signature
-from automodel_cli.engine.config.static_target import static_target
+from automodel_cli.engine.config.target import static_target
+from automodel_cli.engine.config.target_errors import Signature
 from automodel_cli.errors import ConfigError
 
 

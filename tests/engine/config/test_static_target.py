@@ -10,10 +10,9 @@ import textwrap
 import pytest
 
 from automodel_cli.engine.config.origin import DEFAULT, Origin
-from automodel_cli.engine.config.signature import Signature, signature_of
 from automodel_cli.engine.config.source_modules import Sources
-from automodel_cli.engine.config.static_target import static_target
-from automodel_cli.engine.config.target import resolve_target
+from automodel_cli.engine.config.target import resolve_target, static_target
+from automodel_cli.engine.config.target_errors import Signature, signature_of
 from automodel_cli.errors import ConfigError
 
 # Real code in all styles: classes over several files, re-exports, lazy modules, wrappers, dataclasses.
@@ -206,7 +205,7 @@ def test_looking_up_torch_and_transformers_loads_neither():
     code = """
         import sys
         from automodel_cli.engine.config.origin import DEFAULT
-        from automodel_cli.engine.config.static_target import static_target
+        from automodel_cli.engine.config.target import static_target
         for target in ("torch.optim.AdamW", "transformers.GPT2Config", "torch.nn.functional.gelu"):
             static_target(target, DEFAULT, "x")
         print({"torch", "transformers", "numpy"} & set(sys.modules))

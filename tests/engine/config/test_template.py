@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from automodel_cli.engine.config.check import checked, with_defaults
+from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config, from_parsed
 from automodel_cli.engine.config.emit import flat
+from automodel_cli.engine.config.load import with_defaults
 from automodel_cli.engine.config.sections import SECTIONS, General, is_required, section_fields
 from automodel_cli.engine.config.template import PRESETS, preset_config, template, write_template
 from automodel_cli.engine.config.yaml_reader import parse_yaml, read_yaml

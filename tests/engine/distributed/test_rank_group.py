@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from automodel_cli.engine.config.layout import Degrees
+from automodel_cli.engine.config.parallel_layout import Degrees
 from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
 from automodel_cli.engine.protocols import IGNORED_LABEL
 from automodel_cli.errors import PeerFailedError

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.layout import Degrees
+from automodel_cli.engine.config.parallel_layout import Degrees
 from automodel_cli.engine.config.sections import DistributedSection
 from automodel_cli.engine.loss.linear_ce import ChunkedLinearCrossEntropy
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.layout import divisors
+from automodel_cli.engine.config.parallel_layout import divisors
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.distributed.rank_group import SOLO
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy

@@ -11,7 +11,7 @@ import pytest
 
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import read_configs
-from automodel_cli.engine.config.layout import degrees_of
+from automodel_cli.engine.config.parallel_layout import degrees_of
 from automodel_cli.engine.train import preflight
 from automodel_cli.engine.train.preflight import check_shared_directory
 from automodel_cli.errors import CheckpointError

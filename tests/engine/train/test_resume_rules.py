@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from automodel_cli.engine.config.diff import Change
+from automodel_cli.engine.config.emit import Change
 from automodel_cli.engine.train.resume_rules import allows_other_samples, check_changes, drops_optimizer_state
 from automodel_cli.errors import CheckpointError, UsageError
 

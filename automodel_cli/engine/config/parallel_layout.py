@@ -1,19 +1,76 @@
-"""Whether the parallel layout fits the ranks, the batch, the model and itself; what cannot be done yet is refused."""
+"""How ranks are divided into data-, context- and tensor-parallel groups, and the rules of that.
+
+`check_layout` refuses what does not fit the ranks, the batch or the model, and what amcli cannot do yet.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from automodel_cli.engine.config.aliases import STRATEGIES
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.layout import degrees_of, divisors
+from automodel_cli.engine.config.sections import DistributedSection
+from automodel_cli.engine.config.settings import Refuse, Settings
 
-if TYPE_CHECKING:
-    from automodel_cli.engine.config.check import Settings
 
-# Reports a problem: the dotted key at which it stands, what is wrong, what would work.
-Refuse = Callable[[str, str, str | None], None]
+@dataclass(frozen=True)
+class Degrees:
+    """The sizes of the four dimensions of a run's ranks, outermost first.
+
+    Args:
+        dp_replicate: Groups that each hold the whole model.
+        dp_shard: Ranks that one copy of the model is sharded over.
+        cp: Ranks that share a sample, each with a part of the sequence.
+        tp: Ranks that share a layer, each with a part of its matrices.
+    """
+
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    cp: int = 1
+    tp: int = 1
+
+    @property
+    def dp(self) -> int:
+        """Ranks that read different samples."""
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def world(self) -> int:
+        """All ranks."""
+        return self.dp * self.cp * self.tp
+
+
+def degrees_of(section: DistributedSection, world_size: int) -> Degrees:
+    """The degrees of a section that `check_layout` has passed for this number of ranks.
+
+    DDP is the layout in which every data-parallel rank holds the whole model.
+    """
+    dp = section.dp_size or world_size // (section.tp_size * section.cp_size)
+    replicate = dp if section.chosen_strategy() == "ddp" else section.dp_replicate_size or 1
+    return Degrees(replicate, dp // replicate, section.cp_size, section.tp_size)
+
+
+def is_sharded(section: DistributedSection, degrees: Degrees) -> bool:
+    """Whether a rank holds a part of the model only."""
+    return degrees.tp > 1 or (section.chosen_strategy() != "ddp" and degrees.dp_shard * degrees.cp > 1)
+
+
+def filled_batch(local_batch_size: int, global_batch_size: int, dp_size: int) -> int:
+    """Samples of a forward pass: the smaller of what is allowed and what a rank has of a step.
+
+    >>> filled_batch(16, 16, 2)
+    8
+    """
+    return min(local_batch_size, max(1, global_batch_size // dp_size))
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending.
+
+    >>> divisors(12)
+    [1, 2, 3, 4, 6, 12]
+    """
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def check_layout(config: Config, settings: Settings, world_size: int | None, refuse: Refuse) -> None:
@@ -22,7 +79,7 @@ def check_layout(config: Config, settings: Settings, world_size: int | None, ref
     Args:
         config: For the numbers of the model and the dataset, where they stand in it.
         settings: The typed sections.
-        world_size: Ranks of the run; None where nobody has said, and then only what holds for every number is checked.
+        world_size: Ranks of the run; None if unknown, and then only rules for any number of ranks are checked.
         refuse: Takes the problems.
     """
     _check_strategy(settings, refuse)
@@ -75,7 +132,7 @@ def _check_strategy(settings: Settings, refuse: Refuse) -> None:
 
 
 def _divides_the_world(settings: Settings, world_size: int | None, refuse: Refuse) -> bool:
-    """Checks the degrees against the ranks; True if they fit, or nobody has said how many ranks there are."""
+    """Checks the degrees against the ranks; True if they fit, or the number of ranks is unknown."""
     section = settings.distributed
     ranks_per_model = section.tp_size * section.cp_size
     if section.dp_size and section.dp_replicate_size and section.dp_size % section.dp_replicate_size:

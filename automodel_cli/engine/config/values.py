@@ -1,22 +1,29 @@
-"""Lengths of a run's phases: a number of steps, or text such as `10M tokens` that becomes one.
+"""What a text in a configuration stands for: an environment variable, a length such as `10M tokens`, a time.
 
-Torch-free, so that a length that cannot be converted is refused before anything starts.
+`${VAR}` and `${VAR,default}` are looked up at the moment of use. What is printed, saved or sent keeps the unresolved
+text, so that a secret or a path of one machine does not travel with a checkpoint. All of it is torch-free: a value
+that cannot be converted is refused before anything starts.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.origin import Origin
+from automodel_cli.engine.config.yaml_reader import parse_value
+from automodel_cli.errors import ConfigError
 
 _FORM = re.compile(r"(?P<number>\d+(?:[._]\d+)*(?:e\d+)?)\s*(?P<unit>[kmbtKMBT]?)\s*(?P<noun>tokens|steps)")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _TIME = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _TIME_SECONDS = (86_400, 3_600, 60, 1)
 FORMS = "a number of steps, or text such as 10M tokens"
+_REFERENCE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?:,(?P<default>[^}]*))?\}")
 
 
 class DurationError(ValueError):
@@ -28,7 +35,7 @@ def in_steps(value: int | str, tokens_per_step: int | None) -> int:
 
     Args:
         value: Steps, or text: `300 steps`, `10M tokens`, `2.5B tokens`.
-        tokens_per_step: Label tokens of an optimisation step over all ranks; None where nobody knows.
+        tokens_per_step: Label tokens of an optimisation step over all ranks; None if unknown.
 
     Raises:
         DurationError: The text is no length, or the tokens of a step are not known.
@@ -102,3 +109,29 @@ def _sample_length(section: Any) -> int | None:
     else:
         inner = section if isinstance(section, list) else []
     return next((length for part in inner if (length := _sample_length(part)) is not None), None)
+
+
+def resolve_env(value: Any, origin: Origin) -> Any:
+    """The value with environment variables put in.
+
+    A text that is one reference and nothing else takes the type that YAML gives the
+    variable's text (`${STEPS,100}` is an integer); a reference inside longer text stays text.
+
+    Raises:
+        ConfigError: A variable is not set and has no default.
+    """
+    if not isinstance(value, str) or "${" not in value:
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        found = os.environ.get(name, default)
+        if found is None:
+            message = f"the environment variable {name} is not set, and `{match[0]}` gives no default"
+            raise ConfigError(message, where=str(origin), help=f"export {name}=..., or write ${{{name},default}}")
+        return str(found)
+
+    whole = _REFERENCE.fullmatch(value)
+    if whole:
+        return parse_value(lookup(whole), source=f"${{{whole['name']}}}")
+    return _REFERENCE.sub(lookup, value)

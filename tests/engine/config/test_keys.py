@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from automodel_cli.engine.config.builtin import builtin_config
 from automodel_cli.engine.config.config import apply_overrides
 from automodel_cli.engine.config.emit import flat
-from automodel_cli.engine.config.explain import REQUIRED, UNKNOWN, explain
-from automodel_cli.engine.config.load import load_config
+from automodel_cli.engine.config.keys import REQUIRED, UNKNOWN, explain
+from automodel_cli.engine.config.load import all_keys, builtin_config, load_config
 from automodel_cli.engine.config.sections import SECTIONS, General, section_fields
-from automodel_cli.engine.config.unset import all_keys
 from automodel_cli.errors import ConfigError
 
 MINE = '''
@@ -166,6 +164,7 @@ def test_a_section_lists_its_keys():
         "lr_wsd_decay_steps",
         "lr_wsd_decay_style",
         "min_lr",
+        "_target_",
     )
     assert "n_layer" in explain(config, "model").keys
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from automodel_cli.engine.config.builtin import builtin_config
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.emit import flat
-from automodel_cli.engine.config.load import load_config
-from automodel_cli.engine.config.unset import all_keys, apply_unsets
+from automodel_cli.engine.config.load import all_keys, apply_unsets, builtin_config, load_config
 from automodel_cli.errors import ConfigError
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from automodel_cli.engine.config.builtin import builtin_config
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import apply_overrides
+from automodel_cli.engine.config.load import builtin_config
 from automodel_cli.engine.plan.run_sizes import run_sizes
 from automodel_cli.errors import ConfigError
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.config.durations import DurationError, in_steps, tokens_per_step
+from automodel_cli.engine.config.values import DurationError, in_steps, tokens_per_step
 
 
 @given(st.integers(0, 10**12), st.integers(1, 10**7))

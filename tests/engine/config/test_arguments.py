@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automodel_cli.engine.config.docstring import argument_meanings, summary
+from automodel_cli.engine.config.arguments import argument_meanings, summary
 
 words = st.text("abc d", min_size=1).map(str.strip).filter(bool)
 
