@@ -1,11 +1,13 @@
-"""The header of a token shard, held against the size of its file. Standard library only.
+"""Reads the header of a token shard and compares it with the size of the file. Standard library only.
 
-Used by the check of a configuration and by whoever reads shards (`engine.shards.format`, which says what the numbers
-mean), so that both refuse the same files in the same words. Of a Megatron dataset the sizes of both files are compared.
+The check of a configuration and the reader of shards (`engine.shards.tokens`, which says what the numbers
+mean) both use it, so that both refuse the same files in the same words. For a Megatron dataset the sizes of both
+files are compared.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import struct
 from pathlib import Path
@@ -71,6 +73,20 @@ def shard_header(path: Path) -> ShardHeader:
             help="the shard was cut short or is still being written; copy or prepare it again",
         )
     return ShardHeader(magic, num_tokens, token_bytes)
+
+
+def shard_tokens(path: Path) -> int:
+    """The tokens of a whole shard of any format that `NanogptDataset` reads.
+
+    Raises:
+        DataError: As `shard_header`, or as the format has it.
+    """
+    try:
+        return shard_header(path).num_tokens
+    except DataError:
+        # The table of formats lies above this package and needs numpy, so only a file that is refused here loads it.
+        formats = importlib.import_module("automodel_cli.engine.shards.formats")
+        return int(formats.read_shard(path, "NanogptDataset").num_tokens)
 
 
 def _no_shard(path: Path, file_bytes: int, magic: int | None) -> DataError:

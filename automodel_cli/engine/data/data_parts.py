@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.config.file_pattern import PatternPart, matching_files, pattern_parts
-from automodel_cli.engine.shards.format import ShardInfo, read_shard_header
+from automodel_cli.engine.shards.formats import read_shard
 from automodel_cli.engine.shards.manifest import DataManifest, manifest_for
+from automodel_cli.engine.shards.tokens import ShardInfo
 from automodel_cli.errors import DataError
 
 
@@ -55,7 +56,7 @@ def find_parts(file_pattern: Any) -> list[DataPart]:
     return [
         DataPart(shards, weight, manifest_for(shards))
         for weight, found in by_part(patterns, files)
-        for shards in [tuple(read_shard_header(file) for file in found)]
+        for shards in [tuple(read_shard(file, "NanogptDataset") for file in found)]
     ]
 
 

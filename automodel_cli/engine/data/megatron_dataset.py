@@ -24,9 +24,9 @@ from automodel_cli.engine.config.file_pattern import (
 from automodel_cli.engine.data.data_parts import DataPart, by_part, refuse_repeated
 from automodel_cli.engine.data.sample_layout import DenseLayout
 from automodel_cli.engine.data.window_dataset import WindowDataset, too_short
-from automodel_cli.engine.shards.format import ShardInfo
 from automodel_cli.engine.shards.manifest import manifest_for
 from automodel_cli.engine.shards.megatron import MegatronIndex, read_megatron
+from automodel_cli.engine.shards.tokens import ShardInfo
 from automodel_cli.errors import ConfigError, DataError
 
 Int64Array = npt.NDArray[np.int64]

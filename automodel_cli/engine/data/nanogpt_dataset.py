@@ -17,8 +17,9 @@ from automodel_cli.engine.data.data_parts import common_manifest, find_parts
 from automodel_cli.engine.data.document_mask import mark_documents
 from automodel_cli.engine.data.sample_layout import AlignedLayout, DenseLayout, aligned_starts
 from automodel_cli.engine.data.window_dataset import WindowDataset, too_short
-from automodel_cli.engine.shards.bos_index import document_begins, load_bos_offsets
-from automodel_cli.engine.shards.format import ShardInfo, open_tokens
+from automodel_cli.engine.shards.formats import format_of
+from automodel_cli.engine.shards.shard_format import document_begins
+from automodel_cli.engine.shards.tokens import ShardInfo
 from automodel_cli.errors import ConfigError, DataError
 
 Int64Array = npt.NDArray[np.int64]
@@ -118,7 +119,7 @@ class NanogptDataset(WindowDataset):
         return AlignedLayout(starts)
 
     def _begins_in(self, info: ShardInfo, bos_id: int) -> Int64Array:
-        return document_begins(load_bos_offsets(info, open_tokens(info), bos_id), ends_too=self._ends_too)
+        return document_begins(format_of(info).starts(info, bos_id), ends_too=self._ends_too)
 
 
 def _dense_layout(shards: Sequence[ShardInfo], seq_len: int) -> DenseLayout:

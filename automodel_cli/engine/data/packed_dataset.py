@@ -22,7 +22,7 @@ from automodel_cli.engine.data.packing import PackPlan
 from automodel_cli.engine.data.token_windows import OpenShards
 from automodel_cli.engine.data.window_dataset import WindowDataset, fingerprint
 from automodel_cli.engine.protocols import IGNORED_LABEL, MapDataset, Order
-from automodel_cli.engine.shards.format import ShardInfo
+from automodel_cli.engine.shards.tokens import ShardInfo
 from automodel_cli.errors import ConfigError, DataError
 
 Int64Array = npt.NDArray[np.int64]

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.shards.format import ShardInfo, TokenArray, Tokens, open_tokens
+from automodel_cli.engine.shards.tokens import ShardInfo, TokenArray, Tokens, open_tokens
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 

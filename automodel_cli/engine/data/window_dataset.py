@@ -19,8 +19,8 @@ from automodel_cli.engine.data.order import SampleOrder, ShardOrder
 from automodel_cli.engine.data.sample_layout import AlignedLayout, DenseLayout
 from automodel_cli.engine.data.token_windows import TokenWindows
 from automodel_cli.engine.protocols import Order
-from automodel_cli.engine.shards.format import ShardInfo
 from automodel_cli.engine.shards.manifest import DataManifest
+from automodel_cli.engine.shards.tokens import ShardInfo
 from automodel_cli.errors import DataError
 
 Int64Array = npt.NDArray[np.int64]

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from automodel_cli.engine.prep.tokenizer import Tokenizer, load_tokenizer
-from automodel_cli.engine.shards.directory import ShardDirectory
-from automodel_cli.engine.shards.documents import SplitDocuments, require_documents
+from automodel_cli.engine.shards.directory import ShardDirectory, SplitDocuments, require_documents
 from automodel_cli.errors import DataError, UsageError
 
 

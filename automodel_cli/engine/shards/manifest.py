@@ -24,7 +24,7 @@ from automodel_cli.engine.bounded import (
     typed,
 )
 from automodel_cli.engine.shards.durable import write_durably
-from automodel_cli.engine.shards.format import ShardInfo
+from automodel_cli.engine.shards.tokens import ShardInfo
 from automodel_cli.errors import DataError
 
 MANIFEST_NAME = "manifest.json"

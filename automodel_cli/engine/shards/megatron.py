@@ -16,6 +16,7 @@ known writers lay them out; the lengths then say everything.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from automodel_cli.engine.bounded import UnsoundError, read_bytes
-from automodel_cli.engine.shards.bos_index import document_begins
-from automodel_cli.engine.shards.format import ShardInfo
-from automodel_cli.errors import DataError
+from automodel_cli.engine.shards.manifest import DataManifest
+from automodel_cli.engine.shards.shard_format import ShardFormat, document_begins
+from automodel_cli.engine.shards.tokens import ShardInfo, open_tokens
+from automodel_cli.errors import ConfigError, DataError
 
 INDEX_MAGIC = b"MMIDIDX\x00\x00"
 INDEX_VERSION = 1
@@ -67,11 +69,6 @@ def index_path(bin_path: Path) -> Path:
     'web_text_document.idx'
     """
     return bin_path.with_suffix(".idx")
-
-
-def is_megatron(bin_path: Path) -> bool:
-    """Whether a Megatron index lies beside a file of tokens."""
-    return index_path(bin_path).is_file()
 
 
 def read_megatron(bin_path: Path) -> MegatronIndex:
@@ -120,10 +117,10 @@ def read_megatron(bin_path: Path) -> MegatronIndex:
             where=str(bin_path),
             help="the two files are not of one run, or one was cut short; copy or prepare them again",
         )
-    return MegatronIndex(ShardInfo(bin_path, num_tokens, dtype, None, begin_bytes=0), starts[documents])
+    return MegatronIndex(ShardInfo(bin_path, num_tokens, dtype, MegatronFormat.name, begin_bytes=0), starts[documents])
 
 
-def begins_to_list(bos_offsets: npt.NDArray[np.int64], *, ends_too: bool) -> npt.NDArray[np.int64]:
+def _begins_to_list(bos_offsets: npt.NDArray[np.int64], *, ends_too: bool) -> npt.NDArray[np.int64]:
     """Where the documents of a file begin, of which the first may be the end of one that began in another file."""
     begins = document_begins(bos_offsets, ends_too=ends_too)
     return np.unique(np.concatenate((np.zeros(1, dtype=np.int64), begins)))
@@ -186,3 +183,57 @@ def _check(
             f"the document indices must ascend from 0 to the {len(lengths):,} sequences, but they do not",
             where=str(path),
         )
+
+
+class MegatronFormat(ShardFormat):
+    """One sequence for each document; a document that a file's end cuts is listed in both files."""
+
+    name = "megatron"
+    title = "megatron"
+    dataset = "MegatronPretraining"
+    lists_documents = True
+
+    def claims(self, path: Path) -> bool:
+        return index_path(path).is_file()
+
+    def read(self, path: Path) -> ShardInfo:
+        return read_megatron(path).info
+
+    def starts(self, info: ShardInfo, bos_id: int | None) -> npt.NDArray[np.int64]:
+        starts = read_megatron(info.path).document_starts[:-1]
+        # Documents without tokens begin nowhere; where BOS is known, the end of a document that began
+        # in the file before is no document, though the index has to list it as one.
+        starts = starts[starts < info.num_tokens]
+        return starts if bos_id is None else starts[open_tokens(info)[starts] == bos_id]
+
+    def known_bos(self, info: ShardInfo) -> int | None:
+        return None
+
+    def index_problems(
+        self, info: ShardInfo, bos_offsets: npt.NDArray[np.int64], bos_id: int | None, manifest: DataManifest | None
+    ) -> Iterator[str]:
+        starts = read_megatron(info.path).document_starts[:-1]
+        if manifest is None or bos_id is None:
+            return
+        if not np.array_equal(starts, _begins_to_list(bos_offsets, ends_too=manifest.tokenizer.bos_is_eos)):
+            yield "the index does not begin its documents at the BOS tokens"
+
+    def index_path(self, path: Path) -> Path:
+        return index_path(path)
+
+    def stored_dtype(self, dtype: np.dtype[Any], bos_id: int | None) -> np.dtype[Any]:
+        if bos_id is None:
+            raise ConfigError(
+                "the format megatron lists where documents begin, so it needs a BOS token, but there is none",
+                help="give one, or choose another --format",
+            )
+        # The type that Megatron has for large vocabularies.
+        return np.dtype("<i4") if dtype.itemsize == 4 else dtype
+
+    def header(self, num_tokens: int, dtype: np.dtype[Any]) -> bytes:
+        return b""
+
+    def index(
+        self, bos_offsets: npt.NDArray[np.int64], num_tokens: int, dtype: np.dtype[Any], *, ends_too: bool
+    ) -> bytes:
+        return build_index(np.diff(_begins_to_list(bos_offsets, ends_too=ends_too), append=num_tokens), dtype)

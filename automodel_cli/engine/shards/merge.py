@@ -20,13 +20,11 @@ from typing import Any
 
 from automodel_cli.engine.config.suggest import command
 from automodel_cli.engine.durable import sync_directory, sync_file
-from automodel_cli.engine.shards.bos_index import bos_index_path
 from automodel_cli.engine.shards.directory import ShardDirectory, open_directory
 from automodel_cli.engine.shards.durable import explain_write_errors, replace_durably, temporary_path
-from automodel_cli.engine.shards.entropy import unigram_entropy_nats
+from automodel_cli.engine.shards.formats import FORMATS
 from automodel_cli.engine.shards.manifest import DataManifest, ReadingRecord, ShardRecord, SplitRecord, write_manifest
-from automodel_cli.engine.shards.megatron import index_path
-from automodel_cli.engine.shards.scan import Int64Array, sum_counts
+from automodel_cli.engine.shards.scan import Int64Array, sum_counts, unigram_entropy_nats
 from automodel_cli.engine.shards.verify import OnProgress, Verifier, VerifyProgress, ignore_progress
 from automodel_cli.engine.shards.writer import shard_name
 from automodel_cli.errors import DataError, UsageError
@@ -214,8 +212,8 @@ def _place_shards(parts: Sequence[_Part], split: str, output: Path) -> tuple[lis
 
 def _files(source: Path, target: Path) -> list[tuple[Path, Path]]:
     """A shard and the indices beside it, with their new names."""
-    beside = [(beside(source), beside(target)) for beside in (bos_index_path, index_path)]
-    return [*(pair for pair in beside if pair[0].is_file()), (source, target)]
+    indices = {form.index_path(source): form.index_path(target) for form in FORMATS.values()}
+    return [*(pair for pair in indices.items() if pair[0].is_file()), (source, target)]
 
 
 def _link_or_copy(source: Path, target: Path) -> bool:

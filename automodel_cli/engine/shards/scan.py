@@ -7,13 +7,14 @@ memory of the process does not grow with the shard.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.shards.format import ShardInfo, TokenArray
+from automodel_cli.engine.shards.tokens import ShardInfo, TokenArray
 from automodel_cli.errors import DataError
 
 Int64Array = npt.NDArray[np.int64]
@@ -102,3 +103,18 @@ def sum_counts(left: Int64Array, right: Int64Array) -> Int64Array:
     total = left.copy()
     total[: len(right)] += right
     return total
+
+
+def unigram_entropy_nats(counts: npt.NDArray[np.integer[Any]] | Sequence[int]) -> float:
+    """Entropy of the frequencies of tokens, in nats: the loss of the best model without context.
+
+    >>> round(unigram_entropy_nats([1, 1, 0]), 4)
+    0.6931
+    """
+    present = np.asarray(counts, dtype=np.float64)
+    present = present[present > 0]
+    if not present.size:
+        return 0.0
+    shares = present / present.sum()
+    # max: the sum for a single token is -0.0, which would be printed with its sign.
+    return max(0.0, float(-(shares * np.log(shares)).sum()))

@@ -22,13 +22,14 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.shards.bos_index import bos_index_path
 from automodel_cli.engine.shards.durable import explain_write_errors, replace_durably, temporary_path, write_durably
-from automodel_cli.engine.shards.format import MAX_SHARD_TOKENS, TokenArray, build_header
 from automodel_cli.engine.shards.manifest import ShardRecord
+from automodel_cli.engine.shards.shard_format import ShardFormat
+from automodel_cli.engine.shards.tokens import MAX_SHARD_TOKENS, TokenArray
 from automodel_cli.errors import ConfigError, DataError
 
 _BLOCK_BYTES = 1 << 25
+_DEFAULT_FORMAT = ShardFormat()
 
 
 def shard_name(split: str, index: int) -> str:
@@ -62,6 +63,7 @@ class ShardWriter:
         dtype: uint16 or uint32.
         shard_tokens: Every shard but the last holds exactly this many tokens.
         bos_id: The id whose offsets go into the index; `None` writes no index.
+        form: The format of the files.
 
     Attributes:
         run: Runs what is left to do when a shard is full, in the order of the shards: hashing and
@@ -70,11 +72,17 @@ class ShardWriter:
         bos_is_eos: Whether the BOS token ends documents too, for formats that list documents.
 
     Raises:
-        ConfigError: `shard_tokens` is not in 1 to 2,147,483,647.
+        ConfigError: `shard_tokens` is not in 1 to 2,147,483,647, or the format cannot hold the tokens.
     """
 
     def __init__(
-        self, directory: Path, split: str, dtype: np.dtype[Any], shard_tokens: int, bos_id: int | None
+        self,
+        directory: Path,
+        split: str,
+        dtype: np.dtype[Any],
+        shard_tokens: int,
+        bos_id: int | None,
+        form: ShardFormat = _DEFAULT_FORMAT,
     ) -> None:
         if not 1 <= shard_tokens <= MAX_SHARD_TOKENS:
             raise ConfigError(
@@ -86,7 +94,8 @@ class ShardWriter:
         self.bos_is_eos = False
         self._directory = directory
         self._split = split
-        self._dtype = dtype
+        self._format = form
+        self._dtype = form.stored_dtype(dtype, bos_id)
         self._shard_tokens = shard_tokens
         self._bos_id = bos_id
         self._records: list[Future[ShardRecord]] = []
@@ -190,16 +199,13 @@ class ShardWriter:
 
     @property
     def _begin_bytes(self) -> int:
-        return len(self._header(0))
-
-    def _header(self, num_tokens: int) -> bytes:
-        """What stands before the tokens; its length is the same for any number of them."""
-        return build_header(num_tokens, self._dtype)
+        return len(self._format.header(0, self._dtype))
 
     def _write_index(self, path: Path, bos_offsets: npt.NDArray[np.int64], num_tokens: int) -> None:
         """Write what says where the documents of the shard `path` begin."""
         if self._bos_id is not None:
-            write_durably(bos_index_path(path), bos_offsets.astype("<i4").tobytes())
+            index = self._format.index(bos_offsets, num_tokens, self._dtype, ends_too=self.bos_is_eos)
+            write_durably(self._format.index_path(path), index)
 
     def _narrowed(self, tokens: npt.NDArray[np.integer[Any]]) -> TokenArray:
         if tokens.dtype == self._dtype or not len(tokens):
@@ -237,7 +243,7 @@ class ShardWriter:
         num_bytes = self._begin_bytes + num_tokens * self._dtype.itemsize
 
         def finish() -> ShardRecord:
-            sha256 = _complete(file, path, self._header(num_tokens))
+            sha256 = _complete(file, path, self._format.header(num_tokens, self._dtype))
             # The shard gets its name last, so whoever sees it finds its index too.
             self._write_index(path, bos_offsets, num_tokens)
             with explain_write_errors(path):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automodel_cli.engine.data.nanogpt_dataset import NanogptDataset
-from automodel_cli.engine.shards.bos_index import bos_index_path
+from automodel_cli.engine.shards.shard_format import bos_index_path
 from automodel_cli.errors import ConfigError, DataError
 
 

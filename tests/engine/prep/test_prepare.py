@@ -18,7 +18,7 @@ from automodel_cli.engine.prep.committer import Committer
 from automodel_cli.engine.prep.output_dir import clear
 from automodel_cli.engine.prep.prepare import PrepOptions, PrepProgress, PrepResult, prepare
 from automodel_cli.engine.prep.tokenizer import Encoded
-from automodel_cli.engine.shards.format import open_tokens, read_shard_header
+from automodel_cli.engine.shards.tokens import open_tokens, read_shard_header
 from automodel_cli.errors import DataError, UsageError
 
 BOS = 256

@@ -13,9 +13,9 @@ from automodel_cli.engine.prep.dry_run import estimate
 from automodel_cli.engine.prep.options import OverLength, Partition, parse_partition
 from automodel_cli.engine.prep.plan import default_output_dir, make_plan
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
-from automodel_cli.engine.shards.format import open_tokens, read_shard_header
 from automodel_cli.engine.shards.manifest import load_manifest
 from automodel_cli.engine.shards.merge import merge
+from automodel_cli.engine.shards.tokens import open_tokens, read_shard_header
 from automodel_cli.errors import DataError, UsageError
 
 BOS = 256

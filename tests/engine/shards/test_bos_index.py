@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automodel_cli.engine.shards.bos_index import bos_index_path, load_bos_offsets, scan_bos_offsets
-from automodel_cli.engine.shards.format import HEADER_BYTES, open_tokens, read_shard_header
+from automodel_cli.engine.shards.shard_format import bos_index_path, load_bos_offsets, scan_bos_offsets
+from automodel_cli.engine.shards.tokens import HEADER_BYTES, open_tokens, read_shard_header
 from automodel_cli.engine.shards.writer import ShardWriter
 
 BOS = 9

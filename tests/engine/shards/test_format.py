@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automodel_cli.engine.shards.format import (
+from automodel_cli.engine.shards.tokens import (
     HEADER_BYTES,
     LEGACY_MAGIC,
     MAGIC,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_cli.engine.shards.format import HEADER_BYTES, MAX_SHARD_TOKENS, open_tokens, read_shard_header
+from automodel_cli.engine.shards.tokens import HEADER_BYTES, MAX_SHARD_TOKENS, open_tokens, read_shard_header
 from automodel_cli.engine.shards.writer import ShardWriter
 from automodel_cli.errors import ConfigError, DataError
 

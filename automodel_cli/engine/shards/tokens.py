@@ -52,14 +52,14 @@ class ShardInfo:
         path: The shard.
         num_tokens: Tokens in the shard.
         dtype: Little-endian uint16 or uint32.
-        magic: `MAGIC` or `LEGACY_MAGIC`; `None` where the file has no header (Megatron's).
+        format: Name of its format, a key of `formats.FORMATS`.
         begin_bytes: Where the first token stands in the file.
     """
 
     path: Path
     num_tokens: int
     dtype: np.dtype[Any]
-    magic: int | None
+    format: str = "bin"
     begin_bytes: int = HEADER_BYTES
 
 
@@ -93,7 +93,8 @@ def read_shard_header(path: Path | str) -> ShardInfo:
     """
     path = Path(path)
     header = shard_header(path)
-    return ShardInfo(path, header.num_tokens, TOKEN_DTYPES[header.token_bytes], header.magic)
+    name = "legacy" if header.magic == LEGACY_MAGIC else "bin"
+    return ShardInfo(path, header.num_tokens, TOKEN_DTYPES[header.token_bytes], name)
 
 
 class Tokens:
