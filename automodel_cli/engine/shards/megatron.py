@@ -194,12 +194,15 @@ class MegatronFormat(ShardFormat):
     lists_documents = True
 
     def claims(self, path: Path) -> bool:
+        """Whether an index lies beside the file."""
         return index_path(path).is_file()
 
     def read(self, path: Path) -> ShardInfo:
+        """As `read_megatron`, without the documents."""
         return read_megatron(path).info
 
     def starts(self, info: ShardInfo, bos_id: int | None) -> npt.NDArray[np.int64]:
+        """Where the index says that documents begin; where BOS is known, only those that begin with it."""
         starts = read_megatron(info.path).document_starts[:-1]
         # Documents without tokens begin nowhere; where BOS is known, the end of a document that began
         # in the file before is no document, though the index has to list it as one.
@@ -207,11 +210,13 @@ class MegatronFormat(ShardFormat):
         return starts if bos_id is None else starts[open_tokens(info)[starts] == bos_id]
 
     def known_bos(self, info: ShardInfo) -> int | None:
+        """None: the index lists documents, whatever they begin with."""
         return None
 
     def index_problems(
         self, info: ShardInfo, bos_offsets: npt.NDArray[np.int64], bos_id: int | None, manifest: DataManifest | None
     ) -> Iterator[str]:
+        """Files of other tools may begin documents with anything, so only what a manifest describes is compared."""
         starts = read_megatron(info.path).document_starts[:-1]
         if manifest is None or bos_id is None:
             return
@@ -219,21 +224,24 @@ class MegatronFormat(ShardFormat):
             yield "the index does not begin its documents at the BOS tokens"
 
     def index_path(self, path: Path) -> Path:
+        """`NAME.idx`."""
         return index_path(path)
 
     def stored_dtype(self, dtype: np.dtype[Any], bos_id: int | None) -> np.dtype[Any]:
+        """uint16, or int32 instead of uint32: the type that Megatron has for large vocabularies."""
         if bos_id is None:
             raise ConfigError(
                 "the format megatron lists where documents begin, so it needs a BOS token, but there is none",
                 help="give one, or choose another --format",
             )
-        # The type that Megatron has for large vocabularies.
         return np.dtype("<i4") if dtype.itemsize == 4 else dtype
 
     def header(self, num_tokens: int, dtype: np.dtype[Any]) -> bytes:
+        """Nothing."""
         return b""
 
     def index(
         self, bos_offsets: npt.NDArray[np.int64], num_tokens: int, dtype: np.dtype[Any], *, ends_too: bool
     ) -> bytes:
+        """Documents as the BOS tokens begin them, and one at the beginning of the file in any case."""
         return build_index(np.diff(_begins_to_list(bos_offsets, ends_too=ends_too), append=num_tokens), dtype)

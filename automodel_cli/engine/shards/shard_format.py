@@ -145,6 +145,7 @@ class LegacyFormat(ShardFormat):
     title = "legacy"
 
     def stored_dtype(self, dtype: np.dtype[Any], bos_id: int | None) -> np.dtype[Any]:
+        """uint16, or nothing."""
         if dtype.itemsize != 2:
             raise ConfigError(
                 "the format legacy has 2 bytes per token, so a vocabulary has at most 65,536 entries, but this one "
@@ -154,6 +155,7 @@ class LegacyFormat(ShardFormat):
         return dtype
 
     def header(self, num_tokens: int, dtype: np.dtype[Any]) -> bytes:
+        """As the default format has it, with another magic and without the size of a token."""
         return build_header(num_tokens, dtype, legacy=True)
 
 
