@@ -1,8 +1,8 @@
 """`MegatronPretraining`: fixed-length samples from Megatron's indexed datasets (`NAME.bin` beside `NAME.idx`).
 
 The files are read as they are, without an index mapping on disk: the documents of a split are read one
-behind the other, as in token shards, and the order of the samples is the same arithmetic (`order.py`,
-`blend.py`). It is NOT the sample order of Megatron, which shuffles documents before it cuts samples.
+behind the other, as in token shards, and the order of the samples is the same arithmetic
+(`order.py`). It is NOT the sample order of Megatron, which shuffles documents before it cuts samples.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from automodel_cli.engine.config.file_pattern import (
     megatron_files,
     pattern_parts,
 )
-from automodel_cli.engine.data.data_parts import DataPart, by_part, refuse_repeated
-from automodel_cli.engine.data.sample_layout import DenseLayout
-from automodel_cli.engine.data.window_dataset import WindowDataset, too_short
+from automodel_cli.engine.data.samples import DenseLayout
+from automodel_cli.engine.data.window_dataset import DataPart, WindowDataset, by_part, refuse_repeated, too_short
 from automodel_cli.engine.shards.manifest import manifest_for
 from automodel_cli.engine.shards.megatron import MegatronIndex, read_megatron
 from automodel_cli.engine.shards.tokens import ShardInfo

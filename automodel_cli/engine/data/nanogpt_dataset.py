@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.data.data_parts import common_manifest, find_parts
-from automodel_cli.engine.data.document_mask import mark_documents
-from automodel_cli.engine.data.sample_layout import AlignedLayout, DenseLayout, aligned_starts
-from automodel_cli.engine.data.window_dataset import WindowDataset, too_short
+from automodel_cli.engine.data.samples import AlignedLayout, DenseLayout, aligned_starts, mark_documents
+from automodel_cli.engine.data.window_dataset import WindowDataset, common_manifest, find_parts, too_short
 from automodel_cli.engine.shards.formats import format_of
 from automodel_cli.engine.shards.shard_format import document_begins
 from automodel_cli.engine.shards.tokens import ShardInfo

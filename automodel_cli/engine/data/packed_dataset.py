@@ -15,11 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.data.blend import BlendOrder, BlendSchedule
-from automodel_cli.engine.data.document_mask import number_documents
-from automodel_cli.engine.data.order import SampleOrder
+from automodel_cli.engine.data.order import BlendOrder, BlendSchedule, SampleOrder
 from automodel_cli.engine.data.packing import PackPlan
-from automodel_cli.engine.data.token_windows import OpenShards
+from automodel_cli.engine.data.samples import OpenShards, number_documents, refuse_outside
 from automodel_cli.engine.data.window_dataset import WindowDataset, fingerprint
 from automodel_cli.engine.protocols import IGNORED_LABEL, MapDataset, Order
 from automodel_cli.engine.shards.tokens import ShardInfo
@@ -132,8 +130,7 @@ class PackedDataset:
             IndexError: An id is not in 0 to len - 1.
         """
         sample_ids = np.asarray(sample_ids, dtype=np.int64)
-        if sample_ids.size and not (sample_ids.min() >= 0 and sample_ids.max() < len(self)):
-            raise IndexError(f"sample ids go from 0 to {len(self) - 1}")
+        refuse_outside(sample_ids, len(self))
         pieces, rows = self._pieces_in(sample_ids)
         lengths, continues = self._pieces.lengths[pieces].astype(np.int64), self._pieces.continues[pieces]
         ends = np.cumsum(lengths)

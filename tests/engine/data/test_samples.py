@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automodel_cli.engine.data import token_windows
-from automodel_cli.engine.data.token_windows import OpenShards, TokenWindows
+from automodel_cli.engine.data import samples
+from automodel_cli.engine.data.samples import OpenShards
 from automodel_cli.engine.shards import tokens as shard_tokens
 from automodel_cli.engine.shards.tokens import HEADER_BYTES, ShardInfo, open_tokens
 from automodel_cli.errors import DataError
@@ -33,10 +33,10 @@ def shard(tmp_path) -> Path:
 @pytest.fixture
 def last_window(shard):
     """Reads the last 8 tokens."""
-    windows = TokenWindows([ShardInfo(shard, NUM_TOKENS, np.dtype("<u2"))], 8)
+    windows = OpenShards([ShardInfo(shard, NUM_TOKENS, np.dtype("<u2"))])
 
     def read() -> list[int]:
-        return windows.read(np.array([0]), np.array([NUM_TOKENS - 8]))[0].tolist()
+        return windows.read(np.array([0]), np.array([NUM_TOKENS - 8]), 8).tolist()
 
     assert read() == list(range(NUM_TOKENS - 8, NUM_TOKENS))
     return read
@@ -67,11 +67,11 @@ def test_what_does_not_change_the_tokens_ends_nothing(shard, last_window, change
 
 def test_a_shard_that_is_gone_before_it_is_opened_is_named(shard):
     """Long runs open shards that were last seen at their start."""
-    windows = TokenWindows([ShardInfo(shard, NUM_TOKENS, np.dtype("<u2"))], 8)
+    windows = OpenShards([ShardInfo(shard, NUM_TOKENS, np.dtype("<u2"))])
     shard.unlink()
 
     with pytest.raises(DataError, match="cannot be read any more"):
-        windows.read(np.array([0]), np.array([0]))
+        windows.read(np.array([0]), np.array([0]), 8)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, HEADER_BYTES, HEADER_BYTES + 7, HEADER_BYTES + 2 * NUM_TOKENS - 1])
@@ -125,17 +125,17 @@ def test_single_tokens_are_those_of_an_array(offsets, block_tokens):
 
 def test_more_shards_than_may_be_open_are_read_by_many_threads(tmp_path, monkeypatch):
     """A file that is closed while another thread reads it would give the tokens of whatever is opened next."""
-    monkeypatch.setattr(token_windows, "_MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr(samples, "_MAX_OPEN_SHARDS", 2)
     shards = []
     for number in range(8):
         path = tmp_path / f"train_{number:06d}.bin"
         path.write_bytes(bytes(HEADER_BYTES) + np.full(64, number, dtype=np.uint16).tobytes())
         shards.append(ShardInfo(path, 64, np.dtype("<u2")))
-    windows, numbers = TokenWindows(shards, 8), np.arange(8)
+    windows, numbers = OpenShards(shards), np.arange(8)
 
     def read(seed: int) -> bool:
         wanted = np.random.default_rng(seed).permutation(numbers)
-        return bool((windows.read(wanted, wanted)[:, 0] == wanted).all())
+        return bool((np.repeat(wanted, 8) == windows.read(wanted, wanted, 8)).all())
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(400)))
