@@ -161,9 +161,10 @@ class Collator:
         for name in _REQUIRED_KEYS:
             ids = batch[name]
             # One reduction without a temporary: as unsigned numbers, negative ids are the largest.
-            if int(ids.view(np.uint64).max()) < end:
+            unsigned = ids.view(np.uint64)
+            if int(unsigned.max()) < end:
                 continue
-            outside = (ids >= end) | (ids < 0)
+            outside = unsigned >= end
             if name == "labels":
                 outside &= ids != IGNORED_LABEL
             if outside.any():

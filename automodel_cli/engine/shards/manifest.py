@@ -23,7 +23,7 @@ from automodel_cli.engine.bounded import (
     shown,
     typed,
 )
-from automodel_cli.engine.shards.durable import write_durably
+from automodel_cli.engine.durable import write_durably
 from automodel_cli.engine.shards.tokens import ShardInfo
 from automodel_cli.errors import DataError
 

@@ -19,9 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.config.suggest import command
-from automodel_cli.engine.durable import sync_directory, sync_file
+from automodel_cli.engine.durable import (
+    explain_write_errors,
+    replace_durably,
+    sync_directory,
+    sync_file,
+    temporary_path,
+)
 from automodel_cli.engine.shards.directory import ShardDirectory, open_directory
-from automodel_cli.engine.shards.durable import explain_write_errors, replace_durably, temporary_path
 from automodel_cli.engine.shards.formats import FORMATS
 from automodel_cli.engine.shards.manifest import DataManifest, ReadingRecord, ShardRecord, SplitRecord, write_manifest
 from automodel_cli.engine.shards.scan import Int64Array, sum_counts, unigram_entropy_nats

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.shards.durable import explain_write_errors, replace_durably, temporary_path, write_durably
+from automodel_cli.engine.durable import explain_write_errors, replace_durably, temporary_path, write_durably
 from automodel_cli.engine.shards.manifest import ShardRecord
 from automodel_cli.engine.shards.shard_format import ShardFormat
 from automodel_cli.engine.shards.tokens import MAX_SHARD_TOKENS, TokenArray
