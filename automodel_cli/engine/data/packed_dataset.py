@@ -20,10 +20,8 @@ from automodel_cli.engine.data.packing import PackPlan
 from automodel_cli.engine.data.samples import OpenShards, number_documents, refuse_outside
 from automodel_cli.engine.data.window_dataset import WindowDataset, fingerprint
 from automodel_cli.engine.protocols import IGNORED_LABEL, MapDataset, Order
-from automodel_cli.engine.shards.tokens import ShardInfo
+from automodel_cli.engine.shards.tokens import Int64Array, ShardInfo
 from automodel_cli.errors import ConfigError, DataError
-
-Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,6 @@ class PackedDataset:
     Attributes:
         seq_len: The size of a pack.
         fingerprint: Identifies the packs.
-        manifest: Of `dataset`.
-        max_token_id: Of `dataset`.
-        num_tokens: Tokens of `dataset`.
         num_padded: Tokens of room that stay empty in all packs.
 
     Raises:

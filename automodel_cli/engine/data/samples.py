@@ -19,9 +19,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.shards.tokens import ShardInfo, TokenArray, Tokens, open_tokens
+from automodel_cli.engine.shards.tokens import Int64Array, ShardInfo, TokenArray, Tokens
 
-Int64Array = npt.NDArray[np.int64]
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
 # Each holds a file descriptor; 1,024 is the usual limit of a process.
@@ -89,7 +88,7 @@ class OpenShards:
         with self._lock:
             tokens = self._open.pop(shard, None)
             if tokens is None:
-                tokens = open_tokens(self._shards[shard])
+                tokens = Tokens(self._shards[shard])
                 if len(self._open) >= _MAX_OPEN_SHARDS:
                     self._open.popitem(last=False)
             self._open[shard] = tokens

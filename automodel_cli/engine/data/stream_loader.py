@@ -14,8 +14,8 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
-from automodel_cli.engine.data.collate import Collator, DataSection
-from automodel_cli.engine.data.loader import Batch, MicroBatches, own_places, read_ahead
+from automodel_cli.engine.data.collate import Batch, Collator, DataSection
+from automodel_cli.engine.data.loader import MicroBatches, own_places, read_ahead
 from automodel_cli.engine.protocols import MapDataset, StatefulStream, in_users_code
 from automodel_cli.errors import DataError
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from automodel_cli.engine.config.file_pattern import PatternPart, matching_files, pattern_parts
 from automodel_cli.engine.data.order import BlendOrder, BlendSchedule, SampleOrder, ShardOrder
@@ -23,10 +22,8 @@ from automodel_cli.engine.data.samples import AlignedLayout, DenseLayout, OpenSh
 from automodel_cli.engine.protocols import Order
 from automodel_cli.engine.shards.formats import read_shard
 from automodel_cli.engine.shards.manifest import DataManifest, manifest_for
-from automodel_cli.engine.shards.tokens import ShardInfo
+from automodel_cli.engine.shards.tokens import Int64Array, ShardInfo, Tokens
 from automodel_cli.errors import DataError
-
-Int64Array = npt.NDArray[np.int64]
 
 _PROBE_TOKENS = 2048
 
@@ -166,19 +163,22 @@ def fingerprint(identity: str, shards: Sequence[ShardInfo]) -> str:
 def _probe(info: ShardInfo) -> bytes:
     """Tokens from the beginning, the middle and the end of a shard."""
     starts = (0, max(0, info.num_tokens // 2), max(0, info.num_tokens - _PROBE_TOKENS))
-    with info.path.open("rb") as file:
-        parts = []
-        for start in starts:
-            file.seek(info.begin_bytes + start * info.dtype.itemsize)
-            parts.append(file.read(min(_PROBE_TOKENS, info.num_tokens - start) * info.dtype.itemsize))
-    return b"".join(parts)
+    tokens = Tokens(info)
+    return b"".join(tokens.raw(start, min(_PROBE_TOKENS, info.num_tokens - start)) for start in starts)
 
 
-def too_short(shards: Sequence[ShardInfo], seq_len: int) -> DataError:
-    """That no shard has a single sample, with what would work."""
+def dense_layout(shards: Sequence[ShardInfo], seq_len: int) -> DenseLayout:
+    """Samples at every `seq_len` tokens of the shards.
+
+    Raises:
+        DataError: No shard has a single one.
+    """
+    layout = DenseLayout([info.num_tokens for info in shards], seq_len)
+    if any(layout.samples_per_shard):
+        return layout
     longest = max(shards, key=lambda info: info.num_tokens)
     works = f"seq_len {longest.num_tokens - 1:,} or less would work, or more text in larger shards"
-    return DataError(
+    raise DataError(
         f"seq_len {seq_len:,} needs shards of at least {seq_len + 1:,} tokens, "
         f"but the longest of {len(shards)} has {longest.num_tokens:,}",
         where=str(longest.path),

@@ -15,16 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from automodel_cli.engine.shards.formats import format_of, read_shard
 from automodel_cli.engine.shards.manifest import DataManifest, load_manifest
 from automodel_cli.engine.shards.shard_format import document_begins
-from automodel_cli.engine.shards.tokens import TokenArray, open_tokens
+from automodel_cli.engine.shards.tokens import Int64Array, TokenArray, Tokens
 from automodel_cli.errors import DataError, UsageError
 
 _NUMBER = re.compile(r"[_-]?\d+$")
-Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,7 @@ class SplitDocuments:
             start = int(self._begins[shard])
             if start >= end:
                 break
-            parts.append(open_tokens(self.shards[shard])[max(begin - start, 0) : end - start])
+            parts.append(Tokens(self.shards[shard])[max(begin - start, 0) : end - start])
         return Document(number, self.shards[first].path, begin - int(self._begins[first]), np.concatenate(parts))
 
     def _without_ends(self, begins: Int64Array, bos_id: int | None) -> Int64Array:
@@ -194,7 +192,7 @@ class SplitDocuments:
         ends = [
             begin
             for begin, before in zip(self._begins[1:-1], self.shards, strict=False)
-            if before.num_tokens and int(open_tokens(before)[-1]) != bos_id
+            if before.num_tokens and int(Tokens(before)[-1]) != bos_id
         ]
         return np.setdiff1d(begins, ends)
 

@@ -29,8 +29,9 @@ from automodel_cli.engine.durable import (
 from automodel_cli.engine.shards.directory import ShardDirectory, open_directory
 from automodel_cli.engine.shards.formats import FORMATS
 from automodel_cli.engine.shards.manifest import DataManifest, ReadingRecord, ShardRecord, SplitRecord, write_manifest
-from automodel_cli.engine.shards.scan import Int64Array, sum_counts, unigram_entropy_nats
-from automodel_cli.engine.shards.verify import OnProgress, Verifier, VerifyProgress, ignore_progress
+from automodel_cli.engine.shards.scan import sum_counts, unigram_entropy_nats
+from automodel_cli.engine.shards.tokens import Int64Array
+from automodel_cli.engine.shards.verify import OnProgress, Verifier, VerifyProgress
 from automodel_cli.engine.shards.writer import shard_name
 from automodel_cli.errors import DataError, UsageError
 
@@ -66,13 +67,13 @@ class _Part:
     of: int
 
 
-def merge(paths: Sequence[Path], output: Path, on_progress: OnProgress = ignore_progress) -> Merged:
+def merge(paths: Sequence[Path], output: Path, on_progress: OnProgress = lambda _: None) -> Merged:
     """Join directories into a new one.
 
     Args:
         paths: One directory for each part, in any order.
         output: Does not exist yet, or is empty.
-        on_progress: Told how many bytes were verified, of all parts together.
+        on_progress: Called with the number of bytes that were verified, of all parts together.
 
     Raises:
         UsageError: There are no parts, or the output is not empty.

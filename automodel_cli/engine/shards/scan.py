@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.shards.tokens import ShardInfo, TokenArray
+from automodel_cli.engine.shards.tokens import Int64Array, ShardInfo, TokenArray
 from automodel_cli.errors import DataError
 
-Int64Array = npt.NDArray[np.int64]
 # Called with the number of bytes that were read since the last call.
 OnBytes = Callable[[int], None]
 
@@ -43,17 +42,13 @@ class ShardScan:
     bos_offsets: Int64Array
 
 
-def ignore_bytes(_: int) -> None:
-    """Report to nobody."""
-
-
-def scan_shard(info: ShardInfo, bos_id: int | None, on_bytes: OnBytes = ignore_bytes) -> ShardScan:
+def scan_shard(info: ShardInfo, bos_id: int | None, on_bytes: OnBytes = lambda _: None) -> ShardScan:
     """Read a whole shard.
 
     Args:
         info: A shard whose header was found to match the file.
         bos_id: The id that begins a document, if there is one.
-        on_bytes: Told of every block.
+        on_bytes: Called after every block.
 
     Raises:
         DataError: The file cannot be read, or ends before its tokens do.
@@ -69,7 +64,7 @@ def scan_shard(info: ShardInfo, bos_id: int | None, on_bytes: OnBytes = ignore_b
                 digest.update(block)
                 tokens = np.frombuffer(block[: len(block) // info.dtype.itemsize * info.dtype.itemsize], info.dtype)
                 largest = max(largest, int(tokens.max(initial=0)))
-                counts = sum_counts(counts, _count(tokens))
+                counts = sum_counts(counts, count_ids(tokens))
                 if bos_id is not None:
                     found.append(np.flatnonzero(tokens == bos_id) + place)
                 place += len(tokens)
@@ -90,7 +85,8 @@ def add_counts(scans: list[ShardScan]) -> Int64Array:
     return total
 
 
-def _count(tokens: TokenArray) -> Int64Array:
+def count_ids(tokens: TokenArray) -> Int64Array:
+    """Occurrences of each id below 2,097,152."""
     if tokens.dtype.itemsize != 2 or tokens.dtype.kind == "i":
         tokens = tokens[(tokens >= 0) & (tokens < _MAX_COUNTED_IDS)]
     return np.bincount(tokens).astype(np.int64)

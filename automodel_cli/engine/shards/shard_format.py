@@ -17,21 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from automodel_cli.engine.bounded import UnsoundError, read_bytes
 from automodel_cli.engine.shards.manifest import DataManifest
 from automodel_cli.engine.shards.tokens import (
+    Int64Array,
     ShardInfo,
     TokenArray,
     Tokens,
     build_header,
-    open_tokens,
     read_shard_header,
 )
 from automodel_cli.errors import ConfigError
-
-Int64Array = npt.NDArray[np.int64]
 
 
 class ShardFormat:
@@ -72,14 +69,14 @@ class ShardFormat:
             bos_id: Begins a document; `None` takes what the index says.
         """
         known = self.known_bos(info) if bos_id is None else bos_id
-        return np.zeros(0, dtype=np.int64) if known is None else load_bos_offsets(info, open_tokens(info), known)
+        return np.zeros(0, dtype=np.int64) if known is None else load_bos_offsets(info, Tokens(info), known)
 
     def known_bos(self, info: ShardInfo) -> int | None:
         """The BOS token according to the index: the one token that all its entries point at."""
         offsets = read_index(self.index_path(info.path), info.num_tokens)
         if offsets is None or not len(offsets) or offsets.min() < 0 or offsets.max() >= info.num_tokens:
             return None
-        tokens = open_tokens(info)[offsets]
+        tokens = Tokens(info)[offsets]
         return int(tokens[0]) if bool((tokens == tokens[0]).all()) else None
 
     def index_problems(
@@ -168,7 +165,7 @@ def bos_index_path(shard_path: Path) -> Path:
     return shard_path.with_suffix(".bos.idx")
 
 
-def load_bos_offsets(info: ShardInfo, tokens: TokenArray | Tokens, bos_id: int) -> npt.NDArray[np.int64]:
+def load_bos_offsets(info: ShardInfo, tokens: TokenArray | Tokens, bos_id: int) -> Int64Array:
     """Offsets of the BOS tokens of a shard, in tokens, ascending.
 
     Args:
@@ -182,7 +179,7 @@ def load_bos_offsets(info: ShardInfo, tokens: TokenArray | Tokens, bos_id: int) 
     return scan_bos_offsets(tokens, bos_id)
 
 
-def scan_bos_offsets(tokens: TokenArray | Tokens, bos_id: int, block_tokens: int = 1 << 24) -> npt.NDArray[np.int64]:
+def scan_bos_offsets(tokens: TokenArray | Tokens, bos_id: int, block_tokens: int = 1 << 24) -> Int64Array:
     """Find every BOS token by reading all tokens.
 
     Args:
@@ -197,7 +194,7 @@ def scan_bos_offsets(tokens: TokenArray | Tokens, bos_id: int, block_tokens: int
     return np.concatenate(found).astype(np.int64) if found else np.empty(0, dtype=np.int64)
 
 
-def document_begins(bos_offsets: npt.NDArray[np.int64], *, ends_too: bool) -> npt.NDArray[np.int64]:
+def document_begins(bos_offsets: Int64Array, *, ends_too: bool) -> Int64Array:
     """Those of the offsets of a BOS token at which documents begin.
 
     Args:
@@ -210,11 +207,11 @@ def document_begins(bos_offsets: npt.NDArray[np.int64], *, ends_too: bool) -> np
     """
     if not ends_too:
         return bos_offsets
-    begins: npt.NDArray[np.int64] = bos_offsets[(bos_offsets == 0) | (np.diff(bos_offsets, prepend=-2) == 1)]
+    begins: Int64Array = bos_offsets[(bos_offsets == 0) | (np.diff(bos_offsets, prepend=-2) == 1)]
     return begins
 
 
-def read_index(path: Path, num_tokens: int) -> npt.NDArray[np.int64] | None:
+def read_index(path: Path, num_tokens: int) -> Int64Array | None:
     """The entries of an index as they stand in the file, unchecked.
 
     Args:
@@ -233,6 +230,6 @@ def read_index(path: Path, num_tokens: int) -> npt.NDArray[np.int64] | None:
     return np.frombuffer(raw, dtype="<i4").astype(np.int64)
 
 
-def _points_at_bos(offsets: npt.NDArray[np.int64], tokens: TokenArray | Tokens, bos_id: int) -> bool:
+def _points_at_bos(offsets: Int64Array, tokens: TokenArray | Tokens, bos_id: int) -> bool:
     in_range = offsets[0] >= 0 and offsets[-1] < len(tokens) and bool(np.all(np.diff(offsets) > 0))
     return bool(in_range and np.all(tokens[offsets] == bos_id))

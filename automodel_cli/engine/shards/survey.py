@@ -10,8 +10,8 @@ import numpy as np
 
 from automodel_cli.engine.shards.directory import ShardDirectory, SplitDocuments
 from automodel_cli.engine.shards.formats import format_of
-from automodel_cli.engine.shards.scan import Int64Array
-from automodel_cli.engine.shards.tokens import ShardInfo, open_tokens
+from automodel_cli.engine.shards.scan import count_ids, sum_counts
+from automodel_cli.engine.shards.tokens import Int64Array, ShardInfo, Tokens
 
 TOP_TOKENS = 20
 # Tokens are counted in blocks spread over the whole split: 64 Mi tokens take about a second.
@@ -136,13 +136,12 @@ def _count_tokens(shards: Sequence[ShardInfo]) -> tuple[Int64Array, int]:
     """Occurrences of each id below 2,097,152 in blocks spread over the shards, and how many tokens they hold."""
     total = sum(info.num_tokens for info in shards)
     stride = _BLOCK_TOKENS * max(1, -(-total // _MAX_COUNTED_TOKENS))
-    counts = np.zeros(1 << 21, dtype=np.int64)
+    counts = np.zeros(0, dtype=np.int64)
     counted = 0
     for info in shards:
-        tokens = open_tokens(info)
+        tokens = Tokens(info)
         for begin in range(0, info.num_tokens, stride):
             block = tokens[begin : begin + _BLOCK_TOKENS]
-            found = np.bincount(block[(block >= 0) & (block < len(counts))])
-            counts[: len(found)] += found
+            counts = sum_counts(counts, count_ids(block))
             counted += len(block)
     return counts, counted

@@ -41,6 +41,7 @@ TOKEN_DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")
 # Single tokens are looked up in blocks of this size.
 _BLOCK_TOKENS = 1 << 20
 
+Int64Array: TypeAlias = npt.NDArray[np.int64]
 TokenArray: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 
 
@@ -132,7 +133,7 @@ class Tokens:
     def __getitem__(self, place: int) -> np.unsignedinteger[Any]: ...
 
     @overload
-    def __getitem__(self, place: slice | npt.NDArray[np.int64]) -> TokenArray: ...
+    def __getitem__(self, place: slice | Int64Array) -> TokenArray: ...
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
@@ -162,7 +163,7 @@ class Tokens:
             raise self._changed(f"it has {now:,} bytes now, and its tokens need {needed:,}")
         return found
 
-    def _at(self, offsets: npt.NDArray[np.int64]) -> TokenArray:
+    def _at(self, offsets: Int64Array) -> TokenArray:
         """Single tokens, read block by block: their order in the file is not that of `offsets`, if need be."""
         order = np.argsort(offsets, kind="stable")
         ascending = offsets[order]
@@ -181,12 +182,3 @@ class Tokens:
             help="put it back as it was and resume the run; "
             f"`{command('data', 'verify', self._info.path.parent)}` compares every byte",
         )
-
-
-def open_tokens(info: ShardInfo) -> Tokens:
-    """The tokens of a shard; opening it reads nothing.
-
-    Raises:
-        DataError: See `Tokens`.
-    """
-    return Tokens(info)

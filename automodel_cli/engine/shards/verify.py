@@ -17,9 +17,9 @@ import numpy as np
 from automodel_cli.engine.shards.directory import ShardDirectory, open_directory
 from automodel_cli.engine.shards.formats import format_of, read_shard
 from automodel_cli.engine.shards.manifest import DataManifest, ShardRecord, SplitRecord
-from automodel_cli.engine.shards.scan import Int64Array, ShardScan, add_counts, scan_shard, unigram_entropy_nats
+from automodel_cli.engine.shards.scan import ShardScan, add_counts, scan_shard, unigram_entropy_nats
 from automodel_cli.engine.shards.shard_format import document_begins
-from automodel_cli.engine.shards.tokens import ShardInfo
+from automodel_cli.engine.shards.tokens import Int64Array, ShardInfo
 from automodel_cli.errors import DataError
 
 # Sums of logarithms in another order of blocks differ in the last digits.
@@ -79,17 +79,13 @@ class Verification:
 OnProgress = Callable[[VerifyProgress], None]
 
 
-def ignore_progress(_: VerifyProgress) -> None:
-    """Report to nobody."""
-
-
 @dataclass(frozen=True)
 class _ScannedShard:
     info: ShardInfo
     scan: ShardScan
 
 
-def verify_directory(path: Path, on_progress: OnProgress = ignore_progress) -> Verification:
+def verify_directory(path: Path, on_progress: OnProgress = lambda _: None) -> Verification:
     """Read every byte of a directory of shards and compare.
 
     Raises:
@@ -104,13 +100,13 @@ class Verifier:
 
     Args:
         directory: What to verify.
-        on_progress: Told after every block.
+        on_progress: Called after every block.
 
     Attributes:
         counts: After `run`, the occurrences of each id in each split.
     """
 
-    def __init__(self, directory: ShardDirectory, on_progress: OnProgress = ignore_progress) -> None:
+    def __init__(self, directory: ShardDirectory, on_progress: OnProgress = lambda _: None) -> None:
         self.counts: dict[str, Int64Array] = {}
         self._directory = directory
         self._problems: list[Problem] = []

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from automodel_cli.engine.durable import explain_write_errors, replace_durably, temporary_path, write_durably
 from automodel_cli.engine.shards.manifest import ShardRecord
 from automodel_cli.engine.shards.shard_format import ShardFormat
-from automodel_cli.engine.shards.tokens import MAX_SHARD_TOKENS, TokenArray
+from automodel_cli.engine.shards.tokens import MAX_SHARD_TOKENS, Int64Array, TokenArray
 from automodel_cli.errors import ConfigError, DataError
 
 _BLOCK_BYTES = 1 << 25
@@ -102,7 +102,7 @@ class ShardWriter:
         self._file: BinaryIO | None = None
         self._num_tokens = 0
         self._max_token_id = 0
-        self._bos_offsets: list[npt.NDArray[np.int64]] = []
+        self._bos_offsets: list[Int64Array] = []
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -201,7 +201,7 @@ class ShardWriter:
     def _begin_bytes(self) -> int:
         return len(self._format.header(0, self._dtype))
 
-    def _write_index(self, path: Path, bos_offsets: npt.NDArray[np.int64], num_tokens: int) -> None:
+    def _write_index(self, path: Path, bos_offsets: Int64Array, num_tokens: int) -> None:
         """Write what says where the documents of the shard `path` begin."""
         if self._bos_id is not None:
             index = self._format.index(bos_offsets, num_tokens, self._dtype, ends_too=self.bos_is_eos)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from automodel_cli.engine.data import samples
 from automodel_cli.engine.data.samples import OpenShards
 from automodel_cli.engine.shards import tokens as shard_tokens
-from automodel_cli.engine.shards.tokens import HEADER_BYTES, ShardInfo, open_tokens
+from automodel_cli.engine.shards.tokens import HEADER_BYTES, ShardInfo, Tokens
 from automodel_cli.errors import DataError
 
 NUM_TOKENS = 50_000
@@ -81,7 +81,7 @@ def test_however_tokens_are_read_a_cut_shard_is_an_error(shard, tmp_path, kept_b
     info = ShardInfo(shard, NUM_TOKENS, np.dtype("<u2"))
     other = ShardInfo(tmp_path / "wide.bin", 9, np.dtype("<u4"))
     other.path.write_bytes(bytes(HEADER_BYTES + 36))
-    tokens, mixed = open_tokens(info), OpenShards([info, other])
+    tokens, mixed = Tokens(info), OpenShards([info, other])
     last = np.array([NUM_TOKENS - 1])
     reads = {
         "slice": lambda: tokens[:],
@@ -118,7 +118,7 @@ def test_single_tokens_are_those_of_an_array(offsets, block_tokens):
         path = Path(directory) / "train_000000.bin"
         path.write_bytes(bytes(HEADER_BYTES) + np.arange(NUM_TOKENS, dtype=np.uint16).tobytes())
 
-        found = open_tokens(ShardInfo(path, NUM_TOKENS, np.dtype("<u2")))[np.array(offsets, dtype=np.int64)]
+        found = Tokens(ShardInfo(path, NUM_TOKENS, np.dtype("<u2")))[np.array(offsets, dtype=np.int64)]
 
     assert found.tolist() == offsets
 

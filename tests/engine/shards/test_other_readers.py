@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from automodel_cli.engine.shards.formats import FORMATS
-from automodel_cli.engine.shards.tokens import open_tokens, read_shard_header
+from automodel_cli.engine.shards.tokens import Tokens, read_shard_header
 from automodel_cli.engine.shards.writer import ShardWriter
 from automodel_cli.errors import ConfigError
 
@@ -110,7 +110,7 @@ def test_modded_nanogpt_reads_the_legacy_format(prepare_documents, documents, tm
     shards = sorted(directory.glob("train_*.bin"))
 
     assert np.concatenate([read_as_modded_nanogpt(shard) for shard in shards]).tolist() == stream(documents)
-    own = [open_tokens(read_shard_header(shard))[:] for shard in shards]
+    own = [Tokens(read_shard_header(shard))[:] for shard in shards]
     assert np.concatenate(own).tolist() == stream(documents)
 
 
