@@ -29,7 +29,7 @@ Batch = dict[str, Int64Array]
 _REQUIRED_KEYS = ("input_ids", "labels")
 VOCAB_HELP = "set model.vocab_size to that of the tokenizer that made the data"
 
-# Labels that mean something else agree with the inputs by chance less often than once in so many batches.
+# Labels of another kind agree with the inputs by chance in less than one of this number of batches.
 _CERTAINTY = 1000
 
 
@@ -39,7 +39,7 @@ class DataSection:
 
     Args:
         key: Its section, such as `dataset` or `validation_dataset.web`.
-        where: File and line of that; None where nobody says.
+        where: File and line of that section; None if it is not known.
         shift_labels: Whether its labels stand at the place of their own token, and are to be shifted here.
         positions: Longest sample that the model takes; None checks nothing.
     """
@@ -59,7 +59,7 @@ class Collator:
     Args:
         kind: Class of the dataset, for messages.
         vocab_size: Ids of the model; `None` checks no upper bound.
-        section: Of the dataset.
+        section: What the configuration says of the dataset.
         locate: File and token offset of a sample, where the dataset knows them.
     """
 
@@ -248,8 +248,8 @@ class LabelPlace(NamedTuple):
 def place_of_labels(input_ids: Int64Array, labels: Int64Array) -> LabelPlace | None:
     """Where the labels of a batch (B, T) stand, or None if it cannot tell.
 
-    Both forms agree in a run of equal tokens. So an answer takes labels that all agree with one form, and so many
-    that do not agree with the other that they are no accident.
+    Both forms agree in a run of equal tokens. So the answer needs all labels to agree with one form, and enough
+    of them to disagree with the other that this is no accident.
 
     >>> ids = np.arange(20)[None]
     >>> place_of_labels(ids, ids), place_of_labels(ids, ids + 1)

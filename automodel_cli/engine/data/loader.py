@@ -99,7 +99,7 @@ class BatchLoader:
             copying: numpy releases the interpreter lock and nothing has to be pickled.
         prefetch_factor: Steps that each worker may be ahead.
         vocab_size: Refuse token ids from here on, naming the shard and the offset.
-        interleaved: Deal the micro-batches of a step to the ranks one by one, instead of a block to each.
+        interleaved: Give the micro-batches of a step to the ranks one by one, instead of a block to each.
         section: What the configuration says of the dataset.
 
     Raises:
@@ -209,7 +209,7 @@ def read_ahead(
         is_cut_short = False
         raise
     finally:
-        # Whoever was torn out of the wait for a slow source must not wait for it once more.
+        # If interrupted while waiting, don't wait for the workers at shutdown.
         pool.shutdown(wait=not is_cut_short, cancel_futures=True)
 
 

@@ -23,8 +23,8 @@ import numpy.typing as npt
 from automodel_cli.engine.protocols import MapDataset, Order, OrdersSamples
 from automodel_cli.errors import DataError
 
-# Part of every key. Raise it with any change to the permutation, so that nobody resumes
-# a run under an order that looks the same and is not.
+# Part of every key. Raise it with any change to the permutation, so that no run
+# resumes under an order that looks the same and is not.
 ALGORITHM_VERSION = 1
 
 Int64Array = npt.NDArray[np.int64]

@@ -46,7 +46,7 @@ def cut_documents(begins: Int64Array, num_tokens: int, size: int, shard: int = 0
 
     Args:
         begins: Token offsets at which documents begin, ascending. What precedes the first is a document too.
-        num_tokens: Of the shard.
+        num_tokens: Tokens of the shard.
         size: Tokens of a pack.
         shard: Its number.
     """
@@ -70,7 +70,7 @@ class PackedDataset:
     """A dataset of packs of `size` tokens.
 
     Args:
-        dataset: Where the documents are; its `seq_len` has no effect here, its weights have.
+        dataset: Holds the documents; its `seq_len` has no effect here, its weights have.
         size: Tokens of a pack.
 
     Attributes:

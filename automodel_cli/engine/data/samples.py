@@ -200,7 +200,7 @@ def number_documents(begins: Int64Array, shape: tuple[int, ...]) -> tuple[Int64A
 
     Args:
         begins: Where documents begin in the flattened rows, ascending; every row begins with one.
-        shape: Of the rows, (B, T).
+        shape: Shape of the rows, (B, T).
 
     Returns:
         As `mark_documents`.

@@ -32,10 +32,10 @@ class WindowDataset:
     """Samples of `seq_len` inputs and their next-token labels; no sample spans two shards.
 
     Args:
-        parts: Of a blend, or a single one.
+        parts: The parts of a blend, or a single one.
         layout: Where the samples of all shards of all parts lie.
         seq_len: Inputs per sample.
-        identity: Goes into the fingerprint, before the shards: what else decides about the samples.
+        identity: What else decides the samples; goes into the fingerprint before the shards.
         shuffle: Read the samples of each epoch in a new random order, a function of the run's seed.
         shuffle_files: Without `shuffle`, read the shards in another order each epoch.
 
@@ -45,8 +45,7 @@ class WindowDataset:
             blend has no splits.
         max_token_id: The largest id according to the manifests, or `None` when it is unknown.
         num_tokens: Tokens in all shards.
-        parts: As given.
-        shards: Of all parts.
+        shards: The shards of all parts.
 
     Raises:
         DataError: Two parts were made with different tokenizers, or a part of a blend has no samples.

@@ -124,7 +124,7 @@ def build_index(lengths: Int64Array, dtype: np.dtype[Any]) -> bytes:
 
     Args:
         lengths: Tokens of each document, shape (D,), each below 2**31.
-        dtype: Of the tokens: uint16 or int32.
+        dtype: Type of the tokens, uint16 or int32.
     """
     code = next(code for code, known in MEGATRON_TYPES.items() if known == dtype.str)
     pointers = (np.cumsum(lengths) - lengths) * dtype.itemsize

@@ -46,7 +46,7 @@ class Merged:
 
     Attributes:
         directory: Where it lies.
-        manifest: Of all parts together.
+        manifest: Describes all parts together.
         num_parts: Directories that were joined.
         num_linked: Files that share their space with the parts; the others were copied.
         notes: What the user should know, such as fewer tokens than were asked for.
@@ -235,7 +235,7 @@ def _link_or_copy(source: Path, target: Path) -> bool:
 
 
 def _join(records: Sequence[SplitRecord], shards: Sequence[ShardRecord]) -> SplitRecord:
-    """The record of all parts of a split: numbers are added, but for those that are the largest of anything."""
+    """The record of all parts of a split: numbers are added, maxima are compared."""
     largest = ("max_token_id", "longest_document_tokens")
     joined: dict[str, Any] = {}
     for item in fields(SplitRecord):

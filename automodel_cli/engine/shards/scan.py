@@ -30,7 +30,7 @@ class ShardScan:
     """What all bytes of one shard say.
 
     Attributes:
-        sha256: Of the whole file.
+        sha256: Hash of the whole file.
         max_token_id: The largest id; 0 in an empty shard.
         counts: Occurrences of each id below 2,097,152, shape (n,).
         bos_offsets: Token offsets of the BOS tokens, ascending; empty where BOS is not known.

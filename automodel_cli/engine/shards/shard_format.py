@@ -216,7 +216,7 @@ def read_index(path: Path, num_tokens: int) -> Int64Array | None:
 
     Args:
         path: The index.
-        num_tokens: Of its shard: there are no more entries than that.
+        num_tokens: Tokens of the shard, the maximum number of entries.
 
     Returns:
         None if there is no index, no whole number of entries, or too many.

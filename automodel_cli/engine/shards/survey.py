@@ -47,7 +47,7 @@ class SplitSurvey:
         num_documents: Documents, or `None` where nothing says where they begin.
         token_bytes: Bytes per token in each shard, without repetition.
         formats: `current`, `legacy`, `megatron` and so on, without repetition.
-        median_document_tokens: Of the lengths of the documents.
+        median_document_tokens: Median length of the documents.
         lengths: Histogram of the lengths, in bins of powers of two.
         counted_tokens: How many tokens were counted for `top_tokens`; all, or blocks spread evenly.
         top_tokens: The most frequent, descending.

@@ -31,7 +31,7 @@ from automodel_cli.engine.config.shard_header import (
 from automodel_cli.engine.config.suggest import command
 from automodel_cli.errors import DataError
 
-# What the header says is part of this format, whoever reads it.
+# The header's numbers are part of this format, so readers of tokens import them from here.
 __all__ = ["HEADER_BYTES", "LEGACY_MAGIC", "MAGIC", "MAX_SHARD_TOKENS", "VERSION"]
 
 HEADER_INT32S = HEADER_BYTES // 4
@@ -108,7 +108,7 @@ class Tokens:
         info: The shard.
 
     Attributes:
-        descriptor: Of the file, open as long as this object lives.
+        descriptor: File descriptor, open as long as this object lives.
 
     Raises:
         DataError: Now or when tokens are read: the file is gone, ends before its tokens do, or its disk fails.
@@ -147,7 +147,7 @@ class Tokens:
         return np.frombuffer(self.raw(begin, 1), self._dtype)[0]
 
     def raw(self, begin: int, num_tokens: int) -> bytes:
-        """The bytes of so many tokens; `begin` and the end must lie in the shard."""
+        """The bytes of `num_tokens` tokens; `begin` and the end must lie in the shard."""
         size = num_tokens * self._dtype.itemsize
         place = self._info.begin_bytes + begin * self._dtype.itemsize
         try:

@@ -4,8 +4,8 @@ A shard appears under its name only when it is complete and flushed. Every id is
 before it is narrowed to the shard's type, where a larger one would silently become another
 token. There is no limit on the size of the data set, only on the size of one shard.
 
-An unfinished shard stands under a hidden name. Who knows how many of its tokens are safe on the
-disk can continue it there (`continue_from`), in another process, with the same bytes in the end.
+An unfinished shard stands under a hidden name. Another process can continue it there (`continue_from`), with
+the same bytes in the end, if it knows how many tokens are safe on the disk.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ class ShardWriter:
 
         def finish() -> ShardRecord:
             sha256 = _complete(file, path, self._format.header(num_tokens, self._dtype))
-            # The shard gets its name last, so whoever sees it finds its index too.
+            # The shard gets its name last, so a reader that sees it finds its index too.
             self._write_index(path, bos_offsets, num_tokens)
             with explain_write_errors(path):
                 replace_durably(path)
