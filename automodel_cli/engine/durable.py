@@ -1,7 +1,8 @@
 """Writes that survive a power cut: each function returns once the disk has what it wrote.
 
 A rename is atomic but not durable until its directory is synchronised, and a file's bytes are
-not on disk until the file is; forgetting either leaves an empty file after a crash.
+not on disk until the file is; forgetting either leaves an empty file after a crash. Files are never written
+through a memory map, where a full disk is a bus error that ends the process; here it is an `OSError`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from automodel_cli.errors import DataError
@@ -26,7 +26,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Synchronises a file that somebody else wrote."""
+    """Synchronises a file that another function wrote."""
     # fsync on a read-only descriptor fails on some systems, so this opens for update.
     with path.open("rb+") as file:
         os.fsync(file.fileno())
@@ -90,7 +90,7 @@ def write_durably(path: Path, content: bytes) -> None:
         replace_durably(path)
 
 
-@contextmanager
+@contextlib.contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
     """Turn an `OSError` in the body into a `DataError` about writing `path`."""
     try:
