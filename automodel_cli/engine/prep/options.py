@@ -15,7 +15,7 @@ from automodel_cli.errors import UsageError
 DEFAULT_SHARD_TOKENS = 100_000_000
 # Measured with `python benchmarks/prep.py --chunk-sizes`: fewer documents cost calls, more cost waiting for the last.
 DEFAULT_CHUNK_SIZE = 256
-# As in `engine.shards.format`, which imports numpy, and the command line must not.
+# As in `engine.shards.tokens`, which imports numpy, and the command line must not.
 MAX_SHARD_TOKENS = 2**31 - 1
 
 _COUNT = re.compile(r"(?P<number>\d+(_\d+)*(\.\d+)?(e\+?\d+)?)(?P<unit>[kmbt]?)", re.IGNORECASE | re.ASCII)
