@@ -26,7 +26,7 @@ import numpy as np
 from automodel_cli.engine.data.loader import BatchLoader
 from automodel_cli.engine.data.nanogpt_dataset import NanogptDataset
 from automodel_cli.engine.data.packed_dataset import PackedDataset
-from automodel_cli.engine.shards.format import read_shard_header
+from automodel_cli.engine.shards.tokens import read_shard_header
 from automodel_cli.engine.shards.writer import ShardWriter
 
 VOCAB = 50_257

@@ -35,13 +35,7 @@ from automodel_cli.engine.distributed.distributed_group import distributed_group
 from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.module_tree import transformer_blocks
 from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
-from automodel_cli.engine.plan.communication import (
-    Traffic,
-    of_context_parallel,
-    of_ddp,
-    of_fsdp2,
-    of_tensor_parallel,
-)
+from automodel_cli.engine.plan.communication import Traffic, of_context_parallel, of_ddp, of_fsdp2, of_tensor_parallel
 
 RESULTS = Path(__file__).parent / "results"
 # Samples of a micro-batch, by device, and micro-batches of a step.

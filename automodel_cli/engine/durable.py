@@ -1,14 +1,20 @@
 """Writes that survive a power cut: each function returns once the disk has what it wrote.
 
 A rename is atomic but not durable until its directory is synchronised, and a file's bytes are
-not on disk until the file is; forgetting either leaves an empty file after a crash.
+not on disk until the file is; forgetting either leaves an empty file after a crash. Files are never written
+through a memory map, where a full disk is a bus error that ends the process; here it is an `OSError`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+from automodel_cli.errors import DataError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -20,7 +26,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Synchronises a file that somebody else wrote."""
+    """Synchronises a file that another function wrote."""
     # fsync on a read-only descriptor fails on some systems, so this opens for update.
     with path.open("rb+") as file:
         os.fsync(file.fileno())
@@ -56,3 +62,45 @@ def replace_link(link: Path, target: str) -> None:
         write_bytes(fresh, f"{target}\n".encode())
     fresh.replace(link)
     sync_directory(link.parent)
+
+
+def temporary_path(path: Path) -> Path:
+    """The hidden name under which `path` is written.
+
+    >>> temporary_path(Path("data/train_000000.bin")).name
+    '.train_000000.bin.tmp'
+    """
+    return path.with_name(f".{path.name}.tmp")
+
+
+def replace_durably(path: Path) -> None:
+    """Move the finished temporary file of `path` into place and flush the directory."""
+    temporary_path(path).replace(path)
+    sync_directory(path.parent)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a whole file; afterwards `path` holds all of `content`, or what it held before.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    with explain_write_errors(path):
+        write_bytes(temporary_path(path), content)
+        replace_durably(path)
+
+
+@contextlib.contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` in the body into a `DataError` about writing `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free_bytes = shutil.disk_usage(path.parent).free
+            raise DataError(
+                f"the disk is full: {free_bytes:,} bytes are free",
+                where=str(path),
+                help="free some space or choose another --output-dir, then run the command again",
+            ) from error
+        raise DataError(f"the file cannot be written: {error.strerror or error}", where=str(path)) from error

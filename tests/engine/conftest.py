@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from automodel_cli.engine.shards.entropy import unigram_entropy_nats
-from automodel_cli.engine.shards.format import token_dtype
+from automodel_cli.engine.shards.formats import FORMATS
 from automodel_cli.engine.shards.manifest import (
     DataManifest,
     SourceRecord,
@@ -17,20 +16,22 @@ from automodel_cli.engine.shards.manifest import (
     TokenizerRecord,
     write_manifest,
 )
+from automodel_cli.engine.shards.scan import unigram_entropy_nats
+from automodel_cli.engine.shards.tokens import token_dtype
 from automodel_cli.engine.shards.writer import ShardWriter
 
 BOS = 256
 
 
 def _prepare(
-    directory: Path, splits, *, shard_tokens=50, partition=None, vocab_size=257, writer=ShardWriter, **more
+    directory: Path, splits, *, shard_tokens=50, partition=None, vocab_size=257, form=FORMATS["bin"], **more
 ) -> Path:
     """Write documents (lists of ids without BOS) of each split as shards, and a manifest with `more` settings."""
     directory.mkdir(parents=True)
     records = {}
     for name, documents in splits.items():
         tokens = np.concatenate([np.array([BOS, *document]) for document in documents])
-        with writer(directory, name, token_dtype(vocab_size), shard_tokens, BOS) as shards:
+        with ShardWriter(directory, name, token_dtype(vocab_size), shard_tokens, BOS, form) as shards:
             shards.write(tokens)
             written = tuple(shards.close())
         records[name] = SplitRecord(

@@ -26,7 +26,7 @@ from automodel_cli.engine.config.file_pattern import (
 from automodel_cli.engine.config.load import BUILTIN_SOURCE, embedded_corpus_directory
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.settings import Unchecked
-from automodel_cli.engine.config.shard_header import megatron_tokens, shard_header
+from automodel_cli.engine.config.shard_header import megatron_tokens, shard_tokens
 from automodel_cli.engine.config.target_sections import validation_sets
 from automodel_cli.engine.config.values import resolve_env
 from automodel_cli.errors import AmcliError, ConfigError, DataError
@@ -52,7 +52,7 @@ class _Kind(NamedTuple):
 
 
 _KINDS = {
-    OUR_DATASET: _Kind("file_pattern", matching_files, lambda path: shard_header(path).num_tokens),
+    OUR_DATASET: _Kind("file_pattern", matching_files, shard_tokens),
     MEGATRON_DATASET: _Kind("paths", megatron_files, megatron_tokens),
 }
 

@@ -1,11 +1,13 @@
-"""The header of a token shard, held against the size of its file. Standard library only.
+"""Reads the header of a token shard and compares it with the size of the file. Standard library only.
 
-Used by the check of a configuration and by readers of shards (`engine.shards.format`, which says what the numbers
-mean), so that both refuse the same files in the same words. Of a Megatron dataset the sizes of both files are compared.
+The check of a configuration and the reader of shards (`engine.shards.tokens`, which says what the numbers
+mean) both use it, so that both refuse the same files in the same words. For a Megatron dataset the sizes of both
+files are compared.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import struct
 from pathlib import Path
@@ -20,9 +22,11 @@ VERSION = 1
 HEADER_BYTES = 1024
 # The header counts tokens in an int32, and so does the index of BOS offsets.
 MAX_SHARD_TOKENS = 2**31 - 1
-_MEGATRON = struct.Struct("<9sQBQQ")
-_MEGATRON_MAGIC = (b"MMIDIDX\x00\x00", 1)
-_MEGATRON_TOKEN_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2}
+MEGATRON_HEADER = struct.Struct("<9sQBQQ")
+MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
+MEGATRON_VERSION = 1
+# Types of tokens by their code in the index, as numpy spells them.
+MEGATRON_TYPES = {1: "|u1", 2: "|i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 
 
 class ShardHeader(NamedTuple):
@@ -73,6 +77,20 @@ def shard_header(path: Path) -> ShardHeader:
     return ShardHeader(magic, num_tokens, token_bytes)
 
 
+def shard_tokens(path: Path) -> int:
+    """The tokens of a whole shard of any format that `NanogptDataset` reads.
+
+    Raises:
+        DataError: As `shard_header`, or as the format has it.
+    """
+    try:
+        return shard_header(path).num_tokens
+    except DataError:
+        # The table of formats lies above this package and needs numpy, so only a file that is refused here loads it.
+        formats = importlib.import_module("automodel_cli.engine.shards.formats")
+        return int(formats.read_shard(path, "NanogptDataset").num_tokens)
+
+
 def _no_shard(path: Path, file_bytes: int, magic: int | None) -> DataError:
     if magic is None:
         message = f"the file has {file_bytes:,} bytes, but a shard begins with a header of {HEADER_BYTES:,}"
@@ -85,6 +103,28 @@ def _no_shard(path: Path, file_bytes: int, magic: int | None) -> DataError:
     return DataError(message, where=str(path), help=help_)
 
 
+def megatron_header(index: Path, raw: bytes) -> tuple[str, int, int]:
+    """The type of the tokens, the number of sequences and that of document indices, as the index `raw` begins.
+
+    Raises:
+        DataError: It is of another kind or version, or its tokens are not integers.
+    """
+    if len(raw) < MEGATRON_HEADER.size or not raw.startswith(MEGATRON_MAGIC):
+        raise DataError(
+            f"the file does not begin with {MEGATRON_MAGIC!r}, so it is no Megatron index",
+            where=str(index),
+            help="`paths` names the .bin and .idx of an indexed dataset, without the ending",
+        )
+    _, version, code, num_sequences, num_indices = MEGATRON_HEADER.unpack_from(raw)
+    if version != MEGATRON_VERSION:
+        message = f"the index has version {version}, but only version {MEGATRON_VERSION} is known"
+        raise DataError(message, where=str(index))
+    if code not in MEGATRON_TYPES:
+        known = "1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 8 uint16"
+        raise DataError(f"the index says type {code}, but tokens are one of {known}", where=str(index))
+    return MEGATRON_TYPES[code], num_sequences, num_indices
+
+
 def megatron_tokens(path: Path) -> int:
     """The tokens of a Megatron `.bin`, whose size is held against the last sequence of the `.idx` beside it.
 
@@ -95,20 +135,17 @@ def megatron_tokens(path: Path) -> int:
     again = "one of the files was cut short or is still being written, or they are not of one run; prepare them again"
     try:
         with open_regular(index) as file:
-            raw = file.read(_MEGATRON.size).ljust(_MEGATRON.size, b"\0")
-            magic, version, code, sequences, documents = _MEGATRON.unpack(raw)
-            if (magic, version) != _MEGATRON_MAGIC or code not in _MEGATRON_TOKEN_BYTES:
-                message = "the file is no index of a Megatron dataset of version 1 with whole numbers"
-                raise DataError(message, where=str(index))
+            token_type, sequences, documents = megatron_header(index, file.read(MEGATRON_HEADER.size))
+            token_bytes = int(token_type[-1])
             index_bytes = index.stat().st_size
-            end = _MEGATRON.size + 12 * sequences + 8 * documents
+            end = MEGATRON_HEADER.size + 12 * sequences + 8 * documents
             # Multimodal writers append one byte per sequence.
             if not sequences or index_bytes not in (end, end + sequences):
                 message = f"{index.name} has {index_bytes:,} bytes, but its {sequences:,} sequences need {end:,}"
                 raise DataError(message, where=str(index), help=again)
-            file.seek(_MEGATRON.size + 4 * (sequences - 1))
+            file.seek(MEGATRON_HEADER.size + 4 * (sequences - 1))
             length_of_last = int.from_bytes(file.read(4), "little")
-            file.seek(_MEGATRON.size + 4 * sequences + 8 * (sequences - 1))
+            file.seek(MEGATRON_HEADER.size + 4 * sequences + 8 * (sequences - 1))
             begin = int.from_bytes(file.read(8), "little")
         file_bytes = path.stat().st_size
     except UnsoundError as error:
@@ -116,8 +153,8 @@ def megatron_tokens(path: Path) -> int:
     except OSError as error:
         message = f"the Megatron dataset cannot be read: {error.strerror}"
         raise DataError(message, where=str(error.filename or index)) from error
-    expected_bytes = begin + length_of_last * _MEGATRON_TOKEN_BYTES[code]
+    expected_bytes = begin + length_of_last * token_bytes
     if file_bytes != expected_bytes:
         message = f"the file has {file_bytes:,} bytes, but the sequences of {index.name} end at {expected_bytes:,}"
         raise DataError(message, where=str(path), help=again)
-    return file_bytes // _MEGATRON_TOKEN_BYTES[code]
+    return file_bytes // token_bytes

@@ -9,30 +9,25 @@ Shapes: B batch, T sequence.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.data.label_shift import place_of_labels, shifted_labels
-from automodel_cli.engine.protocols import (
-    IGNORED_LABEL,
-    OPTIONAL_INPUTS,
-    BoundsTokens,
-    GatherDataset,
-    LocatesSamples,
-    MapDataset,
-    in_users_code,
-)
+from automodel_cli.engine.protocols import IGNORED_LABEL, OPTIONAL_INPUTS
 from automodel_cli.errors import DataError
 
 Int64Array = npt.NDArray[np.int64]
 Batch = dict[str, Int64Array]
 
 _REQUIRED_KEYS = ("input_ids", "labels")
-_VOCAB_HELP = "set model.vocab_size to that of the tokenizer that made the data"
+VOCAB_HELP = "set model.vocab_size to that of the tokenizer that made the data"
+
+# Labels of another kind agree with the inputs by chance in less than one of this number of batches.
+_CERTAINTY = 1000
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class DataSection:
 
     Args:
         key: Its section, such as `dataset` or `validation_dataset.web`.
-        where: File and line of that; None where nobody says.
+        where: File and line of that section; None if it is not known.
         shift_labels: Whether its labels stand at the place of their own token, and are to be shifted here.
         positions: Longest sample that the model takes; None checks nothing.
     """
@@ -61,7 +56,7 @@ class Collator:
     Args:
         kind: Class of the dataset, for messages.
         vocab_size: Ids of the model; `None` checks no upper bound.
-        section: Of the dataset.
+        section: What the configuration says of the dataset.
         locate: File and token offset of a sample, where the dataset knows them.
     """
 
@@ -162,10 +157,11 @@ class Collator:
         end = np.iinfo(np.int64).max if self._vocab_size is None else self._vocab_size
         for name in _REQUIRED_KEYS:
             ids = batch[name]
-            # Two reductions without temporaries; what follows runs only where they find something.
-            if int(ids.max()) < end and int(ids.min()) >= 0:
+            # One reduction without a temporary: as unsigned numbers, negative ids are the largest.
+            unsigned = ids.view(np.uint64)
+            if int(unsigned.max()) < end:
                 continue
-            outside = (ids >= end) | (ids < 0)
+            outside = unsigned >= end
             if name == "labels":
                 outside &= ids != IGNORED_LABEL
             if outside.any():
@@ -173,7 +169,7 @@ class Collator:
                 raise self._outside(name, int(ids[row, column]), int(sample_ids[row]), column)
 
     def _outside(self, name: str, token_id: int, sample_id: int, column: int) -> DataError:
-        help_ = _VOCAB_HELP
+        help_ = VOCAB_HELP
         if token_id < 0:
             help_ = f"a label that is not trained on is {IGNORED_LABEL}; ids are never negative"
         bounds = "0 and more" if self._vocab_size is None else f"0 to {self._vocab_size - 1:,}"
@@ -239,58 +235,49 @@ class Collator:
         return DataError(message if where else f"{self._section.key}: {message}", where=where, help=help_)
 
 
-class BatchReader:
-    """Reads batches by sample number.
+class LabelPlace(NamedTuple):
+    """What the labels of a batch are: shifted (True), copies (False), or neither (None); and how many there are."""
 
-    Args:
-        dataset: A map-style dataset, with `gather` or without.
-        vocab_size: Number of ids of the model; `None` checks no upper bound.
-        section: What the configuration says of the dataset.
+    is_shifted: bool | None
+    num_labels: int
 
-    Raises:
-        DataError: The dataset is not map-style, is empty, or is known to hold ids that the model lacks.
+
+def place_of_labels(input_ids: Int64Array, labels: Int64Array) -> LabelPlace | None:
+    """Where the labels of a batch (B, T) stand, or None if it cannot tell.
+
+    Both forms agree in a run of equal tokens. So the answer needs all labels to agree with one form, and enough
+    of them to disagree with the other that this is no accident.
+
+    >>> ids = np.arange(20)[None]
+    >>> place_of_labels(ids, ids), place_of_labels(ids, ids + 1)
+    (LabelPlace(is_shifted=False, num_labels=20), LabelPlace(is_shifted=True, num_labels=20))
+    >>> place_of_labels(ids * 0, ids * 0)
     """
-
-    def __init__(self, dataset: MapDataset, vocab_size: int | None, section: DataSection | None = None) -> None:
-        kind = type(dataset).__name__
-        if not isinstance(dataset, MapDataset):
-            raise DataError(
-                f"the dataset {kind} does not offer both __len__ and __getitem__",
-                help="see MapDataset in automodel_cli/engine/protocols.py; a dataset without numbers must be iterable",
-            )
-        if len(dataset) < 1:
-            raise DataError(f"the dataset {kind} has no samples; at least 1 is needed")
-        if vocab_size is not None and isinstance(dataset, BoundsTokens):
-            _check_bound(dataset, vocab_size)
-        self._dataset = dataset
-        # Asked once: to look for the members of a protocol takes as long as reading a small batch.
-        self._gather = dataset.gather if isinstance(dataset, GatherDataset) else None
-        self._section = section or DataSection()
-        locate = dataset.locate if isinstance(dataset, LocatesSamples) else None
-        self._collator = Collator(kind, vocab_size, self._section, locate)
-
-    def read(self, sample_ids: Int64Array) -> Batch:
-        """The samples `sample_ids` (B,) as int64 arrays (B, T).
-
-        Raises:
-            DataError: As `Collator.stacked` and `Collator.checked`.
-        """
-        if self._gather is not None:
-            with in_users_code(lambda: f"while gathering a batch of {self._section}"):
-                gathered = self._gather(sample_ids)
-            return self._collator.checked(gathered, sample_ids)
-        number = -1
-        samples = []
-        with in_users_code(lambda: f"while reading sample {number} of {self._section}"):
-            for number in sample_ids.tolist():
-                samples.append(self._dataset[number])
-        return self._collator.stacked(samples, sample_ids)
+    learnt = labels != IGNORED_LABEL
+    is_copy = (labels == input_ids) | ~learnt
+    is_next = (labels[:, :-1] == input_ids[:, 1:]) | ~learnt[:, :-1]
+    copies, shifted = bool(is_copy.all()), bool(is_next.all())
+    num_labels = int(learnt.sum())
+    if not copies and not shifted:
+        return LabelPlace(None, num_labels)
+    # A label of k values agrees by chance once in k times, n of them once in k ** n.
+    num_against = int((~(is_next if copies else is_copy[:, :-1])).sum())
+    num_values = max(2, len(np.unique(labels[learnt])))
+    is_certain = num_against * math.log(num_values) > math.log(_CERTAINTY)
+    return LabelPlace(shifted, num_labels) if is_certain else None
 
 
-def _check_bound(dataset: BoundsTokens, vocab_size: int) -> None:
-    largest = dataset.max_token_id
-    if largest is not None and largest >= vocab_size:
-        raise DataError(
-            f"the data hold token id {largest:,}, but the model's vocabulary is 0 to {vocab_size - 1:,}",
-            help=_VOCAB_HELP,
-        )
+def shifted_labels(batch: Mapping[str, Int64Array]) -> Int64Array:
+    """Labels that stand at their own token, moved to the input before it; the last of each document has none.
+
+    >>> shifted_labels({"labels": np.array([[5, 6, 7]])}).tolist()
+    [[6, 7, -100]]
+    """
+    labels = np.full_like(batch["labels"], IGNORED_LABEL)
+    labels[:, :-1] = batch["labels"][:, 1:]
+    if "document_ids" in batch:
+        documents = batch["document_ids"]
+        labels[:, :-1][documents[:, 1:] != documents[:, :-1]] = IGNORED_LABEL
+    elif "position_ids" in batch:
+        labels[:, :-1][batch["position_ids"][:, 1:] == 0] = IGNORED_LABEL
+    return labels

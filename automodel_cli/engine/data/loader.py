@@ -17,16 +17,72 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.data.collate import BatchReader, DataSection
-from automodel_cli.engine.protocols import MapDataset, Order
-from automodel_cli.errors import ConfigError
+from automodel_cli.engine.data.collate import VOCAB_HELP, Batch, Collator, DataSection
+from automodel_cli.engine.protocols import BoundsTokens, GatherDataset, LocatesSamples, MapDataset, Order, in_users_code
+from automodel_cli.errors import ConfigError, DataError
 
-Batch = dict[str, npt.NDArray[np.int64]]
 MicroBatches = list[Batch]
 Begin = TypeVar("Begin")
 Int64Array = npt.NDArray[np.int64]
 
 _SAMPLES_AHEAD = 4096
+
+
+class BatchReader:
+    """Reads batches by sample number.
+
+    Args:
+        dataset: A map-style dataset, with `gather` or without.
+        vocab_size: Number of ids of the model; `None` checks no upper bound.
+        section: What the configuration says of the dataset.
+
+    Raises:
+        DataError: The dataset is not map-style, is empty, or is known to hold ids that the model lacks.
+    """
+
+    def __init__(self, dataset: MapDataset, vocab_size: int | None, section: DataSection | None = None) -> None:
+        kind = type(dataset).__name__
+        if not isinstance(dataset, MapDataset):
+            raise DataError(
+                f"the dataset {kind} does not offer both __len__ and __getitem__",
+                help="see MapDataset in automodel_cli/engine/protocols.py; a dataset without numbers must be iterable",
+            )
+        if len(dataset) < 1:
+            raise DataError(f"the dataset {kind} has no samples; at least 1 is needed")
+        if vocab_size is not None and isinstance(dataset, BoundsTokens):
+            _check_bound(dataset, vocab_size)
+        self._dataset = dataset
+        # Asked once: to look for the members of a protocol takes as long as reading a small batch.
+        self._gather = dataset.gather if isinstance(dataset, GatherDataset) else None
+        self._section = section or DataSection()
+        locate = dataset.locate if isinstance(dataset, LocatesSamples) else None
+        self._collator = Collator(kind, vocab_size, self._section, locate)
+
+    def read(self, sample_ids: Int64Array) -> Batch:
+        """The samples `sample_ids` (B,) as int64 arrays (B, T).
+
+        Raises:
+            DataError: As `Collator.stacked` and `Collator.checked`.
+        """
+        if self._gather is not None:
+            with in_users_code(lambda: f"while gathering a batch of {self._section}"):
+                gathered = self._gather(sample_ids)
+            return self._collator.checked(gathered, sample_ids)
+        number = -1
+        samples = []
+        with in_users_code(lambda: f"while reading sample {number} of {self._section}"):
+            for number in sample_ids.tolist():
+                samples.append(self._dataset[number])
+        return self._collator.stacked(samples, sample_ids)
+
+
+def _check_bound(dataset: BoundsTokens, vocab_size: int) -> None:
+    largest = dataset.max_token_id
+    if largest is not None and largest >= vocab_size:
+        raise DataError(
+            f"the data hold token id {largest:,}, but the model's vocabulary is 0 to {vocab_size - 1:,}",
+            help=VOCAB_HELP,
+        )
 
 
 class BatchLoader:
@@ -43,7 +99,7 @@ class BatchLoader:
             copying: numpy releases the interpreter lock and nothing has to be pickled.
         prefetch_factor: Steps that each worker may be ahead.
         vocab_size: Refuse token ids from here on, naming the shard and the offset.
-        interleaved: Deal the micro-batches of a step to the ranks one by one, instead of a block to each.
+        interleaved: Give the micro-batches of a step to the ranks one by one, instead of a block to each.
         section: What the configuration says of the dataset.
 
     Raises:
@@ -153,7 +209,7 @@ def read_ahead(
         is_cut_short = False
         raise
     finally:
-        # Whoever was torn out of the wait for a slow source must not wait for it once more.
+        # If interrupted while waiting, don't wait for the workers at shutdown.
         pool.shutdown(wait=not is_cut_short, cancel_futures=True)
 
 

@@ -1,8 +1,8 @@
 """`MegatronPretraining`: fixed-length samples from Megatron's indexed datasets (`NAME.bin` beside `NAME.idx`).
 
 The files are read as they are, without an index mapping on disk: the documents of a split are read one
-behind the other, as in token shards, and the order of the samples is the same arithmetic (`order.py`,
-`blend.py`). It is NOT the sample order of Megatron, which shuffles documents before it cuts samples.
+behind the other, as in token shards, and the order of the samples is the same arithmetic
+(`order.py`). It is NOT the sample order of Megatron, which shuffles documents before it cuts samples.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from automodel_cli.engine.config.file_pattern import MEGATRON_SPLITS, PatternPart, megatron_files, pattern_parts
-from automodel_cli.engine.data.data_parts import DataPart, by_part, refuse_repeated
-from automodel_cli.engine.data.sample_layout import DenseLayout
-from automodel_cli.engine.data.window_dataset import WindowDataset, too_short
-from automodel_cli.engine.shards.format import ShardInfo
+from automodel_cli.engine.data.window_dataset import (
+    DataPart,
+    WindowDataset,
+    by_part,
+    dense_layout,
+    refuse_repeated,
+)
 from automodel_cli.engine.shards.manifest import manifest_for
 from automodel_cli.engine.shards.megatron import MegatronIndex, read_megatron
+from automodel_cli.engine.shards.tokens import Int64Array, ShardInfo
 from automodel_cli.errors import ConfigError, DataError
-
-Int64Array = npt.NDArray[np.int64]
 
 Split = Literal["train", "validation", "test"]
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -46,12 +47,6 @@ class MegatronPretraining(WindowDataset):
         num_val_samples: Samples of the validation split at most; null takes all.
         tokenizer: Has no effect: tokens are read as they are. Accepted, as files written for NeMo AutoModel have it.
         index_mapping_dir: Has no effect: no mapping is needed. Accepted for the same reason.
-
-    Attributes:
-        fingerprint: Identifies the samples, whatever the directory is called.
-        manifest: What `amcli prep` wrote down, or `None` for files of other tools.
-        max_token_id: The largest id according to the manifest, or `None` when it is unknown.
-        num_tokens: Tokens in the split.
 
     Raises:
         ConfigError: A number, the split or a blend is not well-formed.
@@ -85,9 +80,7 @@ class MegatronPretraining(WindowDataset):
                 where=str(shards[0].path),
                 help="give that split a larger share, or another one to splits_to_build",
             )
-        layout = DenseLayout([info.num_tokens for info in shards], seq_length)
-        if not any(layout.samples_per_shard):
-            raise too_short(shards, seq_length)
+        layout = dense_layout(shards, seq_length)
         super().__init__(parts, layout, seq_length, f"megatron|seq_len {seq_length}", shuffle=shuffle)
         if splits_to_build == "validation" and num_val_samples is not None:
             self._num_samples = max(1, min(self._num_samples, num_val_samples))

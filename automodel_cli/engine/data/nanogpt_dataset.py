@@ -10,18 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from automodel_cli.engine.data.data_parts import common_manifest, find_parts
-from automodel_cli.engine.data.document_mask import mark_documents
-from automodel_cli.engine.data.sample_layout import AlignedLayout, DenseLayout, aligned_starts
-from automodel_cli.engine.data.window_dataset import WindowDataset, too_short
-from automodel_cli.engine.shards.bos_index import document_begins, load_bos_offsets
-from automodel_cli.engine.shards.format import ShardInfo, open_tokens
+from automodel_cli.engine.data.samples import AlignedLayout, aligned_starts, mark_documents
+from automodel_cli.engine.data.window_dataset import WindowDataset, common_manifest, dense_layout, find_parts
+from automodel_cli.engine.shards.formats import format_of
+from automodel_cli.engine.shards.shard_format import document_begins
+from automodel_cli.engine.shards.tokens import Int64Array, ShardInfo
 from automodel_cli.errors import ConfigError, DataError
-
-Int64Array = npt.NDArray[np.int64]
 
 
 class NanogptDataset(WindowDataset):
@@ -44,11 +38,7 @@ class NanogptDataset(WindowDataset):
             attention stays within documents.
 
     Attributes:
-        bos_token: The id that begins a document, as far as it is known.
-        fingerprint: Identifies the samples, whatever the directory is called.
-        manifest: What preparation wrote down, or `None` when the shards have no manifest that fits.
-        max_token_id: The largest id according to the manifest, or `None` when it is unknown.
-        num_tokens: Tokens in all shards.
+        bos_token: The id that begins a document, as far as it is known; other attributes as `WindowDataset`.
 
     Raises:
         ConfigError: `seq_len` is below 1, or a blend is not well-formed.
@@ -77,7 +67,7 @@ class NanogptDataset(WindowDataset):
         self._refuse_unknown_bos(shards)
         # One token may both begin and end documents; a bos_token that is given here only begins them.
         self._ends_too = manifest is not None and manifest.tokenizer.bos_is_eos
-        layout = self._aligned_layout(shards, seq_len) if align_to_bos else _dense_layout(shards, seq_len)
+        layout = self._aligned_layout(shards, seq_len) if align_to_bos else dense_layout(shards, seq_len)
         identity = f"seq_len {seq_len}|bos {self.bos_token if align_to_bos else None}"
         super().__init__(parts, layout, seq_len, identity, shuffle=shuffle, shuffle_files=shuffle_files)
 
@@ -118,11 +108,4 @@ class NanogptDataset(WindowDataset):
         return AlignedLayout(starts)
 
     def _begins_in(self, info: ShardInfo, bos_id: int) -> Int64Array:
-        return document_begins(load_bos_offsets(info, open_tokens(info), bos_id), ends_too=self._ends_too)
-
-
-def _dense_layout(shards: Sequence[ShardInfo], seq_len: int) -> DenseLayout:
-    layout = DenseLayout([info.num_tokens for info in shards], seq_len)
-    if not any(layout.samples_per_shard):
-        raise too_short(shards, seq_len)
-    return layout
+        return document_begins(format_of(info).starts(info, bos_id), ends_too=self._ends_too)

@@ -15,17 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.data.blend import BlendOrder, BlendSchedule
-from automodel_cli.engine.data.document_mask import number_documents
-from automodel_cli.engine.data.order import SampleOrder
+from automodel_cli.engine.data.order import BlendOrder, BlendSchedule, SampleOrder
 from automodel_cli.engine.data.packing import PackPlan
-from automodel_cli.engine.data.token_windows import OpenShards
+from automodel_cli.engine.data.samples import OpenShards, number_documents, refuse_outside
 from automodel_cli.engine.data.window_dataset import WindowDataset, fingerprint
 from automodel_cli.engine.protocols import IGNORED_LABEL, MapDataset, Order
-from automodel_cli.engine.shards.format import ShardInfo
+from automodel_cli.engine.shards.tokens import Int64Array, ShardInfo
 from automodel_cli.errors import ConfigError, DataError
-
-Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ def cut_documents(begins: Int64Array, num_tokens: int, size: int, shard: int = 0
 
     Args:
         begins: Token offsets at which documents begin, ascending. What precedes the first is a document too.
-        num_tokens: Of the shard.
+        num_tokens: Tokens of the shard.
         size: Tokens of a pack.
         shard: Its number.
     """
@@ -74,15 +70,12 @@ class PackedDataset:
     """A dataset of packs of `size` tokens.
 
     Args:
-        dataset: Where the documents are; its `seq_len` has no effect here, its weights have.
+        dataset: Holds the documents; its `seq_len` has no effect here, its weights have.
         size: Tokens of a pack.
 
     Attributes:
         seq_len: The size of a pack.
         fingerprint: Identifies the packs.
-        manifest: Of `dataset`.
-        max_token_id: Of `dataset`.
-        num_tokens: Tokens of `dataset`.
         num_padded: Tokens of room that stay empty in all packs.
 
     Raises:
@@ -132,8 +125,7 @@ class PackedDataset:
             IndexError: An id is not in 0 to len - 1.
         """
         sample_ids = np.asarray(sample_ids, dtype=np.int64)
-        if sample_ids.size and not (sample_ids.min() >= 0 and sample_ids.max() < len(self)):
-            raise IndexError(f"sample ids go from 0 to {len(self) - 1}")
+        refuse_outside(sample_ids, len(self))
         pieces, rows = self._pieces_in(sample_ids)
         lengths, continues = self._pieces.lengths[pieces].astype(np.int64), self._pieces.continues[pieces]
         ends = np.cumsum(lengths)

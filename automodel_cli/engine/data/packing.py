@@ -131,7 +131,7 @@ class PackPlan:
 
 
 def _places(groups: Sequence[PackGroup], first_of_length: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """Of each place in the packs of each group: the document of its first pack, and how far on the next one's is."""
+    """For each place in the packs of each group: the document in the first pack, and the stride to that in the next."""
     following = first_of_length.tolist()
     begins: list[int] = []
     strides: list[int] = []

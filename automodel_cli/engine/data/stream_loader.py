@@ -14,8 +14,8 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
-from automodel_cli.engine.data.collate import Collator, DataSection
-from automodel_cli.engine.data.loader import Batch, MicroBatches, own_places, read_ahead
+from automodel_cli.engine.data.collate import Batch, Collator, DataSection
+from automodel_cli.engine.data.loader import MicroBatches, own_places, read_ahead
 from automodel_cli.engine.protocols import MapDataset, StatefulStream, in_users_code
 from automodel_cli.errors import DataError
 
@@ -28,7 +28,7 @@ def is_stream(dataset: Any) -> bool:
     >>> is_stream(iter([])), is_stream([])
     (True, False)
     """
-    # Of torch's class by name: it has a __getitem__ that only raises, and importing torch takes seconds.
+    # torch's class is found by name: its __getitem__ only raises, and importing torch takes seconds.
     kinds = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(dataset).__mro__}
     return "torch.IterableDataset" in kinds or (isinstance(dataset, Iterable) and not isinstance(dataset, MapDataset))
 
@@ -67,10 +67,10 @@ class StreamPosition:
         self._count = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Tells the source the number of the pass, if it wants to know."""
-        told = getattr(self._source, "set_epoch", None)
-        if callable(told):
-            told(epoch)
+        """Passes the number of the pass on to the source, if it has `set_epoch`."""
+        set_epoch = getattr(self._source, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """The place: what the source says, or how many items were read."""
@@ -91,7 +91,7 @@ class StreamLoader:
     """Reads a stream step by step, over and over.
 
     Args:
-        dataset: Iterable more than once; with `set_epoch` it is told the number of each pass.
+        dataset: Iterable more than once; its `set_epoch`, if any, gets the number of each pass.
         global_batch_size: Samples per optimisation step, over all ranks.
         local_batch_size: Samples per micro-batch.
         dp_rank: This reader's data-parallel rank.
@@ -99,7 +99,7 @@ class StreamLoader:
         num_workers: 0 reads when asked; otherwise one thread reads ahead, since a stream has one end.
         prefetch_factor: Steps that it may be ahead.
         vocab_size: Refuse token ids from here on.
-        interleaved: Deal the micro-batches of a step to the ranks one by one, instead of a block to each.
+        interleaved: Give the micro-batches of a step to the ranks one by one, instead of a block to each.
         section: What the configuration says of the dataset.
     """
 
@@ -179,7 +179,7 @@ class StreamLoader:
         if saved is not None:
             self._dataset.load_state_dict(saved["dataset"])
             self._epoch = int(saved["epoch"])
-        # Without a saved place, of a run that began with other software, the samples before are counted off.
+        # Without a saved place, of a run that began with other software, the samples before are skipped.
         to_skip, is_continued = (start_sample if saved is None else 0), saved is not None
         while True:
             self._dataset.set_epoch(self._epoch)

@@ -78,7 +78,7 @@ class TokenizedTextStream:
             tokens = [*tokens, self._bos, *self._ids_of(row)]
 
     def set_epoch(self, epoch: int) -> None:
-        """Tells the dataset the number of the pass, if it wants to know."""
+        """Passes the number of the pass on to the dataset, if it has `set_epoch`."""
         self._rows.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from automodel_cli.engine.prep.tokenizer import Encoded
-from automodel_cli.engine.shards.format import TokenArray
+from automodel_cli.engine.shards.tokens import TokenArray
 from automodel_cli.errors import DataError
 
 Offsets = npt.NDArray[np.int64]

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.config.suggest import command
+from automodel_cli.engine.durable import explain_write_errors
 from automodel_cli.engine.prep.prep_options import MAX_DOCUMENT_BYTES
 from automodel_cli.engine.prep.progress import PROGRESS_NAME, Unfinished, load_progress
-from automodel_cli.engine.shards.durable import explain_write_errors
 from automodel_cli.engine.shards.manifest import MANIFEST_NAME, DataManifest
 from automodel_cli.engine.shards.verify import verify_directory
 from automodel_cli.errors import DataError

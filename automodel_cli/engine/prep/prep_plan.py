@@ -19,9 +19,9 @@ from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
 from automodel_cli.engine.prep.prep_options import OverLength, PrepOptions
 from automodel_cli.engine.prep.presets import LOCAL_FILES, PRESETS, Preset
 from automodel_cli.engine.prep.tokenizer import Tokenizer
-from automodel_cli.engine.shards.format import token_dtype
-from automodel_cli.engine.shards.formats import WRITERS
+from automodel_cli.engine.shards.formats import FORMATS
 from automodel_cli.engine.shards.manifest import DataManifest, TokenizerRecord
+from automodel_cli.engine.shards.tokens import token_dtype
 from automodel_cli.errors import UsageError
 
 # Signs of a glob pattern, which in the name of a directory would make a pattern of the shards' names.
@@ -70,10 +70,9 @@ def make_plan(options: PrepOptions, revision: str | None = None) -> Plan:
     tokenizer = load_tokenizer(options.tokenizer or preset.tokenizer)
     framing = _framing(options, tokenizer)
     directory = output_directory(options)
-    if options.format not in WRITERS:
-        raise UsageError(f"--format is {options.format!r}, but must be one of {', '.join(WRITERS)}")
-    # A writer refuses what its format cannot hold; it touches nothing before it writes.
-    WRITERS[options.format](directory, "train", framing.dtype, options.shard_tokens, framing.bos_id)
+    if options.format not in FORMATS:
+        raise UsageError(f"--format is {options.format!r}, but must be one of {', '.join(FORMATS)}")
+    FORMATS[options.format].stored_dtype(framing.dtype, framing.bos_id)
     totals = HoldOut(
         preset.val_share,
         options.val_tokens,

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from automodel_cli.engine.durable import explain_write_errors
 from automodel_cli.engine.prep.corpus.files import TEXT
 from automodel_cli.engine.prep.corpus.open_source import open_source
 from automodel_cli.engine.prep.left_out import FirstSkipped, add_skipped, left_out_notes, nothing_left
@@ -21,7 +22,6 @@ from automodel_cli.engine.prep.prep_options import PrepOptions, ignore
 from automodel_cli.engine.prep.prep_plan import Plan, make_plan, output_directory
 from automodel_cli.engine.prep.progress import PROGRESS_NAME, Reading, Unfinished, load_progress
 from automodel_cli.engine.prep.session import OnNote, OnProgress, PrepProgress, Session
-from automodel_cli.engine.shards.durable import explain_write_errors
 from automodel_cli.engine.shards.manifest import DataManifest, ReadingRecord, load_manifest, write_manifest
 from automodel_cli.errors import DataError
 

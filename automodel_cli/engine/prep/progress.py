@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.bounded import UnsoundError, read_object, shown, typed
-from automodel_cli.engine.durable import sync_file
+from automodel_cli.engine.durable import explain_write_errors, sync_file, write_durably
 from automodel_cli.engine.prep.hold_out import Seen
 from automodel_cli.engine.prep.left_out import FirstSkipped, add_skipped
 from automodel_cli.engine.prep.reading import Position, Unit
 from automodel_cli.engine.prep.split_writer import SplitSnapshot, StoredSplit
-from automodel_cli.engine.shards.durable import explain_write_errors, write_durably
 from automodel_cli.errors import DataError
 
 PROGRESS_NAME = "progress.json"

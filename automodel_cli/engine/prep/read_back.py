@@ -7,8 +7,7 @@ from typing import Any
 
 from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
 from automodel_cli.engine.prep.tokenizer import Tokenizer
-from automodel_cli.engine.shards.directory import ShardDirectory
-from automodel_cli.engine.shards.documents import SplitDocuments, require_documents
+from automodel_cli.engine.shards.directory import ShardDirectory, SplitDocuments, require_documents
 from automodel_cli.errors import DataError, UsageError
 
 

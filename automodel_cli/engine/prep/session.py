@@ -25,8 +25,9 @@ from automodel_cli.engine.prep.progress import Checkpoint, Reading, Unfinished
 from automodel_cli.engine.prep.reading import Unit, read_units
 from automodel_cli.engine.prep.split_writer import SplitWriter
 from automodel_cli.engine.prep.tokenizer import Encoder, offsets_of
-from automodel_cli.engine.shards.formats import WRITERS
+from automodel_cli.engine.shards.formats import FORMATS
 from automodel_cli.engine.shards.manifest import SplitRecord
+from automodel_cli.engine.shards.writer import ShardWriter
 from automodel_cli.errors import AmcliError
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ class Session:
 
     def _writer(self, split: str) -> SplitWriter:
         plan = self._plan
-        writer = WRITERS[plan.options.format]
-        shards = writer(plan.directory, split, plan.framing.dtype, plan.options.shard_tokens, plan.framing.bos_id)
+        form, tokens = FORMATS[plan.options.format], plan.options.shard_tokens
+        shards = ShardWriter(plan.directory, split, plan.framing.dtype, tokens, plan.framing.bos_id, form)
         shards.bos_is_eos = plan.manifest.tokenizer.bos_is_eos
         # A token that also marks the boundaries of documents cannot count unknown text.
         boundaries = (plan.framing.bos_id, plan.framing.eos_id)

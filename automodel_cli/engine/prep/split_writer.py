@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from automodel_cli.engine.prep.framing import Documents
-from automodel_cli.engine.shards.entropy import unigram_entropy_nats
 from automodel_cli.engine.shards.manifest import ShardRecord, SplitRecord
+from automodel_cli.engine.shards.scan import unigram_entropy_nats
 from automodel_cli.engine.shards.writer import Run, ShardWriter
 from automodel_cli.errors import DataError
 

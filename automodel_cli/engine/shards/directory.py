@@ -1,7 +1,10 @@
-"""A directory of shards, with a manifest or without, as lists of shards by split.
+"""A directory of shards, with a manifest or without: the shards of each split, and the documents in them.
 
 Where a manifest lies there, it says which shards belong to which split and in which order. Without
-one the names do: `fineweb_val_000001.bin` belongs to the split `fineweb_val`. Nothing is opened here.
+one the names do: `fineweb_val_000001.bin` belongs to the split `fineweb_val`.
+
+A document begins at a BOS token, or where the index of the format says. Shards roll over at a number
+of tokens, so a document may begin in one shard and end in the next.
 """
 
 from __future__ import annotations
@@ -11,9 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from automodel_cli.engine.shards.bos_index import bos_index_path, read_index
-from automodel_cli.engine.shards.format import ShardInfo, open_tokens
+import numpy as np
+
+from automodel_cli.engine.shards.formats import format_of, read_shard
 from automodel_cli.engine.shards.manifest import DataManifest, load_manifest
+from automodel_cli.engine.shards.shard_format import document_begins
+from automodel_cli.engine.shards.tokens import Int64Array, TokenArray, Tokens
 from automodel_cli.errors import DataError, UsageError
 
 _NUMBER = re.compile(r"[_-]?\d+$")
@@ -86,10 +92,120 @@ def split_of(file: Path) -> str:
     return _NUMBER.sub("", file.stem) or file.stem
 
 
-def bos_id_by_index(info: ShardInfo) -> int | None:
-    """The BOS token according to the index beside a shard: the one token that all its entries point at."""
-    offsets = read_index(bos_index_path(info.path), info.num_tokens)
-    if offsets is None or not len(offsets) or offsets.min() < 0 or offsets.max() >= info.num_tokens:
-        return None
-    tokens = open_tokens(info)[offsets]
-    return int(tokens[0]) if bool((tokens == tokens[0]).all()) else None
+@dataclass(frozen=True)
+class Document:
+    """One document.
+
+    Attributes:
+        number: Its place in the split, from 0.
+        shard: Where it begins.
+        offset: Token offset there.
+        tokens: Its tokens, BOS included.
+    """
+
+    number: int
+    shard: Path
+    offset: int
+    tokens: TokenArray
+
+
+class SplitDocuments:
+    """The documents of one split.
+
+    Args:
+        shards: In reading order.
+        bos_id: The id that begins a document; `None` takes what the indices point at.
+        ends_too: The same id also ends each document.
+
+    Attributes:
+        shards: What the headers say.
+        starts: Token offset of each document from the beginning of the split, and the number of tokens at
+            the end; only that number where nothing says where documents begin.
+
+    Raises:
+        DataError: A shard cannot be read or does not fit its header.
+    """
+
+    def __init__(self, shards: Sequence[Path], bos_id: int | None, *, ends_too: bool = False) -> None:
+        self.shards = [read_shard(path) for path in shards]
+        self._begins = np.cumsum([0, *(info.num_tokens for info in self.shards)], dtype=np.int64)
+        found = [
+            format_of(info).starts(info, bos_id) + begin for info, begin in zip(self.shards, self._begins, strict=False)
+        ]
+        begins = np.concatenate([*found, self._begins[:0]])
+        if ends_too:
+            begins = self._without_ends(begins, bos_id)
+        self.starts: Int64Array = np.unique(np.append(begins, self._begins[-1]))
+
+    @property
+    def num_documents(self) -> int:
+        """Documents that begin in the split."""
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> Int64Array:
+        """Tokens of each document, shape (D,)."""
+        return np.diff(self.starts)
+
+    def document(self, number: int) -> Document:
+        """The document at a place.
+
+        Raises:
+            UsageError: There is none.
+        """
+        if not 0 <= number < self.num_documents:
+            raise UsageError(f"there is no document {number:,}: the split has {self.num_documents:,}, counted from 0")
+        return self._read(number, int(self.starts[number]), int(self.starts[number + 1]))
+
+    def document_at(self, offset: int) -> Document:
+        """The document that holds the token at `offset` of the split.
+
+        Raises:
+            UsageError: The split is shorter, or no document begins before that token.
+        """
+        num_tokens = int(self._begins[-1])
+        if not 0 <= offset < num_tokens:
+            raise UsageError(f"there is no token {offset:,}: the split has {num_tokens:,}, counted from 0")
+        number = int(np.searchsorted(self.starts, offset, side="right")) - 1
+        if number < 0:
+            raise UsageError(
+                f"nothing says where the document of token {offset:,} begins",
+                help="give --bos-token, for example 50256 for the GPT-2 vocabulary",
+            )
+        return self.document(number)
+
+    def _read(self, number: int, begin: int, end: int) -> Document:
+        first = int(np.searchsorted(self._begins, begin, side="right")) - 1
+        parts = []
+        for shard in range(first, len(self.shards)):
+            start = int(self._begins[shard])
+            if start >= end:
+                break
+            parts.append(Tokens(self.shards[shard])[max(begin - start, 0) : end - start])
+        return Document(number, self.shards[first].path, begin - int(self._begins[first]), np.concatenate(parts))
+
+    def _without_ends(self, begins: Int64Array, bos_id: int | None) -> Int64Array:
+        """The offsets at which documents begin, of those at which the one token that does both stands."""
+        if not any(format_of(info).lists_documents for info in self.shards):
+            return document_begins(begins, ends_too=True)
+        # The indices list beginnings, but for the first place of a file, which may be an end.
+        ends = [
+            begin
+            for begin, before in zip(self._begins[1:-1], self.shards, strict=False)
+            if before.num_tokens and int(Tokens(before)[-1]) != bos_id
+        ]
+        return np.setdiff1d(begins, ends)
+
+
+def require_documents(documents: SplitDocuments, where: Path) -> None:
+    """Refuse a split of which nothing says where its documents begin.
+
+    Raises:
+        DataError: There is no index, and no BOS token is known or occurs.
+    """
+    if not documents.num_documents:
+        raise DataError(
+            "nothing says where documents begin: there is no manifest, no index, and no BOS token was given",
+            where=str(where),
+            help="give --bos-token, for example 50256 for the GPT-2 vocabulary",
+        )

@@ -23,8 +23,8 @@ from automodel_cli.engine.bounded import (
     shown,
     typed,
 )
-from automodel_cli.engine.shards.durable import write_durably
-from automodel_cli.engine.shards.format import ShardInfo
+from automodel_cli.engine.durable import write_durably
+from automodel_cli.engine.shards.tokens import ShardInfo
 from automodel_cli.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
@@ -62,7 +62,7 @@ class TokenizerRecord:
         name: As the user gave it.
         vocab_size: Every id is below it.
         bos_id: Begins each document; `None` if nothing does.
-        sha256: Of the files that decide about the ids.
+        sha256: Hash of the files that decide the ids.
         eos_id: Ends each document; `None` if nothing does.
     """
 
@@ -133,7 +133,7 @@ class ReadingRecord:
 
     Attributes:
         num_documents: Texts that went into a split.
-        source_bytes: Bytes of the source that they took, as far as it tells.
+        source_bytes: Bytes of the source that they took, as far as the source knows.
         skipped: Texts left out, by reason.
         first_skipped: The first of each reason: `where` it is (`a.jsonl:17`), and what was `found`.
     """
@@ -158,7 +158,7 @@ class DataManifest:
         versions: Programs that had a part in it, such as `tokenizer_engine` and `python`.
         format: Says that this is a manifest of token shards.
         format_version: Grows when readers must change.
-        manifest_sha256: Of the text of the file, with zeros in this place; `None` before format version 3.
+        manifest_sha256: Hash of the text of the file, with zeros in this place; `None` before format version 3.
     """
 
     source: SourceRecord

@@ -15,31 +15,25 @@ known writers lay them out; the lengths then say everything.
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from automodel_cli.engine.bounded import UnsoundError, read_bytes
-from automodel_cli.engine.shards.bos_index import document_begins
-from automodel_cli.engine.shards.format import ShardInfo
-from automodel_cli.errors import DataError
-
-INDEX_MAGIC = b"MMIDIDX\x00\x00"
-INDEX_VERSION = 1
-DTYPES: dict[int, np.dtype[Any]] = {
-    1: np.dtype("u1"),
-    2: np.dtype("i1"),
-    3: np.dtype("<i2"),
-    4: np.dtype("<i4"),
-    5: np.dtype("<i8"),
-    8: np.dtype("<u2"),
-}
-
-_HEADER = struct.Struct("<9sQBQQ")
+from automodel_cli.engine.config.shard_header import (
+    MEGATRON_HEADER,
+    MEGATRON_MAGIC,
+    MEGATRON_TYPES,
+    MEGATRON_VERSION,
+    megatron_header,
+)
+from automodel_cli.engine.shards.manifest import DataManifest
+from automodel_cli.engine.shards.shard_format import ShardFormat, document_begins
+from automodel_cli.engine.shards.tokens import Int64Array, ShardInfo, Tokens
+from automodel_cli.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class MegatronIndex:
     """
 
     info: ShardInfo
-    document_starts: npt.NDArray[np.int64]
+    document_starts: Int64Array
 
     @property
     def num_documents(self) -> int:
@@ -69,11 +63,6 @@ def index_path(bin_path: Path) -> Path:
     return bin_path.with_suffix(".idx")
 
 
-def is_megatron(bin_path: Path) -> bool:
-    """Whether a Megatron index lies beside a file of tokens."""
-    return index_path(bin_path).is_file()
-
-
 def read_megatron(bin_path: Path) -> MegatronIndex:
     """Read an index and check it against itself and the size of the file of tokens.
 
@@ -88,14 +77,15 @@ def read_megatron(bin_path: Path) -> MegatronIndex:
     try:
         bin_bytes = bin_path.stat().st_size
         # Sequences without a token are allowed, and a file that lists more of them than tokens is none that is written.
-        raw = read_bytes(path, _HEADER.size + 21 * (bin_bytes + 2))
+        raw = read_bytes(path, MEGATRON_HEADER.size + 21 * (bin_bytes + 2))
     except UnsoundError as error:
         raise DataError(f"the index cannot be read: {error}", where=str(path)) from error
     except OSError as error:
         missing = str(error.filename or path)
         raise DataError(f"the Megatron dataset cannot be read: {error.strerror}", where=missing) from error
-    dtype, num_sequences, num_indices = _read_header(path, raw)
-    lengths_at = _HEADER.size
+    token_type, num_sequences, num_indices = megatron_header(path, raw)
+    dtype = np.dtype(token_type)
+    lengths_at = MEGATRON_HEADER.size
     pointers_at = lengths_at + 4 * num_sequences
     documents_at = pointers_at + 8 * num_sequences
     end = documents_at + 8 * num_indices
@@ -120,26 +110,26 @@ def read_megatron(bin_path: Path) -> MegatronIndex:
             where=str(bin_path),
             help="the two files are not of one run, or one was cut short; copy or prepare them again",
         )
-    return MegatronIndex(ShardInfo(bin_path, num_tokens, dtype, None, begin_bytes=0), starts[documents])
+    return MegatronIndex(ShardInfo(bin_path, num_tokens, dtype, MegatronFormat.name, begin_bytes=0), starts[documents])
 
 
-def begins_to_list(bos_offsets: npt.NDArray[np.int64], *, ends_too: bool) -> npt.NDArray[np.int64]:
+def _begins_to_list(bos_offsets: Int64Array, *, ends_too: bool) -> Int64Array:
     """Where the documents of a file begin, of which the first may be the end of one that began in another file."""
     begins = document_begins(bos_offsets, ends_too=ends_too)
     return np.unique(np.concatenate((np.zeros(1, dtype=np.int64), begins)))
 
 
-def build_index(lengths: npt.NDArray[np.int64], dtype: np.dtype[Any]) -> bytes:
+def build_index(lengths: Int64Array, dtype: np.dtype[Any]) -> bytes:
     """The index of documents of these lengths, one sequence each, that stand one behind the other.
 
     Args:
         lengths: Tokens of each document, shape (D,), each below 2**31.
-        dtype: Of the tokens: uint16 or int32.
+        dtype: Type of the tokens, uint16 or int32.
     """
-    code = next(code for code, known in DTYPES.items() if known == dtype)
+    code = next(code for code, known in MEGATRON_TYPES.items() if known == dtype.str)
     pointers = (np.cumsum(lengths) - lengths) * dtype.itemsize
     parts = (
-        _HEADER.pack(INDEX_MAGIC, INDEX_VERSION, code, len(lengths), len(lengths) + 1),
+        MEGATRON_HEADER.pack(MEGATRON_MAGIC, MEGATRON_VERSION, code, len(lengths), len(lengths) + 1),
         lengths.astype("<i4").tobytes(),
         pointers.astype("<i8").tobytes(),
         np.arange(len(lengths) + 1, dtype="<i8").tobytes(),
@@ -147,28 +137,12 @@ def build_index(lengths: npt.NDArray[np.int64], dtype: np.dtype[Any]) -> bytes:
     return b"".join(parts)
 
 
-def _read_header(path: Path, raw: bytes) -> tuple[np.dtype[Any], int, int]:
-    if len(raw) < _HEADER.size or not raw.startswith(INDEX_MAGIC):
-        raise DataError(
-            f"the file does not begin with {INDEX_MAGIC!r}, so it is no Megatron index",
-            where=str(path),
-            help="`paths` names the .bin and .idx of an indexed dataset, without the ending",
-        )
-    _, version, code, num_sequences, num_indices = _HEADER.unpack_from(raw)
-    if version != INDEX_VERSION:
-        raise DataError(f"the index has version {version}, but only version {INDEX_VERSION} is known", where=str(path))
-    if code not in DTYPES:
-        known = ", ".join(f"{code} {dtype.name}" for code, dtype in DTYPES.items())
-        raise DataError(f"the index says type {code}, but tokens are one of {known}", where=str(path))
-    return DTYPES[code], num_sequences, num_indices
-
-
 def _check(
     path: Path,
-    lengths: npt.NDArray[np.int64],
-    pointers: npt.NDArray[np.int64],
-    documents: npt.NDArray[np.int64],
-    expected: npt.NDArray[np.int64],
+    lengths: Int64Array,
+    pointers: Int64Array,
+    documents: Int64Array,
+    expected: Int64Array,
 ) -> None:
     """That lengths, pointers and documents are of one piece; `expected` are the pointers without gaps."""
     if lengths.min(initial=0) < 0:
@@ -186,3 +160,63 @@ def _check(
             f"the document indices must ascend from 0 to the {len(lengths):,} sequences, but they do not",
             where=str(path),
         )
+
+
+class MegatronFormat(ShardFormat):
+    """One sequence for each document; a document that a file's end cuts is listed in both files."""
+
+    name = "megatron"
+    title = "megatron"
+    dataset = "MegatronPretraining"
+    lists_documents = True
+
+    def claims(self, path: Path) -> bool:
+        """Whether an index lies beside the file."""
+        return index_path(path).is_file()
+
+    def read(self, path: Path) -> ShardInfo:
+        """As `read_megatron`, without the documents."""
+        return read_megatron(path).info
+
+    def starts(self, info: ShardInfo, bos_id: int | None) -> Int64Array:
+        """Where the index says that documents begin; where BOS is known, only those that begin with it."""
+        starts = read_megatron(info.path).document_starts[:-1]
+        # Documents without tokens begin nowhere; where BOS is known, the end of a document that began
+        # in the file before is no document, though the index has to list it as one.
+        starts = starts[starts < info.num_tokens]
+        return starts if bos_id is None else starts[Tokens(info)[starts] == bos_id]
+
+    def known_bos(self, info: ShardInfo) -> int | None:
+        """None: the index lists documents, whatever they begin with."""
+        return None
+
+    def index_problems(
+        self, info: ShardInfo, bos_offsets: Int64Array, bos_id: int | None, manifest: DataManifest | None
+    ) -> Iterator[str]:
+        """Files of other tools may begin documents with anything, so only what a manifest describes is compared."""
+        starts = read_megatron(info.path).document_starts[:-1]
+        if manifest is None or bos_id is None:
+            return
+        if not np.array_equal(starts, _begins_to_list(bos_offsets, ends_too=manifest.tokenizer.bos_is_eos)):
+            yield "the index does not begin its documents at the BOS tokens"
+
+    def index_path(self, path: Path) -> Path:
+        """`NAME.idx`."""
+        return index_path(path)
+
+    def stored_dtype(self, dtype: np.dtype[Any], bos_id: int | None) -> np.dtype[Any]:
+        """uint16, or int32 instead of uint32: the type that Megatron has for large vocabularies."""
+        if bos_id is None:
+            raise ConfigError(
+                "the format megatron lists where documents begin, so it needs a BOS token, but there is none",
+                help="give one, or choose another --format",
+            )
+        return np.dtype("<i4") if dtype.itemsize == 4 else dtype
+
+    def header(self, num_tokens: int, dtype: np.dtype[Any]) -> bytes:
+        """Nothing."""
+        return b""
+
+    def index(self, bos_offsets: Int64Array, num_tokens: int, dtype: np.dtype[Any], *, ends_too: bool) -> bytes:
+        """Documents as the BOS tokens begin them, and one at the beginning of the file in any case."""
+        return build_index(np.diff(_begins_to_list(bos_offsets, ends_too=ends_too), append=num_tokens), dtype)

@@ -19,15 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.config.suggest import command
-from automodel_cli.engine.durable import sync_directory, sync_file
-from automodel_cli.engine.shards.bos_index import bos_index_path
+from automodel_cli.engine.durable import (
+    explain_write_errors,
+    replace_durably,
+    sync_directory,
+    sync_file,
+    temporary_path,
+)
 from automodel_cli.engine.shards.directory import ShardDirectory, open_directory
-from automodel_cli.engine.shards.durable import explain_write_errors, replace_durably, temporary_path
-from automodel_cli.engine.shards.entropy import unigram_entropy_nats
+from automodel_cli.engine.shards.formats import FORMATS
 from automodel_cli.engine.shards.manifest import DataManifest, ReadingRecord, ShardRecord, SplitRecord, write_manifest
-from automodel_cli.engine.shards.megatron import index_path
-from automodel_cli.engine.shards.scan import Int64Array, sum_counts
-from automodel_cli.engine.shards.verify import OnProgress, Verifier, VerifyProgress, ignore_progress
+from automodel_cli.engine.shards.scan import sum_counts, unigram_entropy_nats
+from automodel_cli.engine.shards.tokens import Int64Array
+from automodel_cli.engine.shards.verify import OnProgress, Verifier, VerifyProgress
 from automodel_cli.engine.shards.writer import shard_name
 from automodel_cli.errors import DataError, UsageError
 
@@ -42,7 +46,7 @@ class Merged:
 
     Attributes:
         directory: Where it lies.
-        manifest: Of all parts together.
+        manifest: Describes all parts together.
         num_parts: Directories that were joined.
         num_linked: Files that share their space with the parts; the others were copied.
         notes: What the user should know, such as fewer tokens than were asked for.
@@ -63,13 +67,13 @@ class _Part:
     of: int
 
 
-def merge(paths: Sequence[Path], output: Path, on_progress: OnProgress = ignore_progress) -> Merged:
+def merge(paths: Sequence[Path], output: Path, on_progress: OnProgress = lambda _: None) -> Merged:
     """Join directories into a new one.
 
     Args:
         paths: One directory for each part, in any order.
         output: Does not exist yet, or is empty.
-        on_progress: Told how many bytes were verified, of all parts together.
+        on_progress: Called with the number of bytes that were verified, of all parts together.
 
     Raises:
         UsageError: There are no parts, or the output is not empty.
@@ -214,8 +218,8 @@ def _place_shards(parts: Sequence[_Part], split: str, output: Path) -> tuple[lis
 
 def _files(source: Path, target: Path) -> list[tuple[Path, Path]]:
     """A shard and the indices beside it, with their new names."""
-    beside = [(beside(source), beside(target)) for beside in (bos_index_path, index_path)]
-    return [*(pair for pair in beside if pair[0].is_file()), (source, target)]
+    indices = {form.index_path(source): form.index_path(target) for form in FORMATS.values()}
+    return [*(pair for pair in indices.items() if pair[0].is_file()), (source, target)]
 
 
 def _link_or_copy(source: Path, target: Path) -> bool:
@@ -231,7 +235,7 @@ def _link_or_copy(source: Path, target: Path) -> bool:
 
 
 def _join(records: Sequence[SplitRecord], shards: Sequence[ShardRecord]) -> SplitRecord:
-    """The record of all parts of a split: numbers are added, but for those that are the largest of anything."""
+    """The record of all parts of a split: numbers are added, maxima are compared."""
     largest = ("max_token_id", "longest_document_tokens")
     joined: dict[str, Any] = {}
     for item in fields(SplitRecord):

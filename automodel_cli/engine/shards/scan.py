@@ -7,16 +7,16 @@ memory of the process does not grow with the shard.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.shards.format import ShardInfo, TokenArray
+from automodel_cli.engine.shards.tokens import Int64Array, ShardInfo, TokenArray
 from automodel_cli.errors import DataError
 
-Int64Array = npt.NDArray[np.int64]
 # Called with the number of bytes that were read since the last call.
 OnBytes = Callable[[int], None]
 
@@ -30,7 +30,7 @@ class ShardScan:
     """What all bytes of one shard say.
 
     Attributes:
-        sha256: Of the whole file.
+        sha256: Hash of the whole file.
         max_token_id: The largest id; 0 in an empty shard.
         counts: Occurrences of each id below 2,097,152, shape (n,).
         bos_offsets: Token offsets of the BOS tokens, ascending; empty where BOS is not known.
@@ -42,17 +42,13 @@ class ShardScan:
     bos_offsets: Int64Array
 
 
-def ignore_bytes(_: int) -> None:
-    """Report to nobody."""
-
-
-def scan_shard(info: ShardInfo, bos_id: int | None, on_bytes: OnBytes = ignore_bytes) -> ShardScan:
+def scan_shard(info: ShardInfo, bos_id: int | None, on_bytes: OnBytes = lambda _: None) -> ShardScan:
     """Read a whole shard.
 
     Args:
         info: A shard whose header was found to match the file.
         bos_id: The id that begins a document, if there is one.
-        on_bytes: Told of every block.
+        on_bytes: Called after every block.
 
     Raises:
         DataError: The file cannot be read, or ends before its tokens do.
@@ -68,7 +64,7 @@ def scan_shard(info: ShardInfo, bos_id: int | None, on_bytes: OnBytes = ignore_b
                 digest.update(block)
                 tokens = np.frombuffer(block[: len(block) // info.dtype.itemsize * info.dtype.itemsize], info.dtype)
                 largest = max(largest, int(tokens.max(initial=0)))
-                counts = sum_counts(counts, _count(tokens))
+                counts = sum_counts(counts, count_ids(tokens))
                 if bos_id is not None:
                     found.append(np.flatnonzero(tokens == bos_id) + place)
                 place += len(tokens)
@@ -89,7 +85,8 @@ def add_counts(scans: list[ShardScan]) -> Int64Array:
     return total
 
 
-def _count(tokens: TokenArray) -> Int64Array:
+def count_ids(tokens: TokenArray) -> Int64Array:
+    """Occurrences of each id below 2,097,152."""
     if tokens.dtype.itemsize != 2 or tokens.dtype.kind == "i":
         tokens = tokens[(tokens >= 0) & (tokens < _MAX_COUNTED_IDS)]
     return np.bincount(tokens).astype(np.int64)
@@ -102,3 +99,18 @@ def sum_counts(left: Int64Array, right: Int64Array) -> Int64Array:
     total = left.copy()
     total[: len(right)] += right
     return total
+
+
+def unigram_entropy_nats(counts: npt.NDArray[np.integer[Any]] | Sequence[int]) -> float:
+    """Entropy of the frequencies of tokens, in nats: the loss of the best model without context.
+
+    >>> round(unigram_entropy_nats([1, 1, 0]), 4)
+    0.6931
+    """
+    present = np.asarray(counts, dtype=np.float64)
+    present = present[present > 0]
+    if not present.size:
+        return 0.0
+    shares = present / present.sum()
+    # max: the sum for a single token is -0.0, which would be printed with its sign.
+    return max(0.0, float(-(shares * np.log(shares)).sum()))

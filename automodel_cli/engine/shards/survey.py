@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from automodel_cli.engine.shards.directory import ShardDirectory
-from automodel_cli.engine.shards.documents import SplitDocuments
-from automodel_cli.engine.shards.format import LEGACY_MAGIC, ShardInfo, open_tokens
-from automodel_cli.engine.shards.scan import Int64Array
+from automodel_cli.engine.shards.directory import ShardDirectory, SplitDocuments
+from automodel_cli.engine.shards.formats import format_of
+from automodel_cli.engine.shards.scan import count_ids, sum_counts
+from automodel_cli.engine.shards.tokens import Int64Array, ShardInfo, Tokens
 
 TOP_TOKENS = 20
 # Tokens are counted in blocks spread over the whole split: 64 Mi tokens take about a second.
@@ -46,8 +46,8 @@ class SplitSurvey:
         num_tokens: Tokens in all of them.
         num_documents: Documents, or `None` where nothing says where they begin.
         token_bytes: Bytes per token in each shard, without repetition.
-        formats: `current`, `legacy` or `megatron`, without repetition.
-        median_document_tokens: Of the lengths of the documents.
+        formats: `current`, `legacy`, `megatron` and so on, without repetition.
+        median_document_tokens: Median length of the documents.
         lengths: Histogram of the lengths, in bins of powers of two.
         counted_tokens: How many tokens were counted for `top_tokens`; all, or blocks spread evenly.
         top_tokens: The most frequent, descending.
@@ -109,16 +109,12 @@ def _split(documents: SplitDocuments) -> SplitSurvey:
         num_tokens=sum(info.num_tokens for info in documents.shards),
         num_documents=len(lengths) or None,
         token_bytes=tuple(sorted({info.dtype.itemsize for info in documents.shards})),
-        formats=tuple(sorted({_format_of(info) for info in documents.shards})),
+        formats=tuple(sorted({format_of(info).title for info in documents.shards})),
         median_document_tokens=float(np.median(lengths)) if len(lengths) else None,
         lengths=length_histogram(lengths),
         counted_tokens=counted,
         top_tokens=tuple(token for token in top if token.count),
     )
-
-
-def _format_of(info: ShardInfo) -> str:
-    return {None: "megatron", LEGACY_MAGIC: "legacy"}.get(info.magic, "current")
 
 
 def length_histogram(lengths: Int64Array) -> tuple[LengthBin, ...]:
@@ -140,13 +136,12 @@ def _count_tokens(shards: Sequence[ShardInfo]) -> tuple[Int64Array, int]:
     """Occurrences of each id below 2,097,152 in blocks spread over the shards, and how many tokens they hold."""
     total = sum(info.num_tokens for info in shards)
     stride = _BLOCK_TOKENS * max(1, -(-total // _MAX_COUNTED_TOKENS))
-    counts = np.zeros(1 << 21, dtype=np.int64)
+    counts = np.zeros(0, dtype=np.int64)
     counted = 0
     for info in shards:
-        tokens = open_tokens(info)
+        tokens = Tokens(info)
         for begin in range(0, info.num_tokens, stride):
             block = tokens[begin : begin + _BLOCK_TOKENS]
-            found = np.bincount(block[(block >= 0) & (block < len(counts))])
-            counts[: len(found)] += found
+            counts = sum_counts(counts, count_ids(block))
             counted += len(block)
     return counts, counted

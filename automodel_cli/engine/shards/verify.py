@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from automodel_cli.engine.shards.bos_index import bos_index_path, document_begins, read_index
-from automodel_cli.engine.shards.directory import ShardDirectory, bos_id_by_index, open_directory
-from automodel_cli.engine.shards.documents import read_shard
-from automodel_cli.engine.shards.entropy import unigram_entropy_nats
-from automodel_cli.engine.shards.format import ShardInfo
+from automodel_cli.engine.shards.directory import ShardDirectory, open_directory
+from automodel_cli.engine.shards.formats import format_of, read_shard
 from automodel_cli.engine.shards.manifest import DataManifest, ShardRecord, SplitRecord
-from automodel_cli.engine.shards.megatron import begins_to_list, read_megatron
-from automodel_cli.engine.shards.scan import Int64Array, ShardScan, add_counts, scan_shard
+from automodel_cli.engine.shards.scan import ShardScan, add_counts, scan_shard, unigram_entropy_nats
+from automodel_cli.engine.shards.shard_format import document_begins
+from automodel_cli.engine.shards.tokens import Int64Array, ShardInfo
 from automodel_cli.errors import DataError
 
 # Sums of logarithms in another order of blocks differ in the last digits.
@@ -81,17 +79,13 @@ class Verification:
 OnProgress = Callable[[VerifyProgress], None]
 
 
-def ignore_progress(_: VerifyProgress) -> None:
-    """Report to nobody."""
-
-
 @dataclass(frozen=True)
 class _ScannedShard:
     info: ShardInfo
     scan: ShardScan
 
 
-def verify_directory(path: Path, on_progress: OnProgress = ignore_progress) -> Verification:
+def verify_directory(path: Path, on_progress: OnProgress = lambda _: None) -> Verification:
     """Read every byte of a directory of shards and compare.
 
     Raises:
@@ -106,13 +100,13 @@ class Verifier:
 
     Args:
         directory: What to verify.
-        on_progress: Told after every block.
+        on_progress: Called after every block.
 
     Attributes:
         counts: After `run`, the occurrences of each id in each split.
     """
 
-    def __init__(self, directory: ShardDirectory, on_progress: OnProgress = ignore_progress) -> None:
+    def __init__(self, directory: ShardDirectory, on_progress: OnProgress = lambda _: None) -> None:
         self.counts: dict[str, Int64Array] = {}
         self._directory = directory
         self._problems: list[Problem] = []
@@ -157,7 +151,8 @@ class Verifier:
             self._problems.append(Problem("size", file.name, message))
         try:
             info = read_shard(file)
-            bos_id = bos_id_by_index(info) if manifest is None else manifest.tokenizer.bos_id
+            form = format_of(info)
+            bos_id = form.known_bos(info) if manifest is None else manifest.tokenizer.bos_id
             scan = scan_shard(info, bos_id, self._advance)
         except DataError as error:
             self._problems.append(Problem("header", Path(error.where or file).name, error.message))
@@ -165,7 +160,8 @@ class Verifier:
             return None
         if record is not None and manifest is not None:
             self._problems += _record_problems(record, info, scan, manifest.tokenizer.vocab_size)
-        self._problems += _index_problems(info, scan, bos_id, manifest)
+        for message in form.index_problems(info, scan.bos_offsets, bos_id, manifest):
+            self._problems.append(Problem("bos_index", form.index_path(file).name, message))
         return _ScannedShard(info, scan)
 
     def _advance(self, num_bytes: int) -> None:
@@ -186,38 +182,6 @@ def _record_problems(record: ShardRecord, info: ShardInfo, scan: ShardScan, voca
     elif scan.max_token_id != record.max_token_id:
         message = f"the largest token id is {scan.max_token_id:,}, but the manifest says {record.max_token_id:,}"
         yield Problem("token_range", record.name, message)
-
-
-def _index_problems(
-    info: ShardInfo, scan: ShardScan, bos_id: int | None, manifest: DataManifest | None
-) -> Iterator[Problem]:
-    """Whether the index beside a shard points at exactly the BOS tokens."""
-    if info.magic is None:
-        starts = read_megatron(info.path).document_starts[:-1]
-        if manifest is None or bos_id is None:
-            return
-        expected = begins_to_list(scan.bos_offsets, ends_too=manifest.tokenizer.bos_is_eos)
-        if not np.array_equal(starts, expected):
-            message = "the index does not begin its documents at the BOS tokens"
-            yield Problem("bos_index", info.path.with_suffix(".idx").name, message)
-        return
-    path = bos_index_path(info.path)
-    entries = read_index(path, info.num_tokens)
-    if entries is None:
-        if path.is_file() and path.stat().st_size:
-            yield Problem(
-                "bos_index",
-                path.name,
-                f"{path.stat().st_size:,} bytes are no whole number of int32 offsets into {info.num_tokens:,} tokens",
-            )
-        elif bos_id is not None and manifest is not None and len(scan.bos_offsets):
-            yield Problem("bos_index", path.name, f"the index of {len(scan.bos_offsets):,} BOS tokens is missing")
-    elif bos_id is None and manifest is None:
-        yield Problem("bos_index", path.name, "its entries do not all point at one and the same token")
-    elif bos_id is not None and not np.array_equal(entries, scan.bos_offsets):
-        right = int(np.isin(entries, scan.bos_offsets).sum())
-        message = f"{right:,} of its {len(entries):,} entries point at the {len(scan.bos_offsets):,} BOS tokens"
-        yield Problem("bos_index", path.name, message)
 
 
 def _split_problems(

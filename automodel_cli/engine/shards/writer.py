@@ -4,8 +4,8 @@ A shard appears under its name only when it is complete and flushed. Every id is
 before it is narrowed to the shard's type, where a larger one would silently become another
 token. There is no limit on the size of the data set, only on the size of one shard.
 
-An unfinished shard stands under a hidden name. Who knows how many of its tokens are safe on the
-disk can continue it there (`continue_from`), in another process, with the same bytes in the end.
+An unfinished shard stands under a hidden name. Another process can continue it there (`continue_from`), with
+the same bytes in the end, if it knows how many tokens are safe on the disk.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.shards.bos_index import bos_index_path
-from automodel_cli.engine.shards.durable import explain_write_errors, replace_durably, temporary_path, write_durably
-from automodel_cli.engine.shards.format import MAX_SHARD_TOKENS, TokenArray, build_header
+from automodel_cli.engine.durable import explain_write_errors, replace_durably, temporary_path, write_durably
 from automodel_cli.engine.shards.manifest import ShardRecord
+from automodel_cli.engine.shards.shard_format import ShardFormat
+from automodel_cli.engine.shards.tokens import MAX_SHARD_TOKENS, Int64Array, TokenArray
 from automodel_cli.errors import ConfigError, DataError
 
 _BLOCK_BYTES = 1 << 25
+_DEFAULT_FORMAT = ShardFormat()
 
 
 def shard_name(split: str, index: int) -> str:
@@ -62,6 +63,7 @@ class ShardWriter:
         dtype: uint16 or uint32.
         shard_tokens: Every shard but the last holds exactly this many tokens.
         bos_id: The id whose offsets go into the index; `None` writes no index.
+        form: The format of the files.
 
     Attributes:
         run: Runs what is left to do when a shard is full, in the order of the shards: hashing and
@@ -70,11 +72,17 @@ class ShardWriter:
         bos_is_eos: Whether the BOS token ends documents too, for formats that list documents.
 
     Raises:
-        ConfigError: `shard_tokens` is not in 1 to 2,147,483,647.
+        ConfigError: `shard_tokens` is not in 1 to 2,147,483,647, or the format cannot hold the tokens.
     """
 
     def __init__(
-        self, directory: Path, split: str, dtype: np.dtype[Any], shard_tokens: int, bos_id: int | None
+        self,
+        directory: Path,
+        split: str,
+        dtype: np.dtype[Any],
+        shard_tokens: int,
+        bos_id: int | None,
+        form: ShardFormat = _DEFAULT_FORMAT,
     ) -> None:
         if not 1 <= shard_tokens <= MAX_SHARD_TOKENS:
             raise ConfigError(
@@ -86,14 +94,15 @@ class ShardWriter:
         self.bos_is_eos = False
         self._directory = directory
         self._split = split
-        self._dtype = dtype
+        self._format = form
+        self._dtype = form.stored_dtype(dtype, bos_id)
         self._shard_tokens = shard_tokens
         self._bos_id = bos_id
         self._records: list[Future[ShardRecord]] = []
         self._file: BinaryIO | None = None
         self._num_tokens = 0
         self._max_token_id = 0
-        self._bos_offsets: list[npt.NDArray[np.int64]] = []
+        self._bos_offsets: list[Int64Array] = []
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -190,16 +199,13 @@ class ShardWriter:
 
     @property
     def _begin_bytes(self) -> int:
-        return len(self._header(0))
+        return len(self._format.header(0, self._dtype))
 
-    def _header(self, num_tokens: int) -> bytes:
-        """What stands before the tokens; its length is the same for any number of them."""
-        return build_header(num_tokens, self._dtype)
-
-    def _write_index(self, path: Path, bos_offsets: npt.NDArray[np.int64], num_tokens: int) -> None:
+    def _write_index(self, path: Path, bos_offsets: Int64Array, num_tokens: int) -> None:
         """Write what says where the documents of the shard `path` begin."""
         if self._bos_id is not None:
-            write_durably(bos_index_path(path), bos_offsets.astype("<i4").tobytes())
+            index = self._format.index(bos_offsets, num_tokens, self._dtype, ends_too=self.bos_is_eos)
+            write_durably(self._format.index_path(path), index)
 
     def _narrowed(self, tokens: npt.NDArray[np.integer[Any]]) -> TokenArray:
         if tokens.dtype == self._dtype or not len(tokens):
@@ -237,8 +243,8 @@ class ShardWriter:
         num_bytes = self._begin_bytes + num_tokens * self._dtype.itemsize
 
         def finish() -> ShardRecord:
-            sha256 = _complete(file, path, self._header(num_tokens))
-            # The shard gets its name last, so whoever sees it finds its index too.
+            sha256 = _complete(file, path, self._format.header(num_tokens, self._dtype))
+            # The shard gets its name last, so a reader that sees it finds its index too.
             self._write_index(path, bos_offsets, num_tokens)
             with explain_write_errors(path):
                 replace_durably(path)

@@ -23,12 +23,7 @@ from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks
 from automodel_cli.engine.distributed.distributed_model import parallelised
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.distributed.rank_group import RankGroup
-from automodel_cli.engine.models.attention import (
-    attention_in_words,
-    dropout_of,
-    head_size_of,
-    keep_within_documents,
-)
+from automodel_cli.engine.models.attention import attention_in_words, dropout_of, head_size_of, keep_within_documents
 from automodel_cli.engine.models.calling import is_hugging_face
 from automodel_cli.engine.models.compiling import compile_model
 from automodel_cli.engine.models.document_attention import refuse_split_windows

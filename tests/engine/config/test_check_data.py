@@ -15,8 +15,8 @@ from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.check_data import largest_token_id
 from automodel_cli.engine.config.config import apply_overrides
 from automodel_cli.engine.config.load import builtin_config, with_defaults
-from automodel_cli.engine.data.data_parts import find_parts
 from automodel_cli.engine.data.nanogpt_dataset import NanogptDataset
+from automodel_cli.engine.data.window_dataset import find_parts
 from automodel_cli.engine.shards.megatron import build_index
 from automodel_cli.errors import ConfigError, DataError, ExitCode
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from automodel_cli.engine.data.collate import BatchReader, DataSection
+from automodel_cli.engine.data.collate import DataSection
+from automodel_cli.engine.data.loader import BatchReader
 from automodel_cli.engine.data.stream_loader import StreamLoader
 from automodel_cli.errors import DataError
 

@@ -7,10 +7,10 @@ import pytest
 
 from automodel_cli.engine.data.megatron_dataset import MegatronPretraining
 from automodel_cli.engine.data.nanogpt_dataset import NanogptDataset
-from automodel_cli.engine.shards.bos_index import bos_index_path
-from automodel_cli.engine.shards.documents import SplitDocuments
-from automodel_cli.engine.shards.format import HEADER_BYTES, MAX_SHARD_TOKENS, build_header
+from automodel_cli.engine.shards.directory import SplitDocuments
 from automodel_cli.engine.shards.megatron import build_index
+from automodel_cli.engine.shards.shard_format import bos_index_path
+from automodel_cli.engine.shards.tokens import HEADER_BYTES, MAX_SHARD_TOKENS, build_header
 
 
 def sparse(path, num_bytes, pieces):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.data.megatron_dataset import MegatronPretraining
-from automodel_cli.engine.shards.megatron_writer import MegatronWriter
+from automodel_cli.engine.shards.megatron import MegatronFormat
 from automodel_cli.errors import ConfigError, DataError
 
 CODES = {1: "B", 4: "i", 5: "q", 8: "H"}
@@ -127,7 +127,7 @@ def test_what_prep_writes_is_read_with_its_manifest(prepare_documents, random_do
             tmp_path / str(vocab_size),
             {"train": documents},
             shard_tokens=10_000,
-            writer=MegatronWriter,
+            form=MegatronFormat(),
             vocab_size=vocab_size,
         )
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automodel_cli.engine.data.nanogpt_dataset import NanogptDataset
-from automodel_cli.engine.shards.bos_index import bos_index_path
+from automodel_cli.engine.shards.shard_format import bos_index_path
 from automodel_cli.errors import ConfigError, DataError
 
 
@@ -191,7 +191,7 @@ def test_the_fingerprint_follows_the_data_not_their_place(write_shards, small_sh
 
 def test_more_shards_than_may_be_open_at_once(write_shards, tmp_path, monkeypatch):
     """Closed maps are opened again when needed; the samples stay right."""
-    monkeypatch.setattr("automodel_cli.engine.data.token_windows._MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr("automodel_cli.engine.data.samples._MAX_OPEN_SHARDS", 2)
     dataset = NanogptDataset(write_shards(tmp_path, [5] * 7), 4)
 
     for _ in range(3):

@@ -14,7 +14,7 @@ from automodel_cli.engine.data.megatron_dataset import MegatronPretraining
 from automodel_cli.engine.data.nanogpt_dataset import NanogptDataset
 from automodel_cli.engine.data.packed_dataset import PackedDataset, cut_documents
 from automodel_cli.engine.data.packing import PackPlan
-from automodel_cli.engine.shards.megatron_writer import MegatronWriter
+from automodel_cli.engine.shards.megatron import MegatronFormat
 from automodel_cli.errors import ConfigError, DataError
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 255), max_size=40), min_size=1, max_size=25)
@@ -131,7 +131,7 @@ def test_megatron_documents_are_packed_too(prepare_documents, random_documents, 
     """In the part of the file that belongs to the split: the same packs as from our own shards."""
     documents = random_documents(20)
     ours = prepare_documents(tmp_path / "a", {"train": documents[:16]}, shard_tokens=10_000)
-    theirs = prepare_documents(tmp_path / "b", {"train": documents}, shard_tokens=10_000, writer=MegatronWriter)
+    theirs = prepare_documents(tmp_path / "b", {"train": documents}, shard_tokens=10_000, form=MegatronFormat())
 
     packed = PackedDataset(MegatronPretraining(str(theirs / "train_*"), 4, split="80,10,10"), 64)
     same = PackedDataset(NanogptDataset(str(ours / "*.bin"), 4), 64)

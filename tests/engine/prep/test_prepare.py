@@ -19,7 +19,7 @@ from automodel_cli.engine.prep.pipeline import Committer
 from automodel_cli.engine.prep.prep_options import SourceOptions, TextDocuments
 from automodel_cli.engine.prep.prepare import PrepOptions, PrepProgress, PrepResult, prepare
 from automodel_cli.engine.prep.tokenizer import Encoded
-from automodel_cli.engine.shards.format import open_tokens, read_shard_header
+from automodel_cli.engine.shards.tokens import Tokens, read_shard_header
 from automodel_cli.errors import DataError, UsageError
 
 BOS = 256
@@ -36,7 +36,7 @@ def options(source, directory, **settings_) -> PrepOptions:
 
 def read_split(directory: Path, split: str) -> list[int]:
     """All tokens of a split, shard after shard."""
-    shards = [open_tokens(read_shard_header(path))[:] for path in sorted(directory.glob(f"{split}_*.bin"))]
+    shards = [Tokens(read_shard_header(path))[:] for path in sorted(directory.glob(f"{split}_*.bin"))]
     return np.concatenate(shards).tolist() if shards else []
 
 

@@ -238,7 +238,7 @@ def test_a_full_disk_in_the_middle_of_the_work_is_survived(wanted, tmp_path, mon
     def failing(self, tokens):
         appended.append(len(tokens))
         if sum(appended) > 400_000:
-            from automodel_cli.engine.shards.durable import explain_write_errors
+            from automodel_cli.engine.durable import explain_write_errors
 
             with explain_write_errors(self._path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

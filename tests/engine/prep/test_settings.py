@@ -13,9 +13,9 @@ from automodel_cli.engine.prep.estimate import estimate
 from automodel_cli.engine.prep.prep_options import OverLength, Partition, parse_partition
 from automodel_cli.engine.prep.prep_plan import default_output_dir, make_plan
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
-from automodel_cli.engine.shards.format import open_tokens, read_shard_header
 from automodel_cli.engine.shards.manifest import load_manifest
 from automodel_cli.engine.shards.merge import merge
+from automodel_cli.engine.shards.tokens import Tokens, read_shard_header
 from automodel_cli.errors import DataError, UsageError
 
 BOS = 256
@@ -35,7 +35,7 @@ def wanted(corpus, tmp_path) -> PrepOptions:
 
 
 def train_of(directory: Path) -> list[int]:
-    shards = [open_tokens(read_shard_header(path))[:] for path in sorted(directory.glob("train_*.bin"))]
+    shards = [Tokens(read_shard_header(path))[:] for path in sorted(directory.glob("train_*.bin"))]
     return np.concatenate(shards).tolist()
 
 

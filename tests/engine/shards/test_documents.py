@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_cli.engine.shards.directory import open_directory, split_of
-from automodel_cli.engine.shards.documents import SplitDocuments
-from automodel_cli.engine.shards.formats import WRITERS
+from automodel_cli.engine.shards.directory import SplitDocuments, open_directory, split_of
+from automodel_cli.engine.shards.formats import FORMATS
 from automodel_cli.engine.shards.survey import length_histogram, survey
 from automodel_cli.errors import UsageError
 
@@ -18,12 +17,12 @@ from automodel_cli.errors import UsageError
 @given(
     documents=st.lists(st.lists(st.integers(0, 255), max_size=30), min_size=1, max_size=12),
     shard_tokens=st.integers(1, 40),
-    form=st.sampled_from(sorted(WRITERS)),
+    form=st.sampled_from(sorted(FORMATS)),
 )
 def test_every_document_comes_back_whole(prepare_documents, tmp_path_factory, documents, shard_tokens, form):
     """However short the shards are: by number, and by the place of any of its tokens."""
     directory = prepare_documents(
-        tmp_path_factory.mktemp("d") / "x", {"train": documents}, shard_tokens=shard_tokens, writer=WRITERS[form]
+        tmp_path_factory.mktemp("d") / "x", {"train": documents}, shard_tokens=shard_tokens, form=FORMATS[form]
     )
 
     found = SplitDocuments(open_directory(directory).splits["train"], 256)

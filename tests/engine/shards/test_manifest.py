@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from automodel_cli.engine.shards.format import read_shard_header
 from automodel_cli.engine.shards.manifest import (
     DataManifest,
     SourceRecord,
@@ -20,6 +19,7 @@ from automodel_cli.engine.shards.manifest import (
     manifest_for,
     write_manifest,
 )
+from automodel_cli.engine.shards.tokens import read_shard_header
 from automodel_cli.engine.shards.writer import ShardWriter
 from automodel_cli.errors import DataError
 

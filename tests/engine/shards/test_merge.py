@@ -8,9 +8,9 @@ import os
 import numpy as np
 import pytest
 
-from automodel_cli.engine.shards.documents import SplitDocuments
+from automodel_cli.engine.shards.directory import SplitDocuments
 from automodel_cli.engine.shards.manifest import ReadingRecord, load_manifest
-from automodel_cli.engine.shards.megatron_writer import MegatronWriter
+from automodel_cli.engine.shards.megatron import MegatronFormat
 from automodel_cli.engine.shards.merge import _join_readings, merge
 from automodel_cli.engine.shards.verify import verify_directory
 from automodel_cli.errors import DataError, UsageError
@@ -78,7 +78,7 @@ def test_megatron_parts_keep_their_indices(tmp_path, prepare_documents, random_d
     """The `.idx` goes with its `.bin`."""
     directories = [
         prepare_documents(
-            tmp_path / f"{n}", {"train": random_documents(9, seed=n)}, partition=f"{n}/2", writer=MegatronWriter
+            tmp_path / f"{n}", {"train": random_documents(9, seed=n)}, partition=f"{n}/2", form=MegatronFormat()
         )
         for n in range(2)
     ]

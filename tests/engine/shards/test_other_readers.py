@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from automodel_cli.engine.shards.format import open_tokens, read_shard_header
-from automodel_cli.engine.shards.formats import WRITERS
+from automodel_cli.engine.shards.formats import FORMATS
+from automodel_cli.engine.shards.tokens import Tokens, read_shard_header
+from automodel_cli.engine.shards.writer import ShardWriter
 from automodel_cli.errors import ConfigError
 
 BOS = 256
@@ -93,7 +94,7 @@ def test_nemo_reads_our_shards(prepare_documents, documents, tmp_path, form, voc
     if form == "legacy" and vocab_size > 65_536:
         return
     directory = prepare_documents(
-        tmp_path / "x", {"train": documents}, shard_tokens=300, vocab_size=vocab_size, writer=WRITERS[form]
+        tmp_path / "x", {"train": documents}, shard_tokens=300, vocab_size=vocab_size, form=FORMATS[form]
     )
     shards = sorted(directory.glob("train_*.bin"))
 
@@ -105,11 +106,11 @@ def test_nemo_reads_our_shards(prepare_documents, documents, tmp_path, form, voc
 
 def test_modded_nanogpt_reads_the_legacy_format(prepare_documents, documents, tmp_path):
     """Which our own reader reads too."""
-    directory = prepare_documents(tmp_path / "x", {"train": documents}, shard_tokens=300, writer=WRITERS["legacy"])
+    directory = prepare_documents(tmp_path / "x", {"train": documents}, shard_tokens=300, form=FORMATS["legacy"])
     shards = sorted(directory.glob("train_*.bin"))
 
     assert np.concatenate([read_as_modded_nanogpt(shard) for shard in shards]).tolist() == stream(documents)
-    own = [open_tokens(read_shard_header(shard))[:] for shard in shards]
+    own = [Tokens(read_shard_header(shard))[:] for shard in shards]
     assert np.concatenate(own).tolist() == stream(documents)
 
 
@@ -117,7 +118,7 @@ def test_modded_nanogpt_reads_the_legacy_format(prepare_documents, documents, tm
 def test_megatron_reads_its_format(prepare_documents, documents, tmp_path, vocab_size):
     """The documents, one by one; those that a file's end cuts come in two pieces."""
     directory = prepare_documents(
-        tmp_path / "x", {"train": documents}, shard_tokens=300, vocab_size=vocab_size, writer=WRITERS["megatron"]
+        tmp_path / "x", {"train": documents}, shard_tokens=300, vocab_size=vocab_size, form=FORMATS["megatron"]
     )
 
     pieces = [piece for shard in sorted(directory.glob("train_*.bin")) for piece in read_as_megatron(shard)]
@@ -134,6 +135,6 @@ def test_megatron_reads_its_format(prepare_documents, documents, tmp_path, vocab
 def test_formats_that_cannot_hold_the_data_are_refused(tmp_path):
     """A large vocabulary in two bytes, and documents that nothing tells apart."""
     with pytest.raises(ConfigError, match=r"at most 65,536 entries"):
-        WRITERS["legacy"](tmp_path, "train", np.dtype("<u4"), 100, BOS)
+        ShardWriter(tmp_path, "train", np.dtype("<u4"), 100, BOS, FORMATS["legacy"])
     with pytest.raises(ConfigError, match="needs a BOS token"):
-        WRITERS["megatron"](tmp_path, "train", np.dtype("<u2"), 100, None)
+        ShardWriter(tmp_path, "train", np.dtype("<u2"), 100, None, FORMATS["megatron"])

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from automodel_cli.engine.shards.bos_index import bos_index_path
-from automodel_cli.engine.shards.megatron import build_index
-from automodel_cli.engine.shards.megatron_writer import MegatronWriter
+from automodel_cli.engine.shards.megatron import MegatronFormat, build_index
+from automodel_cli.engine.shards.shard_format import bos_index_path
 from automodel_cli.engine.shards.verify import verify_directory
 from automodel_cli.errors import DataError, UsageError
 
@@ -137,7 +136,7 @@ def test_shards_without_manifest_are_verified_as_far_as_they_tell(prepared):
 
 def test_megatron_files_are_verified_too(prepare_documents, random_documents, tmp_path):
     """Sound as written; an index whose documents are not those of the tokens is found."""
-    directory = prepare_documents(tmp_path / "m", {"train": random_documents(12)}, writer=MegatronWriter)
+    directory = prepare_documents(tmp_path / "m", {"train": random_documents(12)}, form=MegatronFormat())
     assert verify_directory(directory).problems == ()
 
     index = directory / "train_000000.idx"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_cli.engine.shards.format import HEADER_BYTES, MAX_SHARD_TOKENS, open_tokens, read_shard_header
+from automodel_cli.engine.shards.tokens import HEADER_BYTES, MAX_SHARD_TOKENS, Tokens, read_shard_header
 from automodel_cli.engine.shards.writer import ShardWriter
 from automodel_cli.errors import ConfigError, DataError
 
@@ -35,7 +35,7 @@ def test_what_is_written_is_read_back_however_it_is_cut(chunks, shard_tokens, it
                 writer.write(np.array(chunk, dtype=np.uint32))
             records = writer.close()
 
-        read = [open_tokens(read_shard_header(directory / record.name))[:].tolist() for record in records]
+        read = [Tokens(read_shard_header(directory / record.name))[:].tolist() for record in records]
         hashes = [hashlib.sha256((directory / record.name).read_bytes()).hexdigest() for record in records]
         sizes = [(directory / record.name).stat().st_size for record in records]
         indexes = [np.fromfile((directory / r.name).with_suffix(".bos.idx"), dtype="<i4").tolist() for r in records]
@@ -114,6 +114,6 @@ def test_a_shard_is_continued_across_the_32_bit_boundary_of_its_bytes(tmp_path):
 
     assert (first.num_tokens, first.num_bytes, second.num_tokens) == (MAX_SHARD_TOKENS, 2**32 + HEADER_BYTES - 2, 2)
     info = read_shard_header(tmp_path / "train_000000.bin")
-    assert open_tokens(info)[-3:].tolist() == [7, 1, 2]
+    assert Tokens(info)[-3:].tolist() == [7, 1, 2]
     assert np.fromfile(tmp_path / "train_000000.bos.idx", dtype="<i4").tolist() == [begun]
     assert np.fromfile(tmp_path / "train_000001.bos.idx", dtype="<i4").tolist() == [0]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automodel_cli.engine.shards.bos_index import bos_index_path, load_bos_offsets, scan_bos_offsets
-from automodel_cli.engine.shards.format import HEADER_BYTES, open_tokens, read_shard_header
+from automodel_cli.engine.shards.shard_format import bos_index_path, load_bos_offsets, scan_bos_offsets
+from automodel_cli.engine.shards.tokens import HEADER_BYTES, Tokens, read_shard_header
 from automodel_cli.engine.shards.writer import ShardWriter
 
 BOS = 9
@@ -22,7 +22,7 @@ def shard(tmp_path):
         writer.write(TOKENS)
         writer.close()
     info = read_shard_header(tmp_path / "train_000000.bin")
-    return info, open_tokens(info)
+    return info, Tokens(info)
 
 
 def test_the_written_index_holds_token_offsets(shard):

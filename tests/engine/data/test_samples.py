@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automodel_cli.engine.data import token_windows
-from automodel_cli.engine.data.token_windows import OpenShards, TokenWindows
-from automodel_cli.engine.shards import format as shard_format
-from automodel_cli.engine.shards.format import HEADER_BYTES, MAGIC, ShardInfo, open_tokens
+from automodel_cli.engine.data import samples
+from automodel_cli.engine.data.samples import OpenShards
+from automodel_cli.engine.shards import tokens as shard_tokens
+from automodel_cli.engine.shards.tokens import HEADER_BYTES, ShardInfo, Tokens
 from automodel_cli.errors import DataError
 
 NUM_TOKENS = 50_000
@@ -33,10 +33,10 @@ def shard(tmp_path) -> Path:
 @pytest.fixture
 def last_window(shard):
     """Reads the last 8 tokens."""
-    windows = TokenWindows([ShardInfo(shard, NUM_TOKENS, np.dtype("<u2"), MAGIC)], 8)
+    windows = OpenShards([ShardInfo(shard, NUM_TOKENS, np.dtype("<u2"))])
 
     def read() -> list[int]:
-        return windows.read(np.array([0]), np.array([NUM_TOKENS - 8]))[0].tolist()
+        return windows.read(np.array([0]), np.array([NUM_TOKENS - 8]), 8).tolist()
 
     assert read() == list(range(NUM_TOKENS - 8, NUM_TOKENS))
     return read
@@ -67,21 +67,21 @@ def test_what_does_not_change_the_tokens_ends_nothing(shard, last_window, change
 
 def test_a_shard_that_is_gone_before_it_is_opened_is_named(shard):
     """Long runs open shards that were last seen at their start."""
-    windows = TokenWindows([ShardInfo(shard, NUM_TOKENS, np.dtype("<u2"), MAGIC)], 8)
+    windows = OpenShards([ShardInfo(shard, NUM_TOKENS, np.dtype("<u2"))])
     shard.unlink()
 
     with pytest.raises(DataError, match="cannot be read any more"):
-        windows.read(np.array([0]), np.array([0]))
+        windows.read(np.array([0]), np.array([0]), 8)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, HEADER_BYTES, HEADER_BYTES + 7, HEADER_BYTES + 2 * NUM_TOKENS - 1])
 @pytest.mark.parametrize("read", ["slice", "one", "some", "ranges of two types"])
 def test_however_tokens_are_read_a_cut_shard_is_an_error(shard, tmp_path, kept_bytes, read):
     """While documents are looked for, too, and where shards of two types are mixed; down to a missing half token."""
-    info = ShardInfo(shard, NUM_TOKENS, np.dtype("<u2"), MAGIC)
-    other = ShardInfo(tmp_path / "wide.bin", 9, np.dtype("<u4"), MAGIC)
+    info = ShardInfo(shard, NUM_TOKENS, np.dtype("<u2"))
+    other = ShardInfo(tmp_path / "wide.bin", 9, np.dtype("<u4"))
     other.path.write_bytes(bytes(HEADER_BYTES + 36))
-    tokens, mixed = open_tokens(info), OpenShards([info, other])
+    tokens, mixed = Tokens(info), OpenShards([info, other])
     last = np.array([NUM_TOKENS - 1])
     reads = {
         "slice": lambda: tokens[:],
@@ -114,28 +114,28 @@ def test_a_disk_that_fails_is_an_error_that_names_the_shard(shard, last_window, 
 def test_single_tokens_are_those_of_an_array(offsets, block_tokens):
     """In any order and with repetitions, wherever the blocks end that are read."""
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_format, "_BLOCK_TOKENS", block_tokens)
+        patch.setattr(shard_tokens, "_BLOCK_TOKENS", block_tokens)
         path = Path(directory) / "train_000000.bin"
         path.write_bytes(bytes(HEADER_BYTES) + np.arange(NUM_TOKENS, dtype=np.uint16).tobytes())
 
-        found = open_tokens(ShardInfo(path, NUM_TOKENS, np.dtype("<u2"), MAGIC))[np.array(offsets, dtype=np.int64)]
+        found = Tokens(ShardInfo(path, NUM_TOKENS, np.dtype("<u2")))[np.array(offsets, dtype=np.int64)]
 
     assert found.tolist() == offsets
 
 
 def test_more_shards_than_may_be_open_are_read_by_many_threads(tmp_path, monkeypatch):
     """A file that is closed while another thread reads it would give the tokens of whatever is opened next."""
-    monkeypatch.setattr(token_windows, "_MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr(samples, "_MAX_OPEN_SHARDS", 2)
     shards = []
     for number in range(8):
         path = tmp_path / f"train_{number:06d}.bin"
         path.write_bytes(bytes(HEADER_BYTES) + np.full(64, number, dtype=np.uint16).tobytes())
-        shards.append(ShardInfo(path, 64, np.dtype("<u2"), MAGIC))
-    windows, numbers = TokenWindows(shards, 8), np.arange(8)
+        shards.append(ShardInfo(path, 64, np.dtype("<u2")))
+    windows, numbers = OpenShards(shards), np.arange(8)
 
     def read(seed: int) -> bool:
         wanted = np.random.default_rng(seed).permutation(numbers)
-        return bool((windows.read(wanted, wanted)[:, 0] == wanted).all())
+        return bool((np.repeat(wanted, 8) == windows.read(wanted, wanted, 8)).all())
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(400)))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automodel_cli.engine.data.label_shift import place_of_labels, shifted_labels
+from automodel_cli.engine.data.collate import place_of_labels, shifted_labels
 from automodel_cli.engine.protocols import IGNORED_LABEL
 
 

@@ -31,7 +31,7 @@ from automodel_cli.engine.config.shard_header import (
 from automodel_cli.engine.config.suggest import command
 from automodel_cli.errors import DataError
 
-# What the header says is part of this format, whoever reads it.
+# The header's numbers are part of this format, so readers of tokens import them from here.
 __all__ = ["HEADER_BYTES", "LEGACY_MAGIC", "MAGIC", "MAX_SHARD_TOKENS", "VERSION"]
 
 HEADER_INT32S = HEADER_BYTES // 4
@@ -41,6 +41,7 @@ TOKEN_DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")
 # Single tokens are looked up in blocks of this size.
 _BLOCK_TOKENS = 1 << 20
 
+Int64Array: TypeAlias = npt.NDArray[np.int64]
 TokenArray: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 
 
@@ -52,14 +53,14 @@ class ShardInfo:
         path: The shard.
         num_tokens: Tokens in the shard.
         dtype: Little-endian uint16 or uint32.
-        magic: `MAGIC` or `LEGACY_MAGIC`; `None` where the file has no header (Megatron's).
+        format: Name of its format, a key of `formats.FORMATS`.
         begin_bytes: Where the first token stands in the file.
     """
 
     path: Path
     num_tokens: int
     dtype: np.dtype[Any]
-    magic: int | None
+    format: str = "bin"
     begin_bytes: int = HEADER_BYTES
 
 
@@ -93,7 +94,8 @@ def read_shard_header(path: Path | str) -> ShardInfo:
     """
     path = Path(path)
     header = shard_header(path)
-    return ShardInfo(path, header.num_tokens, TOKEN_DTYPES[header.token_bytes], header.magic)
+    name = "legacy" if header.magic == LEGACY_MAGIC else "bin"
+    return ShardInfo(path, header.num_tokens, TOKEN_DTYPES[header.token_bytes], name)
 
 
 class Tokens:
@@ -106,7 +108,7 @@ class Tokens:
         info: The shard.
 
     Attributes:
-        descriptor: Of the file, open as long as this object lives.
+        descriptor: File descriptor, open as long as this object lives.
 
     Raises:
         DataError: Now or when tokens are read: the file is gone, ends before its tokens do, or its disk fails.
@@ -131,7 +133,7 @@ class Tokens:
     def __getitem__(self, place: int) -> np.unsignedinteger[Any]: ...
 
     @overload
-    def __getitem__(self, place: slice | npt.NDArray[np.int64]) -> TokenArray: ...
+    def __getitem__(self, place: slice | Int64Array) -> TokenArray: ...
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
@@ -145,7 +147,7 @@ class Tokens:
         return np.frombuffer(self.raw(begin, 1), self._dtype)[0]
 
     def raw(self, begin: int, num_tokens: int) -> bytes:
-        """The bytes of so many tokens; `begin` and the end must lie in the shard."""
+        """The bytes of `num_tokens` tokens; `begin` and the end must lie in the shard."""
         size = num_tokens * self._dtype.itemsize
         place = self._info.begin_bytes + begin * self._dtype.itemsize
         try:
@@ -161,7 +163,7 @@ class Tokens:
             raise self._changed(f"it has {now:,} bytes now, and its tokens need {needed:,}")
         return found
 
-    def _at(self, offsets: npt.NDArray[np.int64]) -> TokenArray:
+    def _at(self, offsets: Int64Array) -> TokenArray:
         """Single tokens, read block by block: their order in the file is not that of `offsets`, if need be."""
         order = np.argsort(offsets, kind="stable")
         ascending = offsets[order]
@@ -180,12 +182,3 @@ class Tokens:
             help="put it back as it was and resume the run; "
             f"`{command('data', 'verify', self._info.path.parent)}` compares every byte",
         )
-
-
-def open_tokens(info: ShardInfo) -> Tokens:
-    """The tokens of a shard; opening it reads nothing.
-
-    Raises:
-        DataError: See `Tokens`.
-    """
-    return Tokens(info)

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automodel_cli.engine.shards.format import (
+from automodel_cli.engine.shards.tokens import (
     HEADER_BYTES,
     LEGACY_MAGIC,
     MAGIC,
     MAX_SHARD_TOKENS,
+    Tokens,
     build_header,
-    open_tokens,
     read_shard_header,
     token_dtype,
 )
@@ -50,7 +50,7 @@ def test_every_form_of_shard_is_read_as_it_was_packed(tmp_path, options, tokens)
     info = read_shard_header(path)
 
     assert info.num_tokens == len(tokens)
-    assert open_tokens(info)[:].tolist() == tokens
+    assert Tokens(info)[:].tolist() == tokens
 
 
 @given(num_tokens=st.integers(0, MAX_SHARD_TOKENS), itemsize=st.sampled_from([2, 4]))
@@ -97,7 +97,7 @@ def test_mapped_tokens_cannot_be_written(tmp_path):
     """A stray assignment must not change the user's data."""
     path = tmp_path / "a.bin"
     path.write_bytes(shard_bytes([1, 2, 3]))
-    tokens = open_tokens(read_shard_header(path))[:]
+    tokens = Tokens(read_shard_header(path))[:]
 
     with pytest.raises(ValueError, match="read-only"):
         tokens[0] = 9

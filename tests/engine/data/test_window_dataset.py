@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from automodel_cli.engine.data.data_parts import common_manifest, find_parts
+from automodel_cli.engine.data.window_dataset import common_manifest, find_parts
 from automodel_cli.errors import ConfigError, DataError
 
 
