@@ -23,7 +23,6 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -65,7 +64,7 @@ class JsonlSink:
 
     def on_step(self, stats: StepStats) -> None:
         """Writes a `step` line."""
-        self._write("step", **asdict(stats))
+        self._write("step", **stats.flat())
 
     def on_validation(self, stats: ValStats) -> None:
         """Writes a `validation` line."""

@@ -5,9 +5,18 @@ Who sends is told nothing about who listens; a sink decides alone what it shows 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class ReportedNumber:
+    """A number of a step that a model or a loss reports (`engine.protocols.Metric`)."""
+
+    name: str
+    value: float
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class StepStats:
         data_wait_share: `data_wait_seconds` over `step_seconds`.
         seconds_left: Training time to the last step at the mean of the last 50 steps; validation and saving come
             on top.
+        reported: What the model and the loss report.
     """
 
     step: int
@@ -47,6 +57,12 @@ class StepStats:
     mfu: float | None = None
     data_wait_share: float = 0.0
     seconds_left: float = 0.0
+    reported: Sequence[ReportedNumber] = ()
+
+    def flat(self) -> dict[str, Any]:
+        """All numbers by name."""
+        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "reported"}
+        return own | {number.name: number.value for number in self.reported}
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,10 @@ class ValStats:
         """All numbers by name, those of a set as `val_loss/<name>`."""
         own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "sets"}
         return own | {f"{key}/{name}": value for name, found in self.sets.items() for key, value in vars(found).items()}
+
+
+# Names that no other number may have, since sinks show all of them side by side.
+STEP_NAMES = frozenset({"event", "time", *(item.name for kind in (StepStats, ValStats) for item in fields(kind))})
 
 
 def scalars(report: Mapping[str, Any]) -> dict[str, float]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Sequence
 
-from automodel_cli.engine.observe.metrics import StepStats
+from automodel_cli.engine.observe.metrics import ReportedNumber, StepStats
 
 # Long enough to even out single slow steps, short enough to follow a change of the machine.
 _WINDOW_STEPS = 50
@@ -50,6 +51,7 @@ class Speed:
         memory_bytes: int,
         tokens_seen: int,
         data_wait_seconds: float,
+        reported: Sequence[ReportedNumber] = (),
     ) -> StepStats:
         """The report of a step; arguments as in `StepStats`, and `num_tokens` are its label tokens over all ranks."""
         self._recent_seconds.append(step_seconds)
@@ -74,6 +76,7 @@ class Speed:
             mfu=utilisation,
             data_wait_share=data_wait_seconds / step_seconds if step_seconds > 0 else 0.0,
             seconds_left=per_step * (self._max_steps - step),
+            reported=reported,
         )
 
 

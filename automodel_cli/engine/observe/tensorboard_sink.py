@@ -10,7 +10,6 @@ import io
 import os
 import platform
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ class TensorBoardSink:
 
     def on_step(self, stats: StepStats) -> None:
         """Writes the numbers of a step."""
-        self._write(stats.step, scalars(asdict(stats)))
+        self._write(stats.step, scalars(stats.flat()))
 
     def on_validation(self, stats: ValStats) -> None:
         """Writes a validation."""

@@ -8,7 +8,6 @@ secret, the installed packages, the code, what is printed) is switched off.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ class WandbSink:
 
     def on_step(self, stats: StepStats) -> None:
         """Logs the numbers of a step under their names in `metrics.jsonl`."""
-        self._log(stats.step, scalars(asdict(stats)))
+        self._log(stats.step, scalars(stats.flat()))
 
     def on_validation(self, stats: ValStats) -> None:
         """Logs a validation."""
