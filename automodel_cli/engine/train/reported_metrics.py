@@ -58,7 +58,7 @@ class ReportedMetrics:
                 if name in found:
                     raise ConfigError(f"the metric {name!r} is reported by the model and by the loss")
                 found[name] = _checked(name, value if isinstance(value, Metric) else Metric(value))
-        kinds = {name: (found[name].reduction, found[name].unit) for name in sorted(found)}
+        kinds: _Kinds = {name: (found[name].reduction, found[name].unit) for name in sorted(found)}
         if not (self._are_agreed or self._num_added):
             self._kinds = kinds
         elif kinds != self._kinds:
