@@ -42,7 +42,7 @@ class Disturbed(MaskedCrossEntropy):
             time.sleep(0.01)
 
     def disk_is_full(self, stop):
-        from automodel_cli.engine.checkpoint.share import Share
+        from automodel_cli.engine.checkpoint.rank_files import Share
         real = Share.write
         def write(share, directory):
             if "step_000004" in str(directory):

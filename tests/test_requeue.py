@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from automodel_cli import app
 from automodel_cli.commands import launching
-from automodel_cli.engine.checkpoint.share import Share
+from automodel_cli.engine.checkpoint.rank_files import Share
 from automodel_cli.engine.train import loop
 
 

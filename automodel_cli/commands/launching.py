@@ -20,8 +20,7 @@ from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.durations import DurationError, in_seconds
 from automodel_cli.engine.distributed.environment import RankPlace, rank_place
 from automodel_cli.engine.distributed.launch_plan import NPROC_WORDS, LaunchPlan, check_port, launch_plan
-from automodel_cli.engine.observe.fanout import Fanout
-from automodel_cli.engine.observe.metrics import Sink
+from automodel_cli.engine.observe.metrics import Fanout, Sink
 from automodel_cli.errors import UsageError
 
 OpenSink = Callable[[], AbstractContextManager[Sink]]

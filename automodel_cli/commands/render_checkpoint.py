@@ -14,9 +14,7 @@ from typing import Any, TypeGuard
 import typer
 
 from automodel_cli.commands import columns
-from automodel_cli.engine.checkpoint.inspect_run import RunReport
-from automodel_cli.engine.checkpoint.parameters import ParameterCount
-from automodel_cli.engine.checkpoint.report import CheckpointReport
+from automodel_cli.engine.checkpoint.checkpoint_report import CheckpointReport, ParameterCount, RunReport
 
 _COLOURS = {
     "resumable": columns.GREEN,

@@ -138,7 +138,7 @@ def _again(context: typer.Context, assignment: str) -> str:
 
 def _as_it_ended(snapshot: Snapshot, root: Path) -> RunSummary:
     """The summary of a run that was complete before this command: nothing was trained, so nothing took time."""
-    from automodel_cli.engine.checkpoint.train_state import TrainState
+    from automodel_cli.engine.checkpoint.snapshot import TrainState
     from automodel_cli.engine.train.recipe import RunSummary
 
     state = TrainState.from_dict(snapshot.train_state)

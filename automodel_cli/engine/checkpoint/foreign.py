@@ -18,8 +18,14 @@ from typing import Any
 
 from automodel_cli.engine.bounded import UnsoundError, open_regular, read_bytes
 from automodel_cli.engine.checkpoint.inert_pickle import MAX_PICKLE_BYTES, MAX_TEXT, Record, read_inert
-from automodel_cli.engine.checkpoint.stored import StoredTensor, stored_tensors
-from automodel_cli.engine.checkpoint.tensor_header import MAX_DIMENSIONS, MAX_TENSORS, TensorInfo, are_sizes
+from automodel_cli.engine.checkpoint.stored_tensors import (
+    MAX_DIMENSIONS,
+    MAX_TENSORS,
+    StoredTensor,
+    TensorInfo,
+    are_sizes,
+    stored_tensors,
+)
 from automodel_cli.engine.checkpoint.tensor_index import indexed_files, json_object
 from automodel_cli.errors import CheckpointError
 

@@ -15,13 +15,11 @@ from safetensors.torch import load_file
 
 from automodel_cli.engine.bounded import read_bytes
 from automodel_cli.engine.checkpoint import layout
-from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.manifest import Manifest, NewerFormatError, compare, read_manifest, use_earlier
-from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.engine.checkpoint.read_tensors import LazyTensors, checkpoint_weights
+from automodel_cli.engine.checkpoint.run_directory import quarantine
+from automodel_cli.engine.checkpoint.snapshot import Snapshot, read_train_state
 from automodel_cli.engine.checkpoint.tensor_index import json_object
-from automodel_cli.engine.checkpoint.tidy import quarantine
-from automodel_cli.engine.checkpoint.train_state import read_train_state
-from automodel_cli.engine.checkpoint.weights import checkpoint_weights
 from automodel_cli.errors import CheckpointError
 
 

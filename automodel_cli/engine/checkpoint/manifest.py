@@ -29,7 +29,7 @@ from automodel_cli.engine.bounded import (
     shown,
     typed,
 )
-from automodel_cli.engine.checkpoint.train_state import TokenizerName
+from automodel_cli.engine.checkpoint.snapshot import TokenizerName
 from automodel_cli.engine.config.suggest import on_run
 from automodel_cli.engine.durable import write_bytes
 from automodel_cli.errors import CheckpointError

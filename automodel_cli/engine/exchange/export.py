@@ -20,14 +20,12 @@ import torch
 from automodel_cli.engine import durable
 from automodel_cli.engine.bounded import read_bytes
 from automodel_cli.engine.checkpoint import layout
-from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.manifest import Manifest, examine, read_manifest
-from automodel_cli.engine.checkpoint.shard_file import write_tensors
+from automodel_cli.engine.checkpoint.read_tensors import LazyTensors, checkpoint_weights
 from automodel_cli.engine.checkpoint.tensor_index import json_object
-from automodel_cli.engine.checkpoint.weights import checkpoint_weights
+from automodel_cli.engine.checkpoint.write_tensors import write_tensors
+from automodel_cli.engine.exchange.export_files import model_card, write_tokenizer
 from automodel_cli.engine.exchange.logits import largest_difference
-from automodel_cli.engine.exchange.model_card import model_card
-from automodel_cli.engine.exchange.tokenizer_files import write_tokenizer
 from automodel_cli.errors import CheckpointError, UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

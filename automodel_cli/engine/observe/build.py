@@ -10,11 +10,9 @@ from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.check_sinks import reports_to
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.observe.console import ConsoleSink
-from automodel_cli.engine.observe.fanout import Fanout
 from automodel_cli.engine.observe.jsonl import METRICS_FILE, JsonlSink
-from automodel_cli.engine.observe.metrics import Sink
-from automodel_cli.engine.observe.tensorboard_sink import TensorBoardSink
-from automodel_cli.engine.observe.wandb_sink import WandbSink
+from automodel_cli.engine.observe.metrics import Fanout, Sink
+from automodel_cli.engine.observe.optional_sinks import TensorBoardSink, WandbSink
 
 TENSORBOARD_DIRECTORY = "tensorboard"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.checkpoint.layout import LINKS, list_steps
-from automodel_cli.engine.checkpoint.run_lock import run_lock
+from automodel_cli.engine.checkpoint.run_directory import run_lock
 from automodel_cli.engine.config.builtin import embedded_corpus_directory
 from automodel_cli.engine.config.check import Settings
 from automodel_cli.engine.config.config import Config

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from automodel_cli.engine.checkpoint.train_state import TrainState
+from automodel_cli.engine.checkpoint.snapshot import TrainState
 from automodel_cli.engine.models.compiling import compile_seconds
 from automodel_cli.engine.observe.metrics import ReportedNumber, Sink
 from automodel_cli.engine.observe.speed import Speed

@@ -19,8 +19,8 @@ from automodel_cli.engine.checkpoint.foreign import read_foreign
 from automodel_cli.engine.checkpoint.inspect import inspect
 from automodel_cli.engine.checkpoint.load import load
 from automodel_cli.engine.checkpoint.manifest import MANIFEST_NAME
+from automodel_cli.engine.checkpoint.read_tensors import read_weights
 from automodel_cli.engine.checkpoint.save import save
-from automodel_cli.engine.checkpoint.weights import read_weights
 from automodel_cli.engine.shards.manifest import load_manifest
 from automodel_cli.engine.shards.verify import verify_directory
 from automodel_cli.errors import AmcliError

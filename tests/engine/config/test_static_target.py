@@ -46,7 +46,7 @@ LIBRARIES = [
     "automodel_cli.engine.loss.masked_ce",
     "automodel_cli.engine.models.gpt2",
     "automodel_cli.engine.shards.manifest",
-    "automodel_cli.engine.checkpoint.train_state",
+    "automodel_cli.engine.checkpoint.snapshot",
 ]
 
 

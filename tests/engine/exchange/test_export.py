@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from automodel_cli import app
-from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
+from automodel_cli.engine.checkpoint.layout import MODEL_FILE
+from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.checkpoint.rank_files import RankFiles, files_of_parts, texts_of
+from automodel_cli.engine.checkpoint.read_tensors import LazyTensors
+from automodel_cli.engine.checkpoint.save import Publication, Saving, begin, finish
+from automodel_cli.engine.distributed.region import Part, Region
 from automodel_cli.engine.exchange import export as export_module
 from automodel_cli.engine.exchange.logits import largest_difference
 from automodel_cli.engine.prep.tokenizer import load_tokenizer
@@ -67,6 +73,38 @@ def test_weights_are_equal_by_bits_however_they_are_cut(trained, capsys):
     assert index.keys() == whole.keys()
     for name, tensor in whole.items():
         assert torch.equal(load_file(Path("out") / index[name])[name], tensor)
+
+
+LLAMA = """
+  _target_: transformers.AutoModelForCausalLM.from_config
+  config: {_target_: transformers.LlamaConfig, vocab_size: 257, hidden_size: 16, intermediate_size: 32,
+    num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 16}
+"""
+
+
+def test_weights_in_the_parts_of_ranks_are_exported(tiny_run, capsys):
+    """A model of transformers whose weights two ranks wrote: the comparison of logits reads the parts, too."""
+    text = re.sub(r"(?<=^model:\n)(  .*\n)+", LLAMA.lstrip("\n"), tiny_run.read_text(), flags=re.MULTILINE)
+    tiny_run.write_text(text)
+    assert app.run(["pretrain", "-c", str(tiny_run), "--set", "step_scheduler.max_steps=1"]) == 0
+    whole = Path("checkpoints/step_000001")
+    snapshot = load(whole)
+    partial = begin(Path("parts"), snapshot.step, 0)
+    for rank in (1, 0):
+        parts = []
+        for name, tensor in snapshot.model_tensors.items():
+            region = Region.whole(tensor.shape).chunk(0, rank, 2)
+            parts.append(Part(name, region, tensor[region.within(Region.whole(tensor.shape))]))
+        rank_files = RankFiles(texts_of(snapshot) if rank == 0 else {}, tuple(files_of_parts(MODEL_FILE, rank, parts)))
+        finish(Saving(Path("parts"), 1, partial, rank_files, None if rank else Publication(), rank, writers=2))
+    capsys.readouterr()
+
+    found = exported(capsys, "parts")
+
+    assert len(list(Path("parts/LATEST/model").glob("model_rank*.safetensors"))) == 2
+    assert found["logit_difference"] < 1e-5
+    for name, tensor in load_file("out/model.safetensors").items():
+        assert torch.equal(tensor, snapshot.model_tensors[name])
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

@@ -1,4 +1,9 @@
-"""What one process writes of a checkpoint: texts and files of tensors, and how they get onto the disk."""
+"""The files that one rank writes of a checkpoint, and a copy of their tensors in the host's memory.
+
+With the copy, training goes on while the files are written. Its buffers are kept from one save to the next, so it
+takes the size of what one rank writes, once. From a GPU they are pinned, so all copies are queued before any is
+waited for.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,10 +19,10 @@ import torch
 from automodel_cli.engine import durable
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.manifest import FileRecord
-from automodel_cli.engine.checkpoint.pickled_file import write_state_dict
-from automodel_cli.engine.checkpoint.shard_file import write_tensors
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
+from automodel_cli.engine.checkpoint.write_tensors import write_state_dict, write_tensors
 from automodel_cli.engine.distributed.region import Part
+from automodel_cli.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class TensorFile:
 
 
 @dataclass(frozen=True)
-class Share:
+class RankFiles:
     """What one process writes; several of them, of the ranks of a run, make up a checkpoint.
 
     Args:
@@ -85,14 +90,14 @@ class Share:
             durable.sync_file(directory / name)
 
 
-def whole_share(snapshot: Snapshot, model_file: str = layout.MODEL_FILE) -> Share:
+def whole_checkpoint(snapshot: Snapshot, model_file: str = layout.MODEL_FILE) -> RankFiles:
     """A whole checkpoint, written by one process; the weights go into `MODEL_FILE` or `PICKLED_MODEL_FILE`."""
     files = [TensorFile(model_file, snapshot.model_tensors)]
     if not snapshot.is_weights_only:
         files.append(TensorFile(layout.OPTIMIZER_FILE, snapshot.optim_tensors))
         generators = (snapshot.rng_tensors, *snapshot.peer_rng_tensors)
         files += [TensorFile(layout.rng_file(rank), tensors) for rank, tensors in enumerate(generators)]
-    return Share(texts_of(snapshot), tuple(files))
+    return RankFiles(texts_of(snapshot), tuple(files))
 
 
 def texts_of(snapshot: Snapshot) -> dict[str, str]:
@@ -128,3 +133,38 @@ def files_of_parts(whole: str, rank: int, parts: Iterable[Part]) -> list[TensorF
         )
         for file, number in zip(files, itertools.count(1), strict=False)
     ]
+
+
+class HostCopy:
+    """Buffers for one save at a time: the next copy overwrites the last one."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, str], torch.Tensor] = {}
+
+    def of(self, rank_files: RankFiles) -> RankFiles:
+        """The same files with tensors of their own; the given tensors may change afterwards.
+
+        Raises:
+            CheckpointError: There is no memory for it.
+        """
+        try:
+            files = tuple(self._copied(file) for file in rank_files.files)
+        except (MemoryError, RuntimeError) as error:  # torch has no type of its own for a host that is full
+            self._buffers.clear()
+            raise CheckpointError(
+                f"there is no room in the host's memory for a copy of {rank_files.num_bytes:,} bytes: {error}",
+                help="checkpoint.is_async=false writes without a copy",
+            ) from error
+        if any(tensor.is_cuda for file in rank_files.files for tensor in file.tensors.values()):
+            torch.cuda.current_stream().synchronize()
+        return replace(rank_files, files=files)
+
+    def _copied(self, file: TensorFile) -> TensorFile:
+        return replace(file, tensors={name: self._copy(file.name, name, item) for name, item in file.tensors.items()})
+
+    def _copy(self, file: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        buffer = self._buffers.get((file, name))
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[file, name] = buffer
+        return buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)

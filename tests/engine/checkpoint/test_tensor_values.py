@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from automodel_cli.engine.checkpoint import tensor_stats as module
-from automodel_cli.engine.checkpoint.compare_tensors import compare_tensors
+from automodel_cli.engine.checkpoint import tensor_values as module
 from automodel_cli.engine.checkpoint.foreign import read_foreign
-from automodel_cli.engine.checkpoint.tensor_stats import tensor_stats, warnings
+from automodel_cli.engine.checkpoint.tensor_values import compare_tensors, tensor_stats, warnings
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from automodel_cli.engine.checkpoint.parameters import component_of, count_parameters
-from automodel_cli.engine.checkpoint.tensor_header import TensorInfo
+from automodel_cli.engine.checkpoint.checkpoint_report import component_of, count_parameters
+from automodel_cli.engine.checkpoint.stored_tensors import TensorInfo
 
 
 @pytest.mark.parametrize(

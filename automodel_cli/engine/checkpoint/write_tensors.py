@@ -1,13 +1,14 @@
-"""Writes tensors, or blocks of them, as safetensors files. Equal tensors give equal bytes, and so equal hashes.
+"""Writes tensors, or blocks of them, as safetensors files; or whole ones as `torch.save` does, for tools that need it.
 
-A file of blocks says where each of them begins in its tensor, in the way of `torch.distributed.checkpoint`
-(`HuggingFaceStorageReader` reads it): the offsets stand in the header's metadata, so any reader of safetensors
-reads the file, too. A file of whole tensors is what `safetensors.torch.save_file` writes, byte for byte.
-The hash is that of the bytes in memory: a disk that keeps others is found out when they are read.
+Equal tensors give equal bytes, and so equal hashes. A file of blocks says in its header's metadata where each of them
+begins in its tensor, as `torch.distributed.checkpoint` does (`HuggingFaceStorageReader` reads it); any reader of
+safetensors reads the file, too. A file of whole tensors is what `safetensors.torch.save_file` writes, byte for byte.
+The hash is that of the bytes in memory: a disk that returns others is found out when they are read.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import struct
@@ -17,8 +18,8 @@ from typing import IO, Any
 
 import torch
 
-from automodel_cli.engine.checkpoint.manifest import FileRecord
-from automodel_cli.engine.checkpoint.tensor_header import OFFSETS_KEY, SHARDING_KEY
+from automodel_cli.engine.checkpoint.manifest import FileRecord, sha256_of
+from automodel_cli.engine.checkpoint.stored_tensors import OFFSETS_KEY, SHARDING_KEY
 from automodel_cli.errors import CheckpointError
 
 _ALIGNMENT = 8
@@ -99,3 +100,31 @@ def _header(
 def _bytes(tensor: torch.Tensor) -> Any:
     """The content in row-major order, as an array of bytes."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def write_state_dict(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileRecord:
+    """Writes one file; it is not synchronised.
+
+    Args:
+        path: Must not exist.
+        tensors: By name; whole.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    alone = {name: _alone(tensor) for name, tensor in tensors.items()}
+    with path.open("xb") as file:
+        # As if the file had a name that says nothing: torch writes the name into it.
+        try:
+            torch.save(alone, file)
+        except RuntimeError as error:
+            # A write that failed comes out of torch's archive as a position that it did not expect.
+            reason = error.__context__
+            raise reason if isinstance(reason, OSError) else OSError(errno.EIO, f"torch.save: {error}") from error
+    return FileRecord(path.stat().st_size, sha256_of(path))
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """On the host, without what else its memory holds: torch saves the whole of it."""
+    found = tensor.detach().cpu().contiguous()
+    return found if found.untyped_storage().nbytes() == found.numel() * found.element_size() else found.clone()

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from automodel_cli.engine.checkpoint.run_lock import LOCK_FILE, run_lock
+from automodel_cli.engine.checkpoint.run_directory import LOCK_FILE, run_lock
 from automodel_cli.errors import CheckpointError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from automodel_cli.engine.checkpoint.run_lock import run_lock
+from automodel_cli.engine.checkpoint.run_directory import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

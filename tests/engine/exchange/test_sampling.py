@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from automodel_cli.engine.sample.writer import generate
+from automodel_cli.engine.exchange.sampling import generate
 
 
 class Chain(nn.Module):

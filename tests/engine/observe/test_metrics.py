@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from automodel_cli.engine.observe.fanout import Fanout
-from automodel_cli.engine.observe.metrics import StepStats, ValStats
+from automodel_cli.engine.observe.metrics import Fanout, StepStats, ValStats
 
 STATS = StepStats(1, 2, 3.0, 0.5, 1e-3, 1000.0, 0.1, 10**9, 100, 0.0)
 VALIDATION = ValStats(1, 2.0, 7.4, 640)

@@ -1,27 +1,35 @@
-"""The weights of a model, wherever they come from: our checkpoints, Hugging Face directories, single files.
+"""Reads tensors with torch: the weights of a model from any source, and stored tensors one by one, whole or in part.
 
-Nothing that a source contains is executed: safetensors cannot hold code, and pickled files are read
-by torch's restricted unpickler (`weights_only=True`), which refuses everything but tensors. Files
-that an index names must lie beside it. A checkpoint of ours is compared with its manifest first.
-Parts that the ranks of a run wrote, we or `torch.distributed.checkpoint`, are put together.
+Sources are our checkpoints, Hugging Face directories and single files. Nothing that a source contains is executed:
+safetensors cannot hold code, and pickled files are read by torch's restricted unpickler (`weights_only=True`), which
+refuses everything but tensors. Files that an index names must lie beside it. A checkpoint of ours is compared with its
+manifest first. Parts that the ranks of a run wrote, by us or by `torch.distributed.checkpoint`, are put together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.foreign import pickled_tensors
-from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.manifest import MANIFEST_NAME, examine
-from automodel_cli.engine.checkpoint.stored import files_of_parts
-from automodel_cli.engine.checkpoint.tensor_header import TensorInfo, read_header
+from automodel_cli.engine.checkpoint.stored_tensors import (
+    Piece,
+    StoredTensor,
+    TensorInfo,
+    files_of_parts,
+    read_header,
+    stored_tensors,
+)
 from automodel_cli.engine.checkpoint.tensor_index import indexed_files, json_object
+from automodel_cli.engine.checkpoint.write_tensors import DTYPES
+from automodel_cli.engine.distributed.region import Region
 from automodel_cli.errors import CheckpointError
 
 SAFETENSORS_NAME = "model.safetensors"
@@ -29,6 +37,7 @@ _INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE_NAMES = (SAFETENSORS_NAME, "pytorch_model.bin")
 _PICKLED = (".bin", ".pt", ".pth")
 _FORMS = "a checkpoint of amcli, a Hugging Face directory, a .safetensors file or a .bin, .pt or .pth file"
+_TORCH_TYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def model_directory(path: Path) -> Path:
@@ -150,3 +159,80 @@ def _tensors_of(loaded: Any, file: Path) -> dict[str, torch.Tensor]:
         if loaded and all(isinstance(name, str) and isinstance(item, torch.Tensor) for name, item in loaded.items()):
             return loaded
     raise CheckpointError("it holds no state dict: a mapping of names to tensors", where=str(file))
+
+
+class LazyTensors(Mapping[str, torch.Tensor]):
+    """The tensors of some safetensors files by name. Can be pickled; whoever gets it opens the files anew.
+
+    Args:
+        files: Read by their headers only.
+
+    Raises:
+        CheckpointError: A header is not sound.
+        OSError: A file cannot be read.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._files = tuple(files)
+        self._stored = stored_tensors(self._files)
+        self._open: dict[Path, Any] = {}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.region(name, Region.whole(self._stored[name].shape))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getstate__(self) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
+        return self._files, self._stored
+
+    def __setstate__(self, state: tuple[tuple[Path, ...], dict[str, StoredTensor]]) -> None:
+        (self._files, self._stored), self._open = state, {}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a whole tensor."""
+        return self._stored[name].shape
+
+    def without_content(self, name: str) -> torch.Tensor:
+        """A tensor on the meta device, of the stored one's shape and type."""
+        info = self._stored[name].info
+        # Types that only the format has take one byte or less.
+        return torch.empty(info.shape, dtype=_TORCH_TYPES.get(info.dtype, torch.uint8), device="meta")
+
+    def can_be_read(self) -> bool:
+        """Whether this process sees all of the files, as they were when their headers were read."""
+        try:
+            return stored_tensors(self._files) == self._stored
+        except (OSError, CheckpointError):
+            return False
+
+    def region(self, name: str, region: Region) -> torch.Tensor:
+        """A part of a tensor, on the CPU.
+
+        Raises:
+            CheckpointError: A file cannot be read any more.
+        """
+        tensor = self._stored[name]
+        found: torch.Tensor | None = None
+        for piece, common in tensor.pieces_of(region):
+            content = self._read(name, piece, common)
+            if common == region:
+                return content.clone()
+            found = torch.empty(region.sizes, dtype=content.dtype) if found is None else found
+            found[common.within(region)] = content
+        # Nothing is asked for: only the type is of interest.
+        return torch.empty(region.sizes, dtype=self.without_content(name).dtype) if found is None else found
+
+    def _read(self, name: str, piece: Piece, region: Region) -> torch.Tensor:
+        try:
+            file = self._open.get(piece.file)
+            if file is None:
+                file = self._open[piece.file] = safe_open(piece.file, framework="pt")
+            if region == piece.region:
+                return file.get_tensor(name)
+            return file.get_slice(name)[region.within(piece.region)]
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{name} cannot be read: {error}", where=str(piece.file)) from error

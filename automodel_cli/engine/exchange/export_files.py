@@ -1,13 +1,73 @@
-"""The tokenizer of a run as the files that `transformers.AutoTokenizer` loads."""
+"""The files beside the weights of an exported model: its README, and its tokenizer as transformers loads it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.prep.gpt2_tokenizer import END_OF_TEXT, byte_alphabet
 from automodel_cli.engine.prep.tokenizer import load_tokenizer
+
+
+def model_card(
+    name: str, *, facts: Mapping[str, Any], step: int, num_parameters: int, dtype: str, config_yaml: str
+) -> str:
+    """Markdown with the front matter that model hubs read.
+
+    Args:
+        name: Of the exported directory.
+        facts: What the checkpoint's manifest says of the run.
+        step: Optimisation steps done.
+        num_parameters: Stored parameters, tied ones once.
+        dtype: Of the exported weights.
+        config_yaml: The run's configuration, without secrets.
+    """
+    rows = [
+        ("parameters", f"{num_parameters:,}"),
+        ("weights", dtype),
+        ("optimisation steps", f"{step:,}"),
+        ("tokens seen", _number(facts.get("tokens_seen"))),
+        ("training loss, nats per token", _number(facts.get("loss"))),
+        ("validation loss, nats per token", _number(facts.get("val_loss"))),
+        ("tokenizer", (facts.get("tokenizer") or {}).get("name")),
+        ("trained with", ", ".join(f"{key} {value}" for key, value in (facts.get("versions") or {}).items()) or None),
+    ]
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows if value is not None)
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [amcli, pretrained-from-scratch]
+---
+
+# {name}
+
+A language model pre-trained with amcli. It continues text; it was not trained to follow instructions.
+
+| | |
+|---|---|
+{table}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/{name}")
+tokenizer = AutoTokenizer.from_pretrained("path/to/{name}")
+```
+
+## Configuration of the run
+
+```yaml
+{config_yaml.rstrip()}
+```
+"""
+
+
+def _number(value: Any) -> str | None:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else None
 
 
 def write_tokenizer(directory: Path, name: str, bos_id: int | None, max_length: int | None) -> None:

@@ -1,7 +1,7 @@
-"""Numbers about the tensors of safetensors files, with numpy and without torch.
+"""Statistics of stored tensors, and how far tensors of two checkpoints differ; with numpy and without torch.
 
-Tensors are read some rows at a time, and so the memory needed is that of some rows, whether they stand in
-one file or in many. They are read, not mapped: a file that shrinks under a map kills its reader.
+Tensors are read some rows at a time, so the memory needed is that of some rows, whether they stand in one file or in
+many. They are read, not mapped: a file that shrinks under a map kills its reader.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from automodel_cli.engine.checkpoint.stored import Piece, StoredTensor
-from automodel_cli.engine.checkpoint.tensor_header import TensorInfo
+from automodel_cli.engine.checkpoint.foreign import ForeignTensors
+from automodel_cli.engine.checkpoint.stored_tensors import Piece, StoredTensor, TensorInfo
 from automodel_cli.engine.distributed.region import Region
 
 _PIECE = 1 << 22  # elements; 32 MiB in float64
@@ -29,6 +29,7 @@ _PLAIN = {
 }
 # A layer whose weights are so many times larger than those of its siblings is on its way out.
 _OUTLIER = 10.0
+_LAYER = re.compile(r"^(.*?\.\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -190,3 +191,67 @@ def _histogram(tensor: StoredTensor, low: float, high: float) -> tuple[int, ...]
     for slab in _slabs(tensor):
         counts += np.histogram(slab[np.isfinite(slab)], bins=_BINS, range=span)[0]
     return tuple(counts.tolist())
+
+
+@dataclass(frozen=True)
+class TensorDifferences:
+    """What differs.
+
+    Args:
+        only_old: Names that only the first place has.
+        only_new: Names that only the second has.
+        reshaped: `name: (2, 3) F32 -> (3, 3) F32`, one line for each.
+        change_by_layer: Largest relative change of a tensor (norm of the difference over the norm of
+            the old one) by layer, in the order of the second place.
+        unchanged: How many tensors are equal by value.
+        uncompared: Names whose values cannot be read here.
+    """
+
+    only_old: tuple[str, ...]
+    only_new: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    change_by_layer: dict[str, float]
+    unchanged: int
+    uncompared: tuple[str, ...]
+
+
+def compare_tensors(old: ForeignTensors, new: ForeignTensors) -> TensorDifferences:
+    """Compares all tensors of two places by name."""
+    reshaped, uncompared = [], []
+    changes: dict[str, float] = {}
+    unchanged = 0
+    for name, info in new.tensors.items():
+        before = old.tensors.get(name)
+        if before is None:
+            continue
+        if (before.shape, before.dtype) != (info.shape, info.dtype):
+            reshaped.append(f"{name}: {before.shape} {before.dtype} -> {info.shape} {info.dtype}")
+        if before.shape != info.shape:
+            continue
+        change = None
+        if name in old.stored and name in new.stored:
+            change = relative_change(old.stored[name], new.stored[name])
+        if change is None:
+            uncompared.append(name)
+            continue
+        unchanged += change == 0.0
+        layer = layer_of(name)
+        changes[layer] = max(change, changes.get(layer, 0.0))
+    return TensorDifferences(
+        only_old=tuple(name for name in old.tensors if name not in new.tensors),
+        only_new=tuple(name for name in new.tensors if name not in old.tensors),
+        reshaped=tuple(reshaped),
+        change_by_layer=changes,
+        unchanged=unchanged,
+        uncompared=tuple(uncompared),
+    )
+
+
+def layer_of(name: str) -> str:
+    """The layer that a tensor belongs to: up to its first number, else all but its last part.
+
+    >>> layer_of("transformer.h.3.attn.c_attn.weight"), layer_of("transformer.wte.weight")
+    ('transformer.h.3', 'transformer.wte')
+    """
+    found = _LAYER.match(name)
+    return found[1] if found else name.rpartition(".")[0] or name

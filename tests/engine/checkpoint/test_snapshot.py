@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from automodel_cli.engine.checkpoint.train_state import TrainState, read_train_state
+from automodel_cli.engine.checkpoint.snapshot import TrainState, read_train_state
 from automodel_cli.errors import CheckpointError
 
 

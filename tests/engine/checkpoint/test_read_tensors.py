@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from automodel_cli.engine.checkpoint.shard_file import write_tensors
-from automodel_cli.engine.checkpoint.weights import read_model_config, read_weights
+from automodel_cli.engine.checkpoint.read_tensors import read_model_config, read_weights
+from automodel_cli.engine.checkpoint.write_tensors import write_tensors
 from automodel_cli.errors import CheckpointError
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b.weight": torch.ones(4, dtype=torch.bfloat16)}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from automodel_cli.engine.checkpoint.host_copy import HostCopy
-from automodel_cli.engine.checkpoint.share import Share, TensorFile
+from automodel_cli.engine.checkpoint.rank_files import HostCopy, RankFiles, TensorFile
 from automodel_cli.errors import CheckpointError
 
 
-def share_of(**tensors: torch.Tensor) -> Share:
-    return Share({"state/train_state.json": "{}"}, (TensorFile("model/model.safetensors", tensors, {"a": (2, 0)}),))
+def share_of(**tensors: torch.Tensor) -> RankFiles:
+    return RankFiles({"state/train_state.json": "{}"}, (TensorFile("model/model.safetensors", tensors, {"a": (2, 0)}),))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.float8_e4m3fn])
