@@ -10,8 +10,8 @@ import typer
 
 from automodel_cli.commands import columns
 from automodel_cli.commands.render_checkpoint import printable
+from automodel_cli.engine.bounded import finite
 from automodel_cli.engine.checkpoint.checkpoint_report import count_parameters
-from automodel_cli.engine.checkpoint.manifest import finite
 from automodel_cli.engine.checkpoint.stored_tensors import TensorInfo
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Writes that survive a power cut: each function returns once the disk has what it wrote.
+"""Writes that survive a power cut: each function returns once the disk has what it wrote. Texts with their own hash.
 
 A rename is atomic but not durable until its directory is synchronised, and a file's bytes are
 not on disk until the file is; forgetting either leaves an empty file after a crash.
@@ -7,8 +7,12 @@ not on disk until the file is; forgetting either leaves an empty file after a cr
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
+from typing import Any
+
+BLANK_DIGEST = "0" * 64
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -56,3 +60,21 @@ def replace_link(link: Path, target: str) -> None:
         write_bytes(fresh, f"{target}\n".encode())
     fresh.replace(link)
     sync_directory(link.parent)
+
+
+def sealed(text: str) -> bytes:
+    """A text with its own SHA-256 in the last place where `BLANK_DIGEST` stands, and over it as it stood with that.
+
+    A hash of the parsed values would miss changes that keep the meaning, such as 1e-05 to 1E-05.
+    """
+    head, _, tail = text.rpartition(BLANK_DIGEST)
+    return f"{head}{hashlib.sha256(text.encode()).hexdigest()}{tail}".encode()
+
+
+def is_sealed(content: bytes, digest: Any) -> bool:
+    """Whether a text is as `sealed` made it, with this digest in it."""
+    if not isinstance(digest, str) or len(digest) != len(BLANK_DIGEST) or not digest.isascii():
+        return False
+    head, found, tail = content.rpartition(digest.encode())
+    blank = head + BLANK_DIGEST.encode() + tail
+    return bool(found) and hashlib.sha256(blank).hexdigest() == digest

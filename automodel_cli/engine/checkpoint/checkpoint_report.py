@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from automodel_cli.engine.bounded import finite
 from automodel_cli.engine.checkpoint import layout
-from automodel_cli.engine.checkpoint.manifest import finite
 from automodel_cli.engine.checkpoint.stored_tensors import TensorInfo
 
 Verdict = Literal["resumable", "weights only", "incomplete", "corrupt"]
@@ -26,7 +26,7 @@ _SHOWN = ("embedding", "attention", "mlp", "norm", "head", "other")
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """What there is to know about one checkpoint.
+    """The report on one checkpoint.
 
     Args:
         path: The directory.
@@ -39,10 +39,10 @@ class CheckpointReport:
         step: Optimisation steps done; from the manifest, or else from the directory's name.
         saved_at: UTC time of the save.
         progress: `tokens_seen`, `loss`, `val_loss` and so on, those that were saved.
-        parameters: Of the model; None if its header cannot be read.
+        parameters: Parameters of the model; None if a header cannot be read.
         optimizer_dtypes: Elements of the optimizer state by their type.
         files: Size in bytes of each file that is there.
-        config: The values of the configuration that tell most, by dotted key.
+        config: The most important values of the configuration, by dotted key.
         facts: Everything else that the manifest carries.
         amcli_version: The version that wrote it.
     """
@@ -134,7 +134,7 @@ def count_parameters(tensors: Mapping[str, TensorInfo], model_config: Mapping[st
 
     Args:
         tensors: Its tensors by name.
-        model_config: Contents of `config.json`; it tells whether a missing head is tied.
+        model_config: Contents of `config.json`, which says whether a missing head is tied.
     """
     components: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()

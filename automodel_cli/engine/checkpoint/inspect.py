@@ -145,7 +145,7 @@ class _Inspection:
         """The file, if it is a regular one that no link leads to."""
         path = self.directory / name
         if any(problem.startswith(f"{name}: ") for problem in self.damaged):
-            return None  # what is known to be damaged has nothing to say
+            return None  # a damaged file says nothing
         if path.parent.is_symlink() or path.is_symlink() or not path.exists():
             return None  # a problem already, unless it is optional
         return path if path.is_file() else None
@@ -169,7 +169,7 @@ class _Inspection:
         return count_parameters(tensors, None).by_dtype if tensors else {}
 
     def _tensors(self, names: list[str]) -> dict[str, TensorInfo]:
-        """What stands in some files; nothing unless all of them can be read, since each may hold a part of a tensor."""
+        """The tensors of some files; none unless all files can be read, since each may hold a part of a tensor."""
         paths = [self._readable(name) for name in names]
         readable = [path for path in paths if path is not None]
         if len(readable) < len(paths) or self._lacks_parts_beside(names):
@@ -204,7 +204,7 @@ class _Inspection:
 
 
 def _required(names: Collection[str], *, weights_only: bool = False) -> list[str]:
-    """What a checkpoint cannot do without, where the files that it has tell whether it was written in parts."""
+    """Files that a checkpoint needs; those that it has show whether ranks wrote it in parts."""
     model = layout.model_files(names) or [layout.MODEL_FILE]
     if weights_only:
         return [layout.CONFIG_FILE, *model]
@@ -212,7 +212,7 @@ def _required(names: Collection[str], *, weights_only: bool = False) -> list[str
 
 
 def _telling_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The scalars of `model`, then the other keys that say what kind of run this was."""
+    """The scalars of `model`, then the other keys that describe the run."""
     model = values.get("model")
     shown = {f"model.{key}": value for key, value in model.items()} if isinstance(model, Mapping) else {}
     for dotted in _CONFIG_KEYS:
@@ -240,7 +240,7 @@ def _points_at(root: Path, name: str, directory: Path) -> bool:
     try:
         target = layout.read_link(root, name)
     except CheckpointError:
-        return False  # a link that leads elsewhere; whoever follows it gets the error
+        return False  # a link that leads elsewhere; following it raises the error
     return target is not None and target.name == directory.name
 
 
@@ -268,7 +268,7 @@ def inspect_run(root: Path, verify: bool = False) -> RunReport:
 
 
 def look(path: Path | None, verify: bool = False) -> CheckpointReport | RunReport:
-    """Reports on what a user names: a directory of checkpoints gives the list, all else one checkpoint.
+    """Reports on what a user names: every checkpoint of a run's directory, or one checkpoint.
 
     Raises:
         CheckpointError: There is nothing to report on.

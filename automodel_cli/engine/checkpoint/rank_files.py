@@ -52,11 +52,11 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class RankFiles:
-    """What one process writes; several of them, of the ranks of a run, make up a checkpoint.
+    """What one rank writes; the files of all ranks of a run make up a checkpoint.
 
     Args:
         texts: Content of text files by path.
-        files: Of tensors.
+        files: Files of tensors.
     """
 
     texts: Mapping[str, str]
@@ -101,7 +101,7 @@ def whole_checkpoint(snapshot: Snapshot, model_file: str = layout.MODEL_FILE) ->
 
 
 def texts_of(snapshot: Snapshot) -> dict[str, str]:
-    """The files that are no tensors."""
+    """The text files of a checkpoint."""
     texts = {
         layout.CONFIG_FILE: snapshot.config_yaml,
         layout.TRAIN_STATE_FILE: json.dumps(snapshot.train_state, indent=2) + "\n",
@@ -112,12 +112,12 @@ def texts_of(snapshot: Snapshot) -> dict[str, str]:
 
 
 def files_of_parts(whole: str, rank: int, parts: Iterable[Part]) -> list[TensorFile]:
-    """One rank's blocks of tensors as files; further blocks of a tensor lie in further files.
+    """One rank's blocks of tensors as files; further blocks of a tensor are in further files.
 
     Args:
         whole: `layout.MODEL_FILE` or `layout.OPTIMIZER_FILE`.
-        rank: Who writes them.
-        parts: Of any number of tensors.
+        rank: The rank that writes them.
+        parts: Blocks of any number of tensors.
     """
     files: list[dict[str, Part]] = []
     for part in parts:

@@ -1,7 +1,7 @@
-"""How the ranks of a save meet: by small files beside what they write. No torch, and no messages between ranks.
+"""Synchronises the ranks of a save by small files beside what they write. No torch, and no messages between ranks.
 
-Each rank leaves a record of its files, or why it has none; rank 0 waits for all of them before it publishes the
-checkpoint. So a save may run beside the training, whose messages it must not disturb.
+Each rank leaves a record of its files, or the reason why it has none; rank 0 waits for all records before it publishes
+the checkpoint. So a save can run during training without disturbing the messages of the process group.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _PAUSE_SECONDS = (0.005, 0.2)  # the first, and the longest
 
 
 def leave_record(directory: Path, rank: int, files: dict[str, FileRecord]) -> None:
-    """Says that a rank has written its files, and that the disk has them."""
+    """Records that a rank has written its files, and that the disk has them."""
     _leave(directory, rank, {"files": {name: [record.num_bytes, record.sha256] for name, record in files.items()}})
 
 
 def leave_failure(directory: Path, rank: int, error: CheckpointError) -> None:
-    """Says that a rank cannot write its files; nothing happens where that cannot be said either."""
+    """Records that a rank cannot write its files; does nothing where the record cannot be written either."""
     try:
         _leave(directory, rank, {"failure": f"rank {rank} on {platform.node()}: {error.message}", "help": error.help})
     except OSError:
@@ -41,8 +41,8 @@ def collect_records(directory: Path, ranks: Iterable[int]) -> dict[str, FileReco
     """Waits until all ranks have left their records, and gives what they wrote.
 
     Args:
-        directory: Of the unfinished checkpoint.
-        ranks: Whose records to wait for.
+        directory: Directory of the unfinished checkpoint.
+        ranks: The ranks to wait for.
 
     Raises:
         CheckpointError: A rank has failed, or nothing happens any more, or a file is not what its record says.

@@ -162,10 +162,13 @@ def _tensors_of(loaded: Any, file: Path) -> dict[str, torch.Tensor]:
 
 
 class LazyTensors(Mapping[str, torch.Tensor]):
-    """The tensors of some safetensors files by name. Can be pickled; whoever gets it opens the files anew.
+    """The tensors of some safetensors files by name; a pickled copy opens the files again.
+
+    A tensor stays in its files until it is asked for, whole or in part; then it is copied into memory, so removing a
+    file later, as happens to old checkpoints, takes nothing away.
 
     Args:
-        files: Read by their headers only.
+        files: Only their headers are read.
 
     Raises:
         CheckpointError: A header is not sound.
@@ -193,7 +196,7 @@ class LazyTensors(Mapping[str, torch.Tensor]):
         (self._files, self._stored), self._open = state, {}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a whole tensor."""
+        """Shape of the whole tensor."""
         return self._stored[name].shape
 
     def without_content(self, name: str) -> torch.Tensor:

@@ -28,7 +28,7 @@ from automodel_cli.errors import CheckpointError
 LOCK_FILE = ".run.lock"
 _ADVICE = "wait for it, stop it, or start beside it with --set checkpoint.checkpoint_dir=DIR"
 
-# A file system without locks (some network mounts) must not keep anybody from training.
+# A file system without locks (some network mounts) must not prevent training.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _MAX_HOLDER_BYTES = 4096
 
@@ -53,7 +53,7 @@ def run_lock(root: Path, *, advice: str = _ADVICE) -> Iterator[None]:
     try:
         yield
     finally:
-        # The file goes before the lock, so that whoever gets the lock next sees that its file is gone.
+        # The file is removed before the lock is released, so the next holder notices that its file is gone.
         with contextlib.suppress(OSError):
             (root / LOCK_FILE).unlink()
             root.rmdir()
@@ -103,7 +103,7 @@ def _still_bears_the_name(descriptor: int, path: Path) -> bool:
 
 
 def _held_by(descriptor: int) -> str:
-    """Who holds the lock, as far as the file tells."""
+    """The holder of the lock, if the file names it."""
     try:
         holder = parse_json(os.pread(descriptor, _MAX_HOLDER_BYTES, 0))
         who = f"process {int(holder['pid'])} on {str(holder['host'])[:255]!r}, since {str(holder['since'])[:40]}"
@@ -126,7 +126,7 @@ def clear_debris(root: Path) -> None:
 
 def remove_tree(path: Path) -> None:
     """Removes a hidden directory as far as that is possible."""
-    # A file that somebody reads over a network cannot always be removed. That must not stop a
+    # A file that is open on a network file system cannot always be removed. That must not stop a
     # training; the name is hidden by now, and the next save tries again.
     shutil.rmtree(path, ignore_errors=True)
 

@@ -5,9 +5,9 @@ under a hidden name, the manifest comes last, one rename makes the checkpoint ap
 then do `LATEST` and `BEST` move and old checkpoints go. A kill leaves a hidden directory, which
 the next save removes. One directory belongs to one run: `run_directory.py` keeps others out.
 
-Of several ranks each writes its files into the one hidden directory and leaves a record (`rank_records.py`);
-rank 0 publishes when all of them are there. `begin` is rank 0's alone, and comes before anybody writes;
-`finish` is everybody's, sends no messages, and may run on a thread of its own.
+Each rank writes its files into the same hidden directory and leaves a record (`rank_records.py`); rank 0 publishes when
+all records are there. Only rank 0 calls `begin`, before any rank writes. Every rank calls `finish`, which sends no
+messages and may run on a thread of its own.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class SaveStage(StrEnum):
 
 
 def _silent(stage: SaveStage) -> None:
-    """Reports to nobody."""
+    """Ignores the stage."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Publication:
         is_best: Also move `BEST`.
         max_recent: Keep this many of the highest steps, and whatever `LATEST` and `BEST` name;
             None keeps all.
-        keep_every: Of the others, keep the multiples of so many steps.
+        keep_every: Also keep the checkpoints whose step is a multiple of this.
 
     Raises:
         ValueError: `max_recent` is less than 1.
@@ -87,9 +87,8 @@ class Saving:
         step: Optimisation steps done.
         partial: The hidden directory that `begin` has made; the same one on every rank.
         rank_files: What this rank writes.
-        publication: Of rank 0; None on all others.
-        rank: This one.
-        writers: How many ranks write.
+        publication: On rank 0; None on all others.
+        writers: Number of ranks that write.
     """
 
     root: Path
@@ -117,10 +116,10 @@ def save(
         root: Directory of the run's checkpoints; made if need be.
         snapshot: What to save.
         facts: See `Publication`.
-        is_best: The same.
-        max_recent: The same.
-        keep_every: The same.
-        on_stage: Is told each finished stage, for progress displays and for tests.
+        is_best: See `Publication`.
+        max_recent: See `Publication`.
+        keep_every: See `Publication`.
+        on_stage: Called with each finished stage, for progress displays and tests.
 
     Returns:
         The new checkpoint directory.

@@ -22,7 +22,7 @@ from automodel_cli.errors import CheckpointError
 
 MAX_HEADER_BYTES = 32 * 2**20  # the format allows three times as much, for which there is no use
 MAX_TENSORS = 100_000
-# Where torch.distributed.checkpoint, and we, keep the place of each block of a file in its tensor.
+# torch.distributed.checkpoint, and amcli, store under these keys where each block begins in its tensor.
 SHARDING_KEY = "DCP_SHARDING_INFO"
 OFFSETS_KEY = "saved_offsets"
 MAX_DIMENSIONS = 64
@@ -189,8 +189,8 @@ class Piece:
 
     Args:
         file: The safetensors file.
-        begin: Where the block begins in it, in bytes.
-        region: Where it stands in the tensor.
+        begin: Offset of the block in the file, in bytes.
+        region: The part of the tensor that it is.
     """
 
     file: Path
@@ -200,18 +200,18 @@ class Piece:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in files: what it is, and its blocks, each element in exactly one of them."""
+    """A tensor in files; each of its elements is in exactly one block."""
 
     info: TensorInfo
     pieces: tuple[Piece, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole tensor."""
+        """Shape of the whole tensor."""
         return self.info.shape
 
     def pieces_of(self, region: Region) -> Iterator[tuple[Piece, Region]]:
-        """The blocks that share something with a region, and what they share."""
+        """The blocks that overlap a region, and the overlaps."""
         for piece in self.pieces:
             common = piece.region.common(region)
             if common is not None:

@@ -27,7 +27,7 @@ _PLAIN = {
     **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "?", "U8": "u1", "I8": "i1"},
     **{"I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8", "U64": "<u8"},
 }
-# A layer whose weights are so many times larger than those of its siblings is on its way out.
+# A layer whose weights are this many times larger than those of its siblings is diverging.
 _OUTLIER = 10.0
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
 
@@ -37,15 +37,9 @@ class TensorStats:
     """Numbers of one tensor; those of finite elements only, None where there is none.
 
     Args:
-        name: Of the tensor.
         dtype: As safetensors names it.
-        shape: Its dimensions.
-        minimum: Smallest element.
-        maximum: Largest element.
-        mean: Mean of the elements.
         rms: Root of the mean square.
         num_nan: Elements that are no number.
-        num_inf: Infinite elements.
         zero_rows: Rows of a matrix (first dimension) in which every element is zero.
         histogram: Counts of 16 equal parts from minimum to maximum.
     """
@@ -64,12 +58,7 @@ class TensorStats:
 
 
 def tensor_stats(name: str, tensor: StoredTensor) -> TensorStats | None:
-    """Reads one tensor; None for a type that numpy has no values for (8 bits and less of floats).
-
-    Args:
-        name: Of the tensor.
-        tensor: Where it stands.
-    """
+    """Reads one tensor; None for a type that numpy lacks (floats of 8 bits and less)."""
     info = tensor.info
     if not _is_readable(info):
         return None

@@ -1,8 +1,7 @@
 """A checkpoint as a complete Hugging Face directory: weights, configuration, tokenizer, model card.
 
-The directory appears whole or not at all. Before it does, transformers loads it, and its logits are
-compared with those of the checkpoint. Refused are damaged checkpoints, and models that transformers
-has no class for.
+The directory appears whole or not at all. Before it does, transformers loads it, and its logits are compared with those
+of the checkpoint. Damaged checkpoints, and models that transformers has no class for, are refused.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Exported:
         directory: The Hugging Face directory.
         step: Optimisation steps of the checkpoint.
         num_parameters: Stored parameters, tied ones once.
-        dtype: Of the weights, as torch names it.
+        dtype: Type of the weights, as torch names it.
         files: Size in bytes of each file.
         logit_difference: Largest difference of the logits from the checkpoint's; None if not compared.
         notes: What is missing in the directory, and why.
@@ -74,7 +73,7 @@ def export_checkpoint(
         max_shard_bytes: Larger weights are cut into several files with an index.
         check: Load the result with transformers and compare logits.
         overwrite: Replace a model that is in `output` already.
-        say: Is told what is being done.
+        say: Called with what is being done, for users.
 
     Raises:
         CheckpointError: The checkpoint cannot be exported, `output` cannot be written to, or the result is not the

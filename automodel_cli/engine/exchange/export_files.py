@@ -17,11 +17,11 @@ def model_card(
     """Markdown with the front matter that model hubs read.
 
     Args:
-        name: Of the exported directory.
+        name: Name of the exported directory.
         facts: What the checkpoint's manifest says of the run.
         step: Optimisation steps done.
         num_parameters: Stored parameters, tied ones once.
-        dtype: Of the exported weights.
+        dtype: Type of the exported weights.
         config_yaml: The run's configuration, without secrets.
     """
     rows = [

@@ -38,7 +38,7 @@ _GPT2_FIXED = {
     "add_cross_attention": False,
     "n_inner": None,
 }
-# Of a configuration: what is written anew, or leads to code that is not run.
+# Keys of a configuration that are written anew, or lead to code that is not run.
 _NOT_KEPT = ("architectures", "transformers_version", "model_type", "dtype", "torch_dtype", "_name_or_path", "auto_map")
 
 

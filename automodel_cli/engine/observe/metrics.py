@@ -37,7 +37,7 @@ class StepStats:
         data_wait_seconds: The part of `step_seconds` in which the loader was waited for.
         tokens_per_second_per_device: `tokens_per_second` over the number of devices.
         mfu: Model FLOPs utilisation, in [0, 1]: FLOPs of the formula 6N + 12LCT over what the devices could do;
-            None where model or device do not tell.
+            None where the model or the device does not say.
         data_wait_share: `data_wait_seconds` over `step_seconds`.
         seconds_left: Training time to the last step at the mean of the last 50 steps; validation and saving come
             on top.
@@ -85,8 +85,8 @@ class ValStats:
         val_loss: Loss in nats per token, averaged over tokens; of several sets, the mean of their losses.
         val_perplexity: exp(val_loss).
         num_tokens: Label tokens that were averaged over.
-        val_bits_per_byte: Loss in bits per byte of text, which does not depend on the tokenizer; None where nobody
-            counted the bytes, and for several sets together.
+        val_bits_per_byte: Loss in bits per byte of text, which does not depend on the tokenizer; None where the
+            bytes were not counted, and for several sets together.
         sets: Each of several sets by its name; empty for one that stands alone.
     """
 

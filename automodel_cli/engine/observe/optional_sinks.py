@@ -95,7 +95,7 @@ class TensorBoardSink:
     """Writes every number of a step under its name in `metrics.jsonl`.
 
     Args:
-        directory: Of the event files; a resumed run adds a file, and TensorBoard shows them as one curve.
+        directory: For the event files; a resumed run adds a file, and TensorBoard shows them as one curve.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -22,8 +22,8 @@ class Speed:
     Args:
         max_steps: The last step of the run.
         num_devices: Devices that work on a step together.
-        flops_per_token: What a label token costs, forward and backward; None where nobody knows.
-        peak_flops: FLOP/s of one device; None where nobody knows.
+        flops_per_token: Cost of a label token, forward and backward; None if unknown.
+        peak_flops: FLOP/s of one device; None if unknown.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ _PEAK_TFLOPS = (
 
 
 def peak_flops(device_name: str) -> float | None:
-    """FLOP/s in dense bf16 of a device by its name as torch tells it; None for one that the table lacks.
+    """FLOP/s in dense bf16 of a device by its name in torch; None for one that the table lacks.
 
     >>> peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("NVIDIA A100-SXM4-80GB"), peak_flops("cpu, 2 threads")
     (989400000000000, 312000000000000, None)

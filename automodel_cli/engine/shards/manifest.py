@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.bounded import (
-    BLANK_DIGEST,
     MAX_NAME_BYTES,
     UnsoundError,
-    is_sealed,
     parse_json,
     read_bytes,
-    sealed,
     shown,
     typed,
 )
+from automodel_cli.engine.durable import BLANK_DIGEST, is_sealed, sealed
 from automodel_cli.engine.shards.durable import write_durably
 from automodel_cli.engine.shards.format import ShardInfo
 from automodel_cli.errors import DataError
