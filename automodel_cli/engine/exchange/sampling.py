@@ -11,7 +11,7 @@ from torch import nn
 
 from automodel_cli.engine.bounded import shown
 from automodel_cli.engine.checkpoint.layout import CONFIG_FILE
-from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.checkpoint.load_checkpoint import load
 from automodel_cli.engine.config.config import read_configs
 from automodel_cli.engine.config.instantiate import instantiate
 from automodel_cli.engine.models.export import import_tensors

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.foreign import read_foreign
 from automodel_cli.engine.checkpoint.inspect import inspect
-from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.checkpoint.load_checkpoint import load
 from automodel_cli.engine.checkpoint.manifest import MANIFEST_NAME
 from automodel_cli.engine.checkpoint.read_tensors import read_weights
 from automodel_cli.engine.checkpoint.save import save

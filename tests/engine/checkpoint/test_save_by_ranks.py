@@ -11,7 +11,7 @@ import torch
 
 from automodel_cli.engine.checkpoint import layout, rank_records
 from automodel_cli.engine.checkpoint.inspect import inspect
-from automodel_cli.engine.checkpoint.load import load, load_newest_good
+from automodel_cli.engine.checkpoint.load_checkpoint import load, load_newest_good
 from automodel_cli.engine.checkpoint.manifest import verify
 from automodel_cli.engine.checkpoint.rank_files import RankFiles, TensorFile, files_of_parts, texts_of
 from automodel_cli.engine.checkpoint.save import Publication, SaveStage, Saving, begin, finish

@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file
 
 from automodel_cli import app
-from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.checkpoint.load_checkpoint import load
 from automodel_cli.engine.checkpoint.run_directory import run_lock
 from automodel_cli.engine.config.config import read_configs
 from automodel_cli.engine.config.instantiate import instantiate

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.checkpoint.load_checkpoint import load
 from automodel_cli.engine.checkpoint.read_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.save import finish
 from automodel_cli.engine.checkpoint.snapshot import TrainState

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from automodel_cli import app
 from automodel_cli.engine.checkpoint.layout import MODEL_FILE
-from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.checkpoint.load_checkpoint import load
 from automodel_cli.engine.checkpoint.rank_files import RankFiles, files_of_parts, texts_of
 from automodel_cli.engine.checkpoint.read_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.save import Publication, Saving, begin, finish
 from automodel_cli.engine.distributed.region import Part, Region
-from automodel_cli.engine.exchange import export as export_module
+from automodel_cli.engine.exchange import export_checkpoint as export_module
 from automodel_cli.engine.exchange.logits import largest_difference
 from automodel_cli.engine.prep.tokenizer import load_tokenizer
 from automodel_cli.errors import CheckpointError
