@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from automodel_cli.engine.observe.metrics import Fanout, StepStats, ValStats
+from automodel_cli.engine.observe.metrics import Fanout, ReportedNumber, StepStats, ValStats, scalars
 
 STATS = StepStats(1, 2, 3.0, 0.5, 1e-3, 1000.0, 0.1, 10**9, 100, 0.0)
 VALIDATION = ValStats(1, 2.0, 7.4, 640)
@@ -110,3 +111,12 @@ def test_warnings_go_to_standard_error_by_default(capsys: pytest.CaptureFixture[
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("warning: the service cannot be written")
+
+
+def test_reported_numbers_are_curves_like_all_others():
+    """What a model or a loss reports is a scalar under its name, for every sink alike; its unit is not."""
+    stats = replace(STATS, reported=[ReportedNumber("gate/open", 0.25, "share")])
+
+    curves = scalars(stats.flat())
+
+    assert curves == {**scalars(STATS.flat()), "gate/open": 0.25}
