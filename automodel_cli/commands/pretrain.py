@@ -151,7 +151,7 @@ def pretrain(
             yield
 
     with on_ranks(ranks.place, settings, root, prepared) as group:
-        from automodel_cli.engine.observe.build import run_sink
+        from automodel_cli.engine.observe.run_sinks import run_sink
         from automodel_cli.engine.train import recipe
 
         sink = ranks.sink(run_sink(final, settings, root, start_step=0, quiet=json_ or quiet))

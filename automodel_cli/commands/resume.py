@@ -117,7 +117,7 @@ def continue_run(
         if plan.changes and (change := plan.schedule_change(resumed.snapshot.step)) is not None:
             say(f"changed  {change}")
 
-        from automodel_cli.engine.observe.build import run_sink
+        from automodel_cli.engine.observe.run_sinks import run_sink
 
         open_sink = run_sink(
             plan.config, plan.settings, plan.root, start_step=resumed.snapshot.step, quiet=as_json or quiet
