@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 
+from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.protocols import Metric
 from automodel_cli.engine.train.reported_metrics import ReportedMetrics
@@ -28,6 +30,46 @@ def test_micro_batches_are_reduced_as_the_metric_says(reduction, expected):
     metrics = [{"x": Metric(torch.tensor(value), reduction)} for value in (2.0, 6.0)]
 
     assert reported(*metrics).reduced(RankGroup()).tolist() == [expected]
+
+
+class OneOfTwo(RankGroup):
+    """A rank of two whose peer has reduced before it."""
+
+    from_peer: ClassVar[list[torch.Tensor]] = []
+    kinds: ClassVar[dict[str, tuple[str, str]]] = {}
+
+    def broadcast(self, value):
+        return self.kinds
+
+    def all_reduce(self, values):
+        self.from_peer.append(values.clone())
+        return sum(self.from_peer[:-1], values)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "max"])
+def test_two_ranks_give_the_bits_of_one(reduction):
+    """Four micro-batches, of one rank or of two that take turns; the values are negative and uneven."""
+    values = torch.tensor([-1.1, -2.3, -0.7, -5.9])
+    micro_batches = [(LABELS[index % 2], {"x": Metric(value, reduction)}) for index, value in enumerate(values)]
+    alone, first, second = ReportedMetrics(), ReportedMetrics(), ReportedMetrics()
+    for index, micro_batch in enumerate(micro_batches):
+        alone.add(*micro_batch)
+        (first, second)[index % 2].add(*micro_batch)
+    OneOfTwo.from_peer.clear()
+    OneOfTwo.kinds = {"x": (reduction, "")}
+
+    second.reduced(OneOfTwo(RankPlace(1, 2, 1, 2)))
+    together = first.reduced(OneOfTwo(RankPlace(0, 2, 0, 2)))
+
+    assert torch.equal(together, alone.reduced(RankGroup()))
+
+
+def test_ranks_that_report_different_numbers_are_refused():
+    """In the first step, before a collective could wait for ever."""
+    OneOfTwo.kinds = {"y": ("mean", "")}
+
+    with pytest.raises(ConfigError, match="rank 1 reports the metrics"):
+        reported({"x": torch.tensor(1.0)}).reduced(OneOfTwo(RankPlace(1, 2, 1, 2)))
 
 
 def test_a_masked_micro_batch_counts_for_nothing():
