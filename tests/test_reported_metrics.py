@@ -81,6 +81,15 @@ def test_numbers_of_a_model_and_a_loss_are_reported(reported):
     assert "num_inputs 128 tokens" in output
 
 
+def test_blocks_that_are_computed_again_report_once(reported):
+    """Activation checkpointing runs the forward pass of a block twice; the numbers are the same."""
+    plain, _ = reported("plain")
+
+    again, _ = reported("again", activation_checkpointing__mode="full")
+
+    assert again == [pytest.approx(step, rel=1e-4) for step in plain]
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize(
     "layout",
