@@ -38,9 +38,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from automodel_cli.engine import durable
-from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.checkpoint.load_checkpoint import load
 from automodel_cli.engine.checkpoint.manifest import verify
-from automodel_cli.engine.checkpoint.train_state import TrainState
+from automodel_cli.engine.checkpoint.snapshot import TrainState
 from automodel_cli.engine.config.sections import CheckpointSection
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.models.export import import_tensors

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from automodel_cli.engine.bounded import BLANK_DIGEST, sealed
+from automodel_cli.engine.durable import BLANK_DIGEST, sealed
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 
 # Before torch is imported: test processes share the cores with each other and with what they start. With as many

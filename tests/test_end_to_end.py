@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from automodel_cli import app
-from automodel_cli.engine.checkpoint.run_lock import run_lock
+from automodel_cli.engine.checkpoint.run_directory import run_lock
 
 # A loss that does something to the process when it has been called often enough:
 # two micro-batches per step, so call 2 * k - 1 is the first of step k.
@@ -116,7 +116,7 @@ def test_transformers_loads_the_checkpoint_with_equal_logits(tiny_run):
     """`AutoModelForCausalLM.from_pretrained(<ckpt>/model)` is our model to 1e-5."""
     from transformers import AutoModelForCausalLM
 
-    from automodel_cli.engine.sample.writer import load_writer
+    from automodel_cli.engine.exchange.sampling import load_writer
 
     assert app.run(["pretrain", "-c", str(tiny_run)]) == 0
     ours = load_writer(Path("checkpoints/LATEST")).model.cpu().eval()

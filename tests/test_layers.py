@@ -100,7 +100,7 @@ def test_every_room_of_the_package_stands_in_the_layers():
     assert set(top) - {"automodel_cli.engine"} | set(rooms) <= named
 
 
-@pytest.mark.parametrize("room", ["train", "distributed"])
+@pytest.mark.parametrize("room", ["train", "distributed", "checkpoint"])
 def test_the_map_of_a_large_room_names_each_of_its_files(room: str):
     """The docstring of the package says where to look, for every file and for no other."""
     package = importlib.import_module(f"automodel_cli.engine.{room}")

@@ -42,13 +42,13 @@ class Disturbed(MaskedCrossEntropy):
             time.sleep(0.01)
 
     def disk_is_full(self, stop):
-        from automodel_cli.engine.checkpoint.share import Share
-        real = Share.write
+        from automodel_cli.engine.checkpoint.rank_files import RankFiles
+        real = RankFiles.write
         def write(share, directory):
             if "step_000004" in str(directory):
                 raise OSError(28, "No space left on device")
             return real(share, directory)
-        Share.write = write
+        RankFiles.write = write
 """
 
 

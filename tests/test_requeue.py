@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from automodel_cli import app
 from automodel_cli.commands import pretrain
-from automodel_cli.engine.checkpoint.share import Share
+from automodel_cli.engine.checkpoint.rank_files import RankFiles
 from automodel_cli.engine.train import loop
 
 
@@ -72,14 +72,14 @@ def full_disk(monkeypatch):
     """Saves of these steps fail as on a full disk."""
 
     def fills(*steps: int) -> None:
-        real = Share.write
+        real = RankFiles.write
 
         def write(share, directory):
             if any(directory.name.startswith(f".step_{step:06d}.") for step in steps):
                 raise OSError(errno.ENOSPC, "No space left on device")
             return real(share, directory)
 
-        monkeypatch.setattr(Share, "write", write)
+        monkeypatch.setattr(RankFiles, "write", write)
 
     return fills
 

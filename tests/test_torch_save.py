@@ -11,7 +11,7 @@ import transformers
 
 from automodel_cli import app
 from automodel_cli.engine.checkpoint.layout import model_files
-from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.checkpoint.load_checkpoint import load
 from automodel_cli.engine.checkpoint.manifest import read_manifest
 
 FORMAT = "--set=checkpoint.model_save_format=torch_save"

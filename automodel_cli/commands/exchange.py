@@ -43,7 +43,7 @@ def export(
     directory = resolve(checkpoint)
     say = render.speaker(as_json=True)  # standard output is kept for the result
 
-    from automodel_cli.engine.exchange.export import export_checkpoint
+    from automodel_cli.engine.exchange.export_checkpoint import export_checkpoint
 
     found = export_checkpoint(
         directory,

@@ -73,7 +73,7 @@ def inspect_ckpt(
         return
 
     from automodel_cli.commands import render_checkpoint, render_tensors
-    from automodel_cli.engine.checkpoint.inspect_run import look
+    from automodel_cli.engine.checkpoint.inspect import look
 
     foreign = _foreign(path) if path is not None else None
     if foreign is not None:
@@ -144,7 +144,7 @@ def _tensors(path: Path | None, *, tree: bool, pattern: str | None, diff: Path |
         render_tensors.summary(name, found, as_json=True) if as_json else render_tensors.tree(found.tensors)
         return
     if diff is not None:
-        from automodel_cli.engine.checkpoint.compare_tensors import compare_tensors
+        from automodel_cli.engine.checkpoint.tensor_values import compare_tensors
         from automodel_cli.engine.config.config import read_configs
         from automodel_cli.engine.config.emit import differences
 
@@ -154,7 +154,7 @@ def _tensors(path: Path | None, *, tree: bool, pattern: str | None, diff: Path |
             changes = differences(read_configs([directory]).masked(), read_configs([other_directory]).masked())
         render_tensors.differences(compare_tensors(found, other), changes, as_json=as_json)
         return
-    from automodel_cli.engine.checkpoint.tensor_stats import tensor_stats, warnings
+    from automodel_cli.engine.checkpoint.tensor_values import tensor_stats, warnings
 
     names = [item for item in found.stored if pattern is None or fnmatchcase(item, pattern)]
     if not names:

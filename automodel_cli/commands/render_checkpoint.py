@@ -14,9 +14,7 @@ import typer
 
 from automodel_cli.commands import columns
 from automodel_cli.commands.columns import printable
-from automodel_cli.engine.checkpoint.inspect_run import RunReport
-from automodel_cli.engine.checkpoint.parameters import ParameterCount
-from automodel_cli.engine.checkpoint.report import CheckpointReport
+from automodel_cli.engine.checkpoint.checkpoint_report import CheckpointReport, ParameterCount, RunReport
 
 _VERDICT = 6  # its column in the table of a run
 _COLOURS = {

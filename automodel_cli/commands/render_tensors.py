@@ -10,14 +10,13 @@ import typer
 
 from automodel_cli.commands import columns
 from automodel_cli.commands.columns import printable
-from automodel_cli.engine.checkpoint.manifest import finite
-from automodel_cli.engine.checkpoint.parameters import count_parameters
-from automodel_cli.engine.checkpoint.tensor_header import TensorInfo
+from automodel_cli.engine.bounded import finite
+from automodel_cli.engine.checkpoint.checkpoint_report import count_parameters
+from automodel_cli.engine.checkpoint.stored_tensors import TensorInfo
 
 if TYPE_CHECKING:
-    from automodel_cli.engine.checkpoint.compare_tensors import TensorDifferences
     from automodel_cli.engine.checkpoint.foreign import ForeignTensors
-    from automodel_cli.engine.checkpoint.tensor_stats import TensorStats
+    from automodel_cli.engine.checkpoint.tensor_values import TensorDifferences, TensorStats
     from automodel_cli.engine.config.emit import Change
 
 _BARS = " ▁▂▃▄▅▆▇█"

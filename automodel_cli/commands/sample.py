@@ -48,7 +48,7 @@ def sample(
     terminal.quiet_libraries()
 
     from automodel_cli.engine.config.emit import steady
-    from automodel_cli.engine.sample.writer import load_writer
+    from automodel_cli.engine.exchange.sampling import load_writer
 
     writer = load_writer(directory, tokenizer, trust=trust_config)
     pieces = writer.write(

@@ -1,4 +1,4 @@
-"""Reads files back that anybody may have changed since: bounded in size, depth and number of values, checked in type.
+"""Reads files that may have been changed by others: bounded in size, depth and number of values, checked in type.
 
 Nothing here waits or allocates without a bound: a pipe, a device or a directory in the place of a file is refused
 before it is read, JSON is refused by its number of values before it is parsed. JSON is strict: UTF-8, no key twice,
@@ -8,7 +8,6 @@ no `NaN` or `Infinity`, no number that no double or 64-bit integer comes near, n
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import json
 import math
@@ -87,8 +86,8 @@ def parse_json(
 
     Args:
         content: UTF-8, with or without a byte order mark.
-        max_depth: Of lists and objects in each other.
-        max_values: Of all members of lists and objects together.
+        max_depth: Maximum nesting of lists and objects.
+        max_values: Maximum number of members of all lists and objects together.
         allow_nan: Whether `NaN` and `Infinity` may stand there, as in configurations of transformers.
         allow_surrogates: Whether texts may be no Unicode, as names of files that are not UTF-8.
 
@@ -204,27 +203,6 @@ def read_object(
     return value
 
 
-BLANK_DIGEST = "0" * 64
-
-
-def sealed(text: str) -> bytes:
-    """A text with its own SHA-256 in the last place where `BLANK_DIGEST` stands, and over it as it stood with that.
-
-    A hash of the parsed values would miss changes that keep the meaning, such as 1e-05 to 1E-05.
-    """
-    head, _, tail = text.rpartition(BLANK_DIGEST)
-    return f"{head}{hashlib.sha256(text.encode()).hexdigest()}{tail}".encode()
-
-
-def is_sealed(content: bytes, digest: Any) -> bool:
-    """Whether a text is as `sealed` made it, with this digest in it."""
-    if not isinstance(digest, str) or len(digest) != len(BLANK_DIGEST) or not digest.isascii():
-        return False
-    head, found, tail = content.rpartition(digest.encode())
-    blank = head + BLANK_DIGEST.encode() + tail
-    return bool(found) and hashlib.sha256(blank).hexdigest() == digest
-
-
 def typed(cls: type[T], raw: Any, name: str = "", *, ignore_unknown: bool = False) -> T:
     """An instance of a dataclass from the JSON object that `dataclasses.asdict` would give.
 
@@ -234,7 +212,7 @@ def typed(cls: type[T], raw: Any, name: str = "", *, ignore_unknown: bool = Fals
     Args:
         cls: The dataclass; its fields may be dataclasses, too.
         raw: As `parse_json` gave it.
-        name: Of `raw`, in errors.
+        name: Name of `raw`, for errors.
         ignore_unknown: Pass over fields of `raw` that `cls` lacks.
 
     Raises:
@@ -306,3 +284,14 @@ def shown(value: Any) -> str:
         return kind_of(value)
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+def finite(value: Any) -> Any:
+    """The same value with null for every number that a reader of JSON may refuse."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, int):
+        return value if abs(value) < 2**64 else None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

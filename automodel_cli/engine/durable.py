@@ -1,4 +1,4 @@
-"""Writes that survive a power cut: each function returns once the disk has what it wrote.
+"""Writes that survive a power cut: each function returns once the disk has what it wrote. Texts with their own hash.
 
 A rename is atomic but not durable until its directory is synchronised, and a file's bytes are
 not on disk until the file is; forgetting either leaves an empty file after a crash. Files are never written
@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from automodel_cli.errors import DataError
+
+BLANK_DIGEST = "0" * 64
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -104,3 +108,21 @@ def explain_write_errors(path: Path) -> Iterator[None]:
                 help="free some space or choose another --output-dir, then run the command again",
             ) from error
         raise DataError(f"the file cannot be written: {error.strerror or error}", where=str(path)) from error
+
+
+def sealed(text: str) -> bytes:
+    """A text with its own SHA-256 in the last place where `BLANK_DIGEST` stands, and over it as it stood with that.
+
+    A hash of the parsed values would miss changes that keep the meaning, such as 1e-05 to 1E-05.
+    """
+    head, _, tail = text.rpartition(BLANK_DIGEST)
+    return f"{head}{hashlib.sha256(text.encode()).hexdigest()}{tail}".encode()
+
+
+def is_sealed(content: bytes, digest: Any) -> bool:
+    """Whether a text is as `sealed` made it, with this digest in it."""
+    if not isinstance(digest, str) or len(digest) != len(BLANK_DIGEST) or not digest.isascii():
+        return False
+    head, found, tail = content.rpartition(digest.encode())
+    blank = head + BLANK_DIGEST.encode() + tail
+    return bool(found) and hashlib.sha256(blank).hexdigest() == digest

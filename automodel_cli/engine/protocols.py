@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from automodel_cli.errors import AmcliError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     Int64Array: TypeAlias = npt.NDArray[np.int64]
     Batch: TypeAlias = dict[str, npt.NDArray[Any]]
+    Metrics: TypeAlias = Mapping[str, "Metric | torch.Tensor"]
 
 
 # The label that marks a token as not trained on. Fixed: the step counts its label tokens by it, and a
@@ -58,6 +59,23 @@ def in_users_code(note: Callable[[], str]) -> Iterator[None]:
     except Exception as error:
         error.add_note(note())
         raise
+
+
+class Metric(NamedTuple):
+    """A number that a model or a loss reports for one micro-batch; it appears on the step line and in `metrics.jsonl`.
+
+    A model gives `metrics`, a mapping of names to these, as an attribute of its output beside `logits`; a loss returns
+    a pair of the loss and such a mapping. A plain tensor in the mapping is a mean.
+
+    Args:
+        value: One number, on any device; it is detached.
+        reduction: Over the micro-batches of all ranks; `mean` weights each by its label tokens, as the loss does.
+        unit: Shown behind the number.
+    """
+
+    value: torch.Tensor
+    reduction: Literal["mean", "sum", "max"] = "mean"
+    unit: str = ""
 
 
 class Order(Protocol):
@@ -148,8 +166,10 @@ class DocumentSource(Protocol):
 class LossFunction(Protocol):
     """Maps logits and labels to a scalar that can be differentiated."""
 
-    def __call__(self, logits: torch.Tensor, labels: torch.Tensor, /, *, num_label_tokens: int) -> torch.Tensor:
-        """The SUM of the losses of all tokens whose label is not -100, over `num_label_tokens`.
+    def __call__(
+        self, logits: torch.Tensor, labels: torch.Tensor, /, *, num_label_tokens: int
+    ) -> torch.Tensor | tuple[torch.Tensor, Metrics]:
+        """The SUM of the losses of all tokens whose label is not -100, over `num_label_tokens`; see `Metric` for pairs.
 
         Args:
             logits: (B, T, V).
@@ -172,7 +192,7 @@ class HeadLoss(Protocol):
         /,
         *,
         num_label_tokens: int,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | tuple[torch.Tensor, Metrics]:
         """As `LossFunction`, with the logits `hidden @ weight.T + bias`.
 
         Args:

@@ -9,7 +9,7 @@ import pytest
 
 from automodel_cli.commands.sample import sample
 from automodel_cli.engine.checkpoint import layout
-from automodel_cli.engine.sample import writer
+from automodel_cli.engine.exchange import sampling as writer
 
 
 @pytest.mark.parametrize(("is_terminal", "shown"), [(True, "a\ufffdb\n"), (False, "a\x07b\n")])

@@ -1,6 +1,6 @@
-"""What tensors lie in files of other tools: names, types, shapes. No torch, and nothing is executed.
+"""Names, types and shapes of tensors in files of other tools. No torch, and nothing is executed.
 
-Read are safetensors files, Hugging Face directories, files of `torch.save` and directories of
+Reads safetensors files, Hugging Face directories, files of `torch.save` and directories of
 `torch.distributed.checkpoint` (as NeMo and torchtitan write them). Sizes are checked before reading.
 """
 
@@ -18,8 +18,14 @@ from typing import Any
 
 from automodel_cli.engine.bounded import UnsoundError, open_regular, read_bytes
 from automodel_cli.engine.checkpoint.inert_pickle import MAX_PICKLE_BYTES, MAX_TEXT, Record, read_inert
-from automodel_cli.engine.checkpoint.stored import StoredTensor, stored_tensors
-from automodel_cli.engine.checkpoint.tensor_header import MAX_DIMENSIONS, MAX_TENSORS, TensorInfo, are_sizes
+from automodel_cli.engine.checkpoint.stored_tensors import (
+    MAX_DIMENSIONS,
+    MAX_TENSORS,
+    StoredTensor,
+    TensorInfo,
+    are_sizes,
+    stored_tensors,
+)
 from automodel_cli.engine.checkpoint.tensor_index import indexed_files, json_object
 from automodel_cli.errors import CheckpointError
 
@@ -42,12 +48,12 @@ _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2,
 
 @dataclass(frozen=True)
 class ForeignTensors:
-    """The tensors of a place.
+    """The tensors of a file or directory.
 
     Args:
-        kind: What the place is, in words.
+        kind: What it is, in words.
         tensors: By name.
-        stored: Where each tensor stands, of those in safetensors files.
+        stored: Position of each tensor that is in a safetensors file.
         config: Contents of `config.json`; None without one.
     """
 
@@ -101,7 +107,7 @@ def pickled_tensors(path: Path) -> dict[str, TensorInfo]:
     """
     try:
         with _Archive(path) as file:
-            # As torch decides it; `zipfile` would also find an archive behind something else.
+            # The rule of torch; `zipfile` would also find an archive behind something else.
             if file.read(4) == b"PK\x03\x04":
                 value, size_of = _archived(file, path)
             else:
@@ -112,7 +118,7 @@ def pickled_tensors(path: Path) -> dict[str, TensorInfo]:
 
 
 class _Archive(io.FileIO):
-    """A file of which no more is read at a time than a sound archive needs: its directory is read as a whole."""
+    """A file that refuses to read more at a time than the directory of a sound archive takes."""
 
     def __init__(self, path: Path) -> None:
         with open_regular(path) as file:
@@ -168,11 +174,11 @@ def _bare(file: _Archive, path: Path) -> tuple[Any, SizeOf]:
 
 
 def _tensors_in(value: Any, path: Path, size_of: SizeOf) -> dict[str, TensorInfo]:
-    """Every tensor below a value, by its dotted place; what is there several times counts once, at its first place.
+    """Every tensor below a value of a pickle, by its dotted place; an object that occurs again counts once.
 
     Args:
-        value: Of a pickle.
-        path: Named in errors.
+        value: What the pickle describes.
+        path: The file, for errors.
         size_of: The bytes that the file has for a storage, by its key.
     """
     found: dict[str, TensorInfo] = {}
@@ -186,7 +192,7 @@ def _tensors_in(value: Any, path: Path, size_of: SizeOf) -> dict[str, TensorInfo
         if isinstance(inner, Record) and inner.path.startswith("torch._utils._rebuild_parameter") and inner.args:
             inner = inner.args[0]
         if isinstance(inner, Record) and inner.path.startswith("torch._utils._rebuild_tensor"):
-            # Tied weights are one tensor under two names, so that tensors count at each of their places.
+            # Tied weights are one tensor under two names, so tensors count at each of their places.
             found[name] = _rebuilt(inner, name, path, size_of)
             if len(found) > MAX_TENSORS:
                 raise CheckpointError(f"it has more than the {MAX_TENSORS:,} tensors that are read", where=str(path))

@@ -4,8 +4,8 @@ The danger of a pickle is that it names what is imported and called. `pickletool
 it into its opcodes; what they build is built here, from plain values and records that keep what they were made from,
 so no name of any module is ever looked up. The number of opcodes is bounded, and with it time and memory: each of
 them makes one small object at most, texts beyond `MAX_TEXT` and numbers beyond 512 bits are left out, and a key is
-never so deeply nested that its hash takes long. A value may hold itself, or one list many times: whoever walks
-through it must visit each object once.
+never so deeply nested that its hash takes long. A value may contain itself, or one list many times: a walk through it
+must visit each object once.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _OMITTED = "omitted"
 
 
 class Record:
-    """What a pickle wanted to make, or named.
+    """Takes the place of an object that a pickle would make, or of a global that it names.
 
     Attributes:
         path: The global, such as `torch._utils._rebuild_tensor_v2`.
-        args: What it would have been called with.
-        state: What would have become its attributes; None without.
-        items: What would have been set by key; None without.
+        args: Arguments that it would be called with.
+        state: The object's attributes; None without.
+        items: Its members by key; None without.
     """
 
     __slots__ = ("args", "items", "path", "state")
@@ -58,8 +58,8 @@ def read_inert(content: io.BytesIO, source: Path) -> Any:
     """The value of a pickle, with a `Record` in the place of everything that is not plain data.
 
     Args:
-        content: Stands at the beginning of the pickle, afterwards at its end.
-        source: Named in errors.
+        content: At the beginning of the pickle; afterwards at its end.
+        source: The file, for errors.
 
     Raises:
         CheckpointError: It is no pickle, or beyond a bound.

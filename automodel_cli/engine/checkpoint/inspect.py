@@ -1,8 +1,8 @@
-"""Says what a checkpoint is and whether it is whole, without torch and without running anything in it.
+"""Reports what a checkpoint, or a run's directory, holds and whether it is whole; no torch, and nothing in it runs.
 
-Reads the manifest, the JSON and YAML files and the headers of the tensor files; the tensors
-themselves only if asked to verify them. Links are refused, sizes are bounded before reading, and
-whatever cannot be read becomes a line of the report. Writes nothing.
+Reads the manifest, the JSON and YAML files and the headers of the tensor files; the tensors themselves only if asked to
+verify them. Links are refused, sizes are bounded before reading, and what cannot be read becomes a line of the report.
+Writes nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.checkpoint import layout
+from automodel_cli.engine.checkpoint.checkpoint_report import (
+    CheckpointReport,
+    ParameterCount,
+    RunReport,
+    Verdict,
+    count_parameters,
+)
 from automodel_cli.engine.checkpoint.foreign import pickled_tensors
 from automodel_cli.engine.checkpoint.manifest import (
     MANIFEST_NAME,
@@ -23,12 +30,9 @@ from automodel_cli.engine.checkpoint.manifest import (
     compare,
     read_manifest,
 )
-from automodel_cli.engine.checkpoint.parameters import ParameterCount, count_parameters
-from automodel_cli.engine.checkpoint.report import CheckpointReport, Verdict
-from automodel_cli.engine.checkpoint.stored import stored_tensors
-from automodel_cli.engine.checkpoint.tensor_header import TensorInfo
+from automodel_cli.engine.checkpoint.snapshot import read_train_state
+from automodel_cli.engine.checkpoint.stored_tensors import TensorInfo, stored_tensors
 from automodel_cli.engine.checkpoint.tensor_index import json_object
-from automodel_cli.engine.checkpoint.train_state import read_train_state
 from automodel_cli.engine.config.yaml_reader import read_yaml
 from automodel_cli.errors import CheckpointError, ConfigError
 
@@ -141,7 +145,7 @@ class _Inspection:
         """The file, if it is a regular one that no link leads to."""
         path = self.directory / name
         if any(problem.startswith(f"{name}: ") for problem in self.damaged):
-            return None  # what is known to be damaged has nothing to say
+            return None  # a damaged file says nothing
         if path.parent.is_symlink() or path.is_symlink() or not path.exists():
             return None  # a problem already, unless it is optional
         return path if path.is_file() else None
@@ -165,7 +169,7 @@ class _Inspection:
         return count_parameters(tensors, None).by_dtype if tensors else {}
 
     def _tensors(self, names: list[str]) -> dict[str, TensorInfo]:
-        """What stands in some files; nothing unless all of them can be read, since each may hold a part of a tensor."""
+        """The tensors of some files; none unless all files can be read, since each may hold a part of a tensor."""
         paths = [self._readable(name) for name in names]
         readable = [path for path in paths if path is not None]
         if len(readable) < len(paths) or self._lacks_parts_beside(names):
@@ -200,7 +204,7 @@ class _Inspection:
 
 
 def _required(names: Collection[str], *, weights_only: bool = False) -> list[str]:
-    """What a checkpoint cannot do without, where the files that it has tell whether it was written in parts."""
+    """Files that a checkpoint needs; those that it has show whether ranks wrote it in parts."""
     model = layout.model_files(names) or [layout.MODEL_FILE]
     if weights_only:
         return [layout.CONFIG_FILE, *model]
@@ -208,7 +212,7 @@ def _required(names: Collection[str], *, weights_only: bool = False) -> list[str
 
 
 def _telling_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The scalars of `model`, then the other keys that say what kind of run this was."""
+    """The scalars of `model`, then the other keys that describe the run."""
     model = values.get("model")
     shown = {f"model.{key}": value for key, value in model.items()} if isinstance(model, Mapping) else {}
     for dotted in _CONFIG_KEYS:
@@ -236,5 +240,39 @@ def _points_at(root: Path, name: str, directory: Path) -> bool:
     try:
         target = layout.read_link(root, name)
     except CheckpointError:
-        return False  # a link that leads elsewhere; whoever follows it gets the error
+        return False  # a link that leads elsewhere; following it raises the error
     return target is not None and target.name == directory.name
+
+
+def inspect_run(root: Path, verify: bool = False) -> RunReport:
+    """Reports on every checkpoint of a run's directory.
+
+    Raises:
+        CheckpointError: There is no checkpoint in it, or one cannot be read.
+    """
+    steps = layout.list_steps(root)
+    if not steps:
+        layout.resolve(root)  # raises, and says what there is instead
+    notes = [
+        f"{path.name}: set aside, since it was broken" for path in sorted(root.glob(f"{layout.BROKEN_PREFIX}step_*"))
+    ]
+    for name in layout.LINKS:
+        try:
+            target = layout.read_link(root, name)
+        except CheckpointError as error:
+            notes.append(error.message)
+            continue
+        if target is not None and not target.is_dir():
+            notes.append(f"{name} points to {target.name}, which is gone")
+    return RunReport(str(root), tuple(inspect(path, verify) for _, path in steps), tuple(notes))
+
+
+def look(path: Path | None, verify: bool = False) -> CheckpointReport | RunReport:
+    """Reports on what a user names: every checkpoint of a run's directory, or one checkpoint.
+
+    Raises:
+        CheckpointError: There is nothing to report on.
+    """
+    if path is not None and path.is_dir() and not layout.is_checkpoint(path) and layout.list_steps(path):
+        return inspect_run(path, verify)
+    return inspect(layout.resolve(path), verify)

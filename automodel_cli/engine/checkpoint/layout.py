@@ -7,9 +7,8 @@
 
 Weights and optimizer state are one file each, or several: each rank of a sharded run writes its part.
 
-A link may only name a checkpoint beside it. It moves in two strokes: `.LATEST.next` is set
-before the new directory gets its name and becomes `LATEST` afterwards, so that a save killed in
-between counts as done, without a second guess about which of two checkpoints is newer.
+A link may only name a checkpoint beside it. It moves in two steps: `.LATEST.next` is set before the new directory gets
+its name, and becomes `LATEST` afterwards. So a save that is killed in between counts as done.
 """
 
 from __future__ import annotations
@@ -85,8 +84,8 @@ def part_file(whole: str, rank: int, number: int = 1) -> str:
 
     Args:
         whole: `MODEL_FILE` or `OPTIMIZER_FILE`.
-        rank: Who writes it.
-        number: A file holds one block of a tensor at most; further blocks lie in files 2, 3, ...
+        rank: The rank that writes it.
+        number: A file holds at most one block of a tensor; further blocks are in files 2, 3, ...
 
     >>> part_file(MODEL_FILE, rank=3), part_file(MODEL_FILE, rank=3, number=2)
     ('model/model_rank3.safetensors', 'model/model_rank3_2.safetensors')
@@ -96,7 +95,7 @@ def part_file(whole: str, rank: int, number: int = 1) -> str:
 
 
 def model_files(names: Collection[str]) -> list[str]:
-    """Of the files of a checkpoint, those that hold the weights: one of them, or one or more for each rank."""
+    """Files of a checkpoint that hold the weights: a single one, or one or more for each rank."""
     for whole in (MODEL_FILE, PICKLED_MODEL_FILE):
         if whole in names:
             return [whole]
@@ -104,7 +103,7 @@ def model_files(names: Collection[str]) -> list[str]:
 
 
 def optimizer_files(names: Collection[str]) -> list[str]:
-    """Of the files of a checkpoint, those that hold the optimizer's state."""
+    """Files of a checkpoint that hold the optimizer's state."""
     return [OPTIMIZER_FILE] if OPTIMIZER_FILE in names else sorted(filter(_OPTIMIZER_PART.fullmatch, names))
 
 
@@ -150,13 +149,13 @@ def later_steps(root: Path, step: int) -> list[Path]:
 
 
 def announce_links(root: Path, names: tuple[str, ...], step: int) -> None:
-    """First stroke: says that `names` will point at `step` as soon as its directory has its name."""
+    """First step: says that `names` will point at `step` as soon as its directory has its name."""
     for name in names:
         replace_link(root / _pending(name), step_directory_name(step))
 
 
 def settle_links(root: Path) -> None:
-    """Second stroke: makes announced links real, and forgets those whose save never finished."""
+    """Second step: makes announced links real, and forgets those whose save never finished."""
     for name in LINKS:
         target = _target(root, _pending(name))
         if target is None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import stat
 from collections.abc import Iterator
@@ -18,20 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from automodel_cli.engine.bounded import (
-    BLANK_DIGEST,
-    MAX_NAME_BYTES,
-    UnsoundError,
-    is_sealed,
-    parse_json,
-    read_bytes,
-    sealed,
-    shown,
-    typed,
-)
-from automodel_cli.engine.checkpoint.train_state import TokenizerName
+from automodel_cli.engine.bounded import MAX_NAME_BYTES, UnsoundError, finite, parse_json, read_bytes, shown, typed
+from automodel_cli.engine.checkpoint.snapshot import TokenizerName
 from automodel_cli.engine.config.suggest import on_run
-from automodel_cli.engine.durable import write_bytes
+from automodel_cli.engine.durable import BLANK_DIGEST, is_sealed, sealed, write_bytes
 from automodel_cli.errors import CheckpointError
 
 MANIFEST_NAME = "manifest.json"
@@ -109,17 +98,6 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
         "manifest_sha256": BLANK_DIGEST,
     }
     write_bytes(directory / MANIFEST_NAME, sealed(json.dumps(fields, indent=2, allow_nan=False) + "\n"))
-
-
-def finite(value: Any) -> Any:
-    """The same value with null for every number that a reader of JSON may refuse."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, int):
-        return value if abs(value) < 2**64 else None
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def read_manifest(directory: Path) -> Manifest:

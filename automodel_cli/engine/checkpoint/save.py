@@ -3,11 +3,11 @@
 The order of `SaveStage` is the commit protocol: everything is written, synchronised and hashed
 under a hidden name, the manifest comes last, one rename makes the checkpoint appear, and only
 then do `LATEST` and `BEST` move and old checkpoints go. A kill leaves a hidden directory, which
-the next save removes. One directory belongs to one run: `run_lock.py` keeps others out.
+the next save removes. One directory belongs to one run: `run_directory.py` keeps others out.
 
-Of several ranks each writes its share into the one hidden directory and leaves a record (`records.py`);
-rank 0 publishes when all of them are there. `begin` is rank 0's alone, and comes before anybody writes;
-`finish` is everybody's, sends no messages, and may run on a thread of its own.
+Each rank writes its files into the same hidden directory and leaves a record (`rank_records.py`); rank 0 publishes when
+all records are there. Only rank 0 calls `begin`, before any rank writes. Every rank calls `finish`, which sends no
+messages and may run on a thread of its own.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from automodel_cli import __version__
 from automodel_cli.engine import durable
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.manifest import FileRecord, Manifest, write_manifest
-from automodel_cli.engine.checkpoint.records import RECORDS, collect_records, leave_failure, leave_record
-from automodel_cli.engine.checkpoint.share import Share, whole_share
+from automodel_cli.engine.checkpoint.rank_files import RankFiles, whole_checkpoint
+from automodel_cli.engine.checkpoint.rank_records import RECORDS, collect_records, leave_failure, leave_record
+from automodel_cli.engine.checkpoint.run_directory import clear_debris, make_way, prune, remove_tree
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
-from automodel_cli.engine.checkpoint.tidy import clear_debris, make_way, prune, remove_tree
 from automodel_cli.errors import CheckpointError, PeerFailedError
 
 # Room for headers, JSON files and the file system's own blocks, beside the tensors.
@@ -50,7 +50,7 @@ class SaveStage(StrEnum):
 
 
 def _silent(stage: SaveStage) -> None:
-    """Reports to nobody."""
+    """Ignores the stage."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Publication:
         is_best: Also move `BEST`.
         max_recent: Keep this many of the highest steps, and whatever `LATEST` and `BEST` name;
             None keeps all.
-        keep_every: Of the others, keep the multiples of so many steps.
+        keep_every: Also keep the checkpoints whose step is a multiple of this.
 
     Raises:
         ValueError: `max_recent` is less than 1.
@@ -86,16 +86,15 @@ class Saving:
         root: Directory of the run's checkpoints.
         step: Optimisation steps done.
         partial: The hidden directory that `begin` has made; the same one on every rank.
-        share: What this rank writes.
-        publication: Of rank 0; None on all others.
-        rank: This one.
-        writers: How many ranks write.
+        rank_files: What this rank writes.
+        publication: On rank 0; None on all others.
+        writers: Number of ranks that write.
     """
 
     root: Path
     step: int
     partial: Path
-    share: Share
+    rank_files: RankFiles
     publication: Publication | None
     rank: int = 0
     writers: int = 1
@@ -117,10 +116,10 @@ def save(
         root: Directory of the run's checkpoints; made if need be.
         snapshot: What to save.
         facts: See `Publication`.
-        is_best: The same.
-        max_recent: The same.
-        keep_every: The same.
-        on_stage: Is told each finished stage, for progress displays and for tests.
+        is_best: See `Publication`.
+        max_recent: See `Publication`.
+        keep_every: See `Publication`.
+        on_stage: Called with each finished stage, for progress displays and tests.
 
     Returns:
         The new checkpoint directory.
@@ -131,9 +130,9 @@ def save(
         ValueError: `max_recent` is less than 1.
     """
     publication = Publication(facts, is_best, max_recent, keep_every)
-    share = whole_share(snapshot)
-    partial = begin(root, snapshot.step, share.num_bytes)
-    return finish(Saving(root, snapshot.step, partial, share, publication), on_stage)
+    rank_files = whole_checkpoint(snapshot)
+    partial = begin(root, snapshot.step, rank_files.num_bytes)
+    return finish(Saving(root, snapshot.step, partial, rank_files, publication), on_stage)
 
 
 def begin(root: Path, step: int, num_bytes: int) -> Path:
@@ -168,7 +167,7 @@ def begin(root: Path, step: int, num_bytes: int) -> Path:
 
 
 def finish(saving: Saving, on_stage: Callable[[SaveStage], None] = _silent) -> Path:
-    """Writes this rank's share; on rank 0 it also waits for the others, and publishes the checkpoint.
+    """Writes this rank's files; on rank 0 it also waits for the others, and publishes the checkpoint.
 
     Returns:
         The new checkpoint directory; on other ranks than 0 it may not be there yet.
@@ -176,7 +175,7 @@ def finish(saving: Saving, on_stage: Callable[[SaveStage], None] = _silent) -> P
     Raises:
         CheckpointError: It could not be written, here or on another rank. Nothing is published; earlier
             checkpoints and links are as they were.
-        PeerFailedError: On other ranks than 0: this one could not write its share, and rank 0 says so.
+        PeerFailedError: On other ranks than 0: this one could not write its files, and rank 0 says so.
         ValueError: A rank other than 0 was given a publication, or rank 0 none.
     """
     final = saving.root / layout.step_directory_name(saving.step)
@@ -193,7 +192,7 @@ def finish(saving: Saving, on_stage: Callable[[SaveStage], None] = _silent) -> P
         _publish(saving, saving.publication, files, final, on_stage)
     except OSError as error:
         remove_tree(saving.partial)
-        raise _write_error(saving.root, final, error, saving.share.num_bytes) from error
+        raise _write_error(saving.root, final, error, saving.rank_files.num_bytes) from error
     except CheckpointError:
         remove_tree(saving.partial)
         raise
@@ -204,9 +203,9 @@ def finish(saving: Saving, on_stage: Callable[[SaveStage], None] = _silent) -> P
 
 
 def _write(saving: Saving, on_stage: Callable[[SaveStage], None]) -> dict[str, FileRecord]:
-    files = saving.share.write(saving.partial)
+    files = saving.rank_files.write(saving.partial)
     on_stage(SaveStage.TENSORS_WRITTEN)
-    saving.share.sync(saving.partial)
+    saving.rank_files.sync(saving.partial)
     on_stage(SaveStage.FILES_SYNCED)
     return files
 
@@ -217,7 +216,7 @@ def _write_for_others(saving: Saving, final: Path, on_stage: Callable[[SaveStage
     except (OSError, CheckpointError) as error:
         known = error
         if not isinstance(known, CheckpointError):
-            known = _write_error(saving.root, final, known, saving.share.num_bytes)
+            known = _write_error(saving.root, final, known, saving.rank_files.num_bytes)
         leave_failure(saving.partial, saving.rank, known)
         raise PeerFailedError("this rank could not write its part of the checkpoint") from error
 

@@ -15,13 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from automodel_cli.engine.config.file_pattern import MEGATRON_SPLITS, PatternPart, megatron_files, pattern_parts
-from automodel_cli.engine.data.window_dataset import (
-    DataPart,
-    WindowDataset,
-    by_part,
-    dense_layout,
-    refuse_repeated,
-)
+from automodel_cli.engine.data.window_dataset import DataPart, WindowDataset, by_part, dense_layout, refuse_repeated
 from automodel_cli.engine.shards.manifest import manifest_for
 from automodel_cli.engine.shards.megatron import MegatronIndex, read_megatron
 from automodel_cli.engine.shards.tokens import Int64Array, ShardInfo

@@ -1,1 +1,1 @@
-"""Models to and from the directories that Hugging Face tools read."""
+"""What trained models are used for: export to and import from Hugging Face directories, and sampling text."""

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from automodel_cli import __version__
-from automodel_cli.engine.checkpoint.run_lock import run_lock
+from automodel_cli.engine.checkpoint.read_tensors import read_model_config, read_weights
+from automodel_cli.engine.checkpoint.run_directory import run_lock
 from automodel_cli.engine.checkpoint.save import save
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
-from automodel_cli.engine.checkpoint.weights import read_model_config, read_weights
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.instantiate import instantiate
@@ -38,7 +38,7 @@ _GPT2_FIXED = {
     "add_cross_attention": False,
     "n_inner": None,
 }
-# Of a configuration: what is written anew, or leads to code that is not run.
+# Keys of a configuration that are written anew, or lead to code that is not run.
 _NOT_KEPT = ("architectures", "transformers_version", "model_type", "dtype", "torch_dtype", "_name_or_path", "auto_map")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,8 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.bounded import shown
+from automodel_cli.engine.checkpoint.read_tensors import read_weights
 from automodel_cli.engine.checkpoint.tensor_index import json_object
-from automodel_cli.engine.checkpoint.weights import read_weights
 from automodel_cli.engine.models.gpt2 import GPT2Config, build_gpt2_model
 from automodel_cli.engine.models.outputs import logits_of
 from automodel_cli.engine.models.stored_weights import adopt_weights
@@ -42,8 +44,8 @@ def largest_difference(original: Path, exported: Path, dtype: str) -> float:
         message = f"vocab_size is {shown(vocab_size)} and n_positions {shown(length)}: whole numbers of at least 1 are"
         raise CheckpointError(f"{message} needed", where=str(path))
     tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in read_weights(original).items()}
-    ours = _own_model(config, tensors) or _loaded(original, tensors)
-    theirs = _loaded(exported, None)
+    ours = _own_model(config, tensors) or _of_config(original, tensors)
+    theirs = _loaded(exported)
     ids = torch.randint(vocab_size, (2, _LENGTH), generator=torch.Generator().manual_seed(0))
     ids = ids[:, :length]
     expected, found = (logits_of(model.eval()(ids)).float() for model in (ours, theirs))
@@ -77,17 +79,41 @@ def _own_model(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.M
     return model
 
 
-def _loaded(directory: Path, tensors: dict[str, torch.Tensor] | None) -> nn.Module:
-    """What transformers makes of a directory, in fp32; with other weights if they are given."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+def _of_config(directory: Path, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """The class of transformers that a directory's `config.json` names, in fp32, with the given weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    shows_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # this is a check within a command that has its own lines
-    try:
+    with _loading(directory):
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    adopt_weights(model, tensors)
+    return model
+
+
+def _loaded(directory: Path) -> nn.Module:
+    """The model that transformers loads from a directory, in fp32."""
+    from transformers import AutoModelForCausalLM
+
+    with _loading(directory):
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False
         )
+    return model
+
+
+@contextmanager
+def _loading(directory: Path) -> Iterator[None]:
+    """Without progress bars, since this is a check within a command that has its own lines.
+
+    Raises:
+        CheckpointError: The body raised.
+    """
+    from transformers.utils import logging
+
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
     # transformers raises OSError, ValueError, KeyError and RuntimeError for what is one thing here.
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
@@ -95,6 +121,3 @@ def _loaded(directory: Path, tensors: dict[str, torch.Tensor] | None) -> nn.Modu
     finally:
         if shows_bars:
             logging.enable_progress_bar()
-    if tensors is not None:
-        adopt_weights(model, tensors)
-    return model

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from automodel_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.protocols import Metrics
 
 
 @dataclass
@@ -17,9 +20,11 @@ class CausalLMOutput:
 
     Args:
         logits: (B, T, V), before any softmax.
+        metrics: Numbers to report; see `Metric`.
     """
 
     logits: torch.Tensor
+    metrics: Metrics | None = None
 
 
 def logits_of(output: Any) -> torch.Tensor:

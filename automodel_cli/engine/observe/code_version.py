@@ -1,4 +1,4 @@
-"""Which commit of the user's repository a run is started from: what one asks first of an old checkpoint."""
+"""The commit of the user's repository that a run is started from, for the checkpoints that it writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def code_version(directory: Path) -> dict[str, str | bool] | None:
 
     Returns:
         `commit`, the whole hash, and `changed`: whether tracked files differ from it; None where there is
-        no repository, no commit or no Git, or where only a program of the repository could tell.
+        no repository, no commit or no Git, or where comparing files would start a program of the repository.
     """
     commit = _git(directory, "rev-parse", "--verify", "HEAD")
     # A filter of the repository's own is a program that `git status` would start to compare a file.

@@ -105,8 +105,8 @@ class LineFormat:
         """`step 120/400 | loss 2.1234 | grad_norm 0.53 | lr 9.12e-04 | tps 45,123 | mem 0.51 GB | 182 ms | left 0:51`.
 
         On several devices the rate of one of them follows `tps`; `mfu` stands where it is known, and `data`, the
-        share of the step that went by in waiting for data, from one per cent on. Where there are only `room` columns,
-        what matters least is left out.
+        share of the step that went by in waiting for data, from one per cent on. Numbers of the model and the loss
+        follow the memory. Where there are only `room` columns, what matters least is left out.
         """
         ranked = [
             (1, f"loss {stats.loss:.4f}"),
@@ -115,6 +115,7 @@ class LineFormat:
             (2, f"tps {_rate(stats)}"),
             *([(6, f"mfu {stats.mfu:.1%}")] if stats.mfu is not None else []),
             (7, f"mem {stats.memory_bytes / 1e9:.2f} GB"),
+            *((10, f"{number.name} {number.value:.4g} {number.unit}".rstrip()) for number in stats.reported),
         ]
         ranked = [(rank, self._aligned(column, text)) for column, (rank, text) in enumerate(ranked)]
         ranked.append((8, _time(stats)))

@@ -11,7 +11,7 @@
 
 docs/metrics.md says what each number is. `time` is in seconds since 1970 (UTC). Numbers that are
 not finite stand as null, since JSON has no others. A line that a killed process left half-written is
-no record: readers pass it over, and whoever goes on with the file cuts it off.
+no record: readers pass it over, and the next writer cuts it off.
 """
 
 from __future__ import annotations
@@ -19,21 +19,19 @@ from __future__ import annotations
 import errno
 import io
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from automodel_cli.engine.bounded import UnsoundError, open_regular
+from automodel_cli.engine.bounded import UnsoundError, finite, open_regular
 from automodel_cli.engine.observe.metrics import StepStats, ValStats
 from automodel_cli.engine.observe.record_file import RecordFile
 
 METRICS_FILE = "metrics.jsonl"
 
-# A line is some hundred bytes; the facts of a start may be some thousand. What is longer was written by nobody.
+# A line takes some hundred bytes; the facts of a start may take some thousand. Longer lines are not ours.
 _MAX_LINE_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 16
 
@@ -65,7 +63,7 @@ class JsonlSink:
 
     def on_step(self, stats: StepStats) -> None:
         """Writes a `step` line."""
-        self._write("step", **asdict(stats))
+        self._write("step", **stats.flat())
 
     def on_validation(self, stats: ValStats) -> None:
         """Writes a `validation` line."""
@@ -179,19 +177,8 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _line(event: str, fields: dict[str, Any]) -> bytes:
-    record = _finite({"event": event, "time": round(time.time(), 3), **fields})
+    record = finite({"event": event, "time": round(time.time(), 3), **fields})
     return json.dumps(record, allow_nan=False).encode() + b"\n"
-
-
-def _finite(value: Any) -> Any:
-    """The same value with null for every number that JSON cannot write."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -1,13 +1,23 @@
-"""What a run reports about itself, and what a sink of such reports must offer.
+"""What a run reports about itself, what a sink of such reports offers, and a sink that passes reports on to several.
 
-Who sends is told nothing about who listens; a sink decides alone what it shows or keeps.
+The sender does not know the sinks; each sink decides alone what it shows or keeps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class ReportedNumber:
+    """A number of a step that a model or a loss reports (`engine.protocols.Metric`)."""
+
+    name: str
+    value: float
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -27,10 +37,11 @@ class StepStats:
         data_wait_seconds: The part of `step_seconds` in which the loader was waited for.
         tokens_per_second_per_device: `tokens_per_second` over the number of devices.
         mfu: Model FLOPs utilisation, in [0, 1]: FLOPs of the formula 6N + 12LCT over what the devices could do;
-            None where model or device do not tell.
+            None where the model or the device does not say.
         data_wait_share: `data_wait_seconds` over `step_seconds`.
         seconds_left: Training time to the last step at the mean of the last 50 steps; validation and saving come
             on top.
+        reported: What the model and the loss report.
     """
 
     step: int
@@ -47,6 +58,12 @@ class StepStats:
     mfu: float | None = None
     data_wait_share: float = 0.0
     seconds_left: float = 0.0
+    reported: Sequence[ReportedNumber] = ()
+
+    def flat(self) -> dict[str, Any]:
+        """All numbers by name."""
+        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "reported"}
+        return own | {number.name: number.value for number in self.reported}
 
 
 @dataclass(frozen=True)
@@ -68,8 +85,8 @@ class ValStats:
         val_loss: Loss in nats per token, averaged over tokens; of several sets, the mean of their losses.
         val_perplexity: exp(val_loss).
         num_tokens: Label tokens that were averaged over.
-        val_bits_per_byte: Loss in bits per byte of text, which does not depend on the tokenizer; None where nobody
-            counted the bytes, and for several sets together.
+        val_bits_per_byte: Loss in bits per byte of text, which does not depend on the tokenizer; None where the
+            bytes were not counted, and for several sets together.
         sets: Each of several sets by its name; empty for one that stands alone.
     """
 
@@ -84,6 +101,10 @@ class ValStats:
         """All numbers by name, those of a set as `val_loss/<name>`."""
         own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "sets"}
         return own | {f"{key}/{name}": value for name, found in self.sets.items() for key, value in vars(found).items()}
+
+
+# Names that no other number may have, since sinks show all of them side by side.
+STEP_NAMES = frozenset({"event", "time", *(item.name for kind in (StepStats, ValStats) for item in fields(kind))})
 
 
 def scalars(report: Mapping[str, Any]) -> dict[str, float]:
@@ -124,3 +145,77 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """The run is over; nothing is sent after this."""
+
+
+def _warn_on_stderr(text: str) -> None:
+    sys.stderr.write(f"warning: {text}\n")
+
+
+class Fanout:
+    """A sink made of sinks.
+
+    An exception of one never reaches the caller or the others: it is warned about once, later
+    reports are still offered (a disk may have room again), and `close` says how many are missing.
+
+    Args:
+        sinks: Called in this order.
+        warn: Takes the text of a warning.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], warn: Callable[[str], None] = _warn_on_stderr) -> None:
+        self._sinks = list(sinks)
+        self._warn = warn
+        self._num_missing = [0] * len(self._sinks)
+        self._has_warned = [False] * len(self._sinks)
+
+    @property
+    def name(self) -> str:
+        """What it is called in a message."""
+        return ", ".join(sink.name for sink in self._sinks)
+
+    @property
+    def num_gone(self) -> int:
+        """Reports that were lost later."""
+        return sum(sink.num_gone for sink in self._sinks)
+
+    def on_start(self, facts: dict[str, Any]) -> None:
+        """Passes it on."""
+        self._each(lambda sink: sink.on_start(facts))
+
+    def on_step(self, stats: StepStats) -> None:
+        """Passes it on."""
+        self._each(lambda sink: sink.on_step(stats))
+
+    def on_validation(self, stats: ValStats) -> None:
+        """Passes it on."""
+        self._each(lambda sink: sink.on_validation(stats))
+
+    def on_message(self, text: str) -> None:
+        """Passes it on."""
+        self._each(lambda sink: sink.on_message(text))
+
+    def close(self) -> None:
+        """Closes all, and says what is missing."""
+        self._each(lambda sink: sink.close(), is_report=False)
+        for sink, num_missing in zip(self._sinks, self._num_missing, strict=True):
+            if num_missing:
+                self._warn(f"{sink.name} lacks {num_missing:,} {_reports(num_missing)} that could not be written")
+            if sink.num_gone:
+                self._warn(f"{sink.name} was removed, and {sink.num_gone:,} {_reports(sink.num_gone)} went with it")
+
+    def _each(self, send: Callable[[Sink], None], *, is_report: bool = True) -> None:
+        for index, sink in enumerate(self._sinks):
+            try:
+                send(sink)
+            except Exception as error:  # whatever it is, the training matters more
+                self._num_missing[index] += is_report
+                if not self._has_warned[index]:
+                    self._has_warned[index] = True
+                    self._warn(
+                        f"{sink.name} cannot be written ({type(error).__name__}: {error}); training goes on, "
+                        "and every later report is tried"
+                    )
+
+
+def _reports(count: int) -> str:
+    return "report" if count == 1 else "reports"

@@ -1,4 +1,4 @@
-"""A file that grows by whole records while its disk fills up, or it is removed, under the run."""
+"""A file that grows by whole records, even if its disk fills up or it is removed during the run."""
 
 from __future__ import annotations
 

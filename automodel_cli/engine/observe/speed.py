@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Sequence
 
-from automodel_cli.engine.observe.metrics import StepStats
+from automodel_cli.engine.observe.metrics import ReportedNumber, StepStats
 
 # Long enough to even out single slow steps, short enough to follow a change of the machine.
 _WINDOW_STEPS = 50
@@ -21,8 +22,8 @@ class Speed:
     Args:
         max_steps: The last step of the run.
         num_devices: Devices that work on a step together.
-        flops_per_token: What a label token costs, forward and backward; None where nobody knows.
-        peak_flops: FLOP/s of one device; None where nobody knows.
+        flops_per_token: Cost of a label token, forward and backward; None if unknown.
+        peak_flops: FLOP/s of one device; None if unknown.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Speed:
         memory_bytes: int,
         tokens_seen: int,
         data_wait_seconds: float,
+        reported: Sequence[ReportedNumber] = (),
     ) -> StepStats:
         """The report of a step; arguments as in `StepStats`, and `num_tokens` are its label tokens over all ranks."""
         self._recent_seconds.append(step_seconds)
@@ -74,6 +76,7 @@ class Speed:
             mfu=utilisation,
             data_wait_share=data_wait_seconds / step_seconds if step_seconds > 0 else 0.0,
             seconds_left=per_step * (self._max_steps - step),
+            reported=reported,
         )
 
 
@@ -105,7 +108,7 @@ _PEAK_TFLOPS = (
 
 
 def peak_flops(device_name: str) -> float | None:
-    """FLOP/s in dense bf16 of a device by its name as torch tells it; None for one that the table lacks.
+    """FLOP/s in dense bf16 of a device by its name in torch; None for one that the table lacks.
 
     >>> peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("NVIDIA A100-SXM4-80GB"), peak_flops("cpu, 2 threads")
     (989400000000000, 312000000000000, None)

@@ -12,18 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from automodel_cli.engine.bounded import (
-    BLANK_DIGEST,
-    MAX_NAME_BYTES,
-    UnsoundError,
-    is_sealed,
-    parse_json,
-    read_bytes,
-    sealed,
-    shown,
-    typed,
-)
-from automodel_cli.engine.durable import write_durably
+from automodel_cli.engine.bounded import MAX_NAME_BYTES, UnsoundError, parse_json, read_bytes, shown, typed
+from automodel_cli.engine.durable import BLANK_DIGEST, is_sealed, sealed, write_durably
 from automodel_cli.engine.shards.tokens import ShardInfo
 from automodel_cli.errors import DataError
 

@@ -6,7 +6,7 @@ Which file says what:
   run), `resume_rules`, `can_resume`
 - building a run: `recipe`, `build`, `objective`, `weights`, `batches`, `local_batch`, `dry_run`,
   `run_facts`
-- one step: `loop`, `step`, `step_numbers`, `step_scheduler`, `elastic`, `signals`
+- one step: `loop`, `step`, `step_numbers`, `reported_metrics`, `step_scheduler`, `elastic`, `signals`
 - saving: `checkpoint_manager` (when), `checkpoint_content` (what), `generators`
 - resuming: `restore`, `verify_resume`
 - the machine: `device`, `cpu_products`, `out_of_memory`

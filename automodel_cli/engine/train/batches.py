@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from automodel_cli.engine.checkpoint.train_state import TrainState
+from automodel_cli.engine.checkpoint.snapshot import TrainState
 from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.config.target_sections import VALIDATION
 from automodel_cli.engine.config.values import in_tokens

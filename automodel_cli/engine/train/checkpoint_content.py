@@ -15,10 +15,9 @@ import torch
 
 from automodel_cli import __version__
 from automodel_cli.engine.checkpoint import layout
+from automodel_cli.engine.checkpoint.rank_files import RankFiles, TensorFile, files_of_parts, texts_of, whole_checkpoint
 from automodel_cli.engine.checkpoint.save import Publication, Saving, begin
-from automodel_cli.engine.checkpoint.share import Share, TensorFile, files_of_parts, texts_of, whole_share
-from automodel_cli.engine.checkpoint.snapshot import Snapshot
-from automodel_cli.engine.checkpoint.train_state import TrainState
+from automodel_cli.engine.checkpoint.snapshot import Snapshot, TrainState
 from automodel_cli.engine.config.sections import CheckpointSection
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.distributed.rank_group import RankGroup
@@ -106,14 +105,14 @@ def begin_saving(
         whole = model.whole_model(), model.whole_state(state_tensors), group.gather(rng_tensors())
         if group.rank > 0:
             return None
-        share = _gathered_share(parts, _model_file(section), *whole)
-        return Saving(root, step, partial, share, publication)
+        rank_files = _gathered_files(parts, _model_file(section), *whole)
+        return Saving(root, step, partial, rank_files, publication)
     is_consolidated = is_last and section.save_consolidated == "final"
     model_file = _model_file(section) if is_consolidated or section.model_save_format == "torch_save" else None
-    share = _own_share(parts, state_tensors, model_file)
+    rank_files = _own_files(parts, state_tensors, model_file)
     is_first = group.rank == 0
     return Saving(
-        root, step, partial, share, publication if is_first else None, rank=group.rank, writers=group.world_size
+        root, step, partial, rank_files, publication if is_first else None, rank=group.rank, writers=group.world_size
     )
 
 
@@ -121,17 +120,17 @@ def _model_file(section: CheckpointSection) -> str:
     return layout.PICKLED_MODEL_FILE if section.model_save_format == "torch_save" else layout.MODEL_FILE
 
 
-def _gathered_share(
+def _gathered_files(
     parts: LiveParts,
     model_file: str,
     model_tensors: dict[str, torch.Tensor],
     optim_tensors: dict[str, torch.Tensor],
     generators: list[dict[str, torch.Tensor]] | None,
-) -> Share:
+) -> RankFiles:
     """The whole content, which rank 0 writes."""
     own, *others = generators or [rng_tensors()]
     exported = export_model(parts.model.module, parts.bos_id, model_tensors)
-    return whole_share(
+    return whole_checkpoint(
         parts.snapshot(
             model_tensors=exported.tensors,
             optim_tensors=optim_tensors,
@@ -142,7 +141,7 @@ def _gathered_share(
     )
 
 
-def _own_share(parts: LiveParts, state_tensors: dict[str, torch.Tensor], model_file: str | None) -> Share:
+def _own_files(parts: LiveParts, state_tensors: dict[str, torch.Tensor], model_file: str | None) -> RankFiles:
     """This rank's part of the content; with a `model_file`, rank 0 writes the whole weights instead of parts."""
     model, rank = parts.model, parts.model.group.rank
     generators = rng_tensors()
@@ -158,7 +157,7 @@ def _own_share(parts: LiveParts, state_tensors: dict[str, torch.Tensor], model_f
         own = export_parts(model.module, model.parts(model.own_tensors()), is_first=rank == 0)
         files += files_of_parts(layout.MODEL_FILE, rank, own)
     snapshot = parts.snapshot(model_tensors={}, optim_tensors={}, rng_tensors=generators)
-    return Share(texts_of(snapshot) if rank == 0 else {}, tuple(files))
+    return RankFiles(texts_of(snapshot) if rank == 0 else {}, tuple(files))
 
 
 def _facts(state: TrainState, lr: float, placement: Placement, group: RankGroup) -> dict[str, Any]:

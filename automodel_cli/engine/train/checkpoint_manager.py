@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from automodel_cli.engine.checkpoint.host_copy import HostCopy
 from automodel_cli.engine.checkpoint.layout import step_directory_name
+from automodel_cli.engine.checkpoint.rank_files import HostCopy
 from automodel_cli.engine.checkpoint.save import Saving, finish
-from automodel_cli.engine.checkpoint.train_state import TrainState
+from automodel_cli.engine.checkpoint.snapshot import TrainState
 from automodel_cli.engine.config.sections import CheckpointSection
 from automodel_cli.engine.distributed.heartbeat import Phase, enter
 from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
@@ -199,7 +199,7 @@ class CheckpointManager:
 
     def _start(self, begun: _Begun) -> None:
         own = self._begin(begun.is_best)
-        held = self._group.on_every_rank(lambda: own and replace(own, share=self._copy.of(own.share)))
+        held = self._group.on_every_rank(lambda: own and replace(own, rank_files=self._copy.of(own.rank_files)))
         self._writer.start(f"save step {begun.step}", lambda: _write(held))
         self._background = begun
 

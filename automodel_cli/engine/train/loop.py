@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from automodel_cli.engine.checkpoint.train_state import TrainState
+from automodel_cli.engine.checkpoint.snapshot import TrainState
 from automodel_cli.engine.data.loader import BatchLoader
 from automodel_cli.engine.data.stream_loader import StreamLoader
 from automodel_cli.engine.distributed.heartbeat import Phase, enter
@@ -23,6 +23,7 @@ from automodel_cli.engine.train.checkpoint_manager import CheckpointManager
 from automodel_cli.engine.train.device import Placement
 from automodel_cli.engine.train.elastic import Elastic
 from automodel_cli.engine.train.objective import Objective
+from automodel_cli.engine.train.reported_metrics import ReportedMetrics
 from automodel_cli.engine.train.signals import StoppedWaitingError, StopSignal
 from automodel_cli.engine.train.step import EvalResult, evaluate, label_tokens, queue_step
 from automodel_cli.engine.train.step_numbers import DeviceGuard, QueuedStep, StepReports
@@ -40,6 +41,7 @@ class Run:
         samples_per_step: Samples of a step, over all ranks.
         guard: With it, loss and norm of a step are read when the next step has been queued.
         elastic: Set if the bits of the run must not depend on the number of ranks.
+        reported: Collects what the model and the loss report.
     """
 
     model: ParallelModel
@@ -57,6 +59,7 @@ class Run:
     samples_per_step: int
     guard: DeviceGuard | None = None
     elastic: Elastic | None = None
+    reported: ReportedMetrics = field(default_factory=ReportedMetrics)
 
 
 def train(run: Run, state: TrainState, stop: StopSignal) -> None:
@@ -144,6 +147,7 @@ def _queue(
             num_label_tokens=num_tokens,
             guard=run.guard,
             elastic=None if run.elastic is None else run.elastic.at(state.step),
+            reported=run.reported,
         )
     except TrainingDivergedError as error:
         error.where = f"step {state.step + 1}"

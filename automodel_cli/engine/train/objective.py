@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,8 +22,12 @@ from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.calling import call, unwrapped
 from automodel_cli.engine.models.head import Head, NoHeadError, find_head
 from automodel_cli.engine.models.outputs import in_words, logits_of
-from automodel_cli.engine.protocols import IGNORED_LABEL, HeadLoss, LossFunction, in_users_code
+from automodel_cli.engine.protocols import IGNORED_LABEL, HeadLoss, LossFunction, Metric, in_users_code
+from automodel_cli.engine.train.reported_metrics import ReportedMetrics
 from automodel_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.protocols import Metrics
 
 
 @dataclass(frozen=True)
@@ -42,34 +46,47 @@ class Objective:
     words: str
     places: Mapping[str, str] = field(default_factory=dict)
 
-    def __call__(self, model: nn.Module, batch: dict[str, torch.Tensor], num_label_tokens: int) -> torch.Tensor:
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: dict[str, torch.Tensor],
+        num_label_tokens: int,
+        reported: ReportedMetrics | None = None,
+    ) -> torch.Tensor:
         """The loss of one micro-batch, summed over its label tokens and divided by `num_label_tokens`.
 
         Args:
             model: The model that this was chosen for, or a wrapper around it.
             batch: `input_ids` and `labels` (B, T), and what `call` takes beside them; on the model's device.
             num_label_tokens: Label tokens of the whole optimisation step.
+            reported: Gets what the model and the loss report, and the balance loss of a mixture of experts.
         """
         labels_BT = batch["labels"]
+        of_loss: Metrics | None = None
         if self.head is None:
             output = self._output(model, batch)
             logits = self._logits(output)
             self._check_shape(logits.shape, labels_BT)
             with in_users_code(lambda: f"in {self._named('loss_fn')}, of logits {tuple(logits.shape)}"):
-                loss: torch.Tensor = self.loss(logits, labels_BT, num_label_tokens=num_label_tokens)  # type: ignore[operator]
+                loss, of_loss = _split(self.loss(logits, labels_BT, num_label_tokens=num_label_tokens))  # type: ignore[operator]
             self._check_scalar(loss)
         else:
             head, of_hidden = self.head, self.loss.of_hidden  # type: ignore[union-attr]
 
             def loss_of(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+                nonlocal of_loss
                 self._check_shape((*hidden.shape[:-1], head.vocab_size), labels_BT)
-                return of_hidden(hidden, weight, bias, labels_BT, num_label_tokens=num_label_tokens)
+                loss, of_loss = _split(of_hidden(hidden, weight, bias, labels_BT, num_label_tokens=num_label_tokens))
+                return loss
 
             with head.replaced(loss_of):
                 output = self._output(model, batch)
             loss = self._logits(output)
-        balance = _balance_loss(model, output)
-        if balance is None or not torch.is_grad_enabled():
+        balance = _balance_loss(model, output) if torch.is_grad_enabled() else None
+        if reported is not None:
+            of_balance = None if balance is None else {"balance_loss": Metric(balance, unit="nats/token")}
+            reported.add(labels_BT, getattr(output, "metrics", None), of_loss, of_balance)
+        if balance is None:
             return loss
         return loss + balance * ((labels_BT != IGNORED_LABEL).sum() / num_label_tokens)
 
@@ -162,6 +179,14 @@ def _words(loss: HeadLoss, head: Head, parts: int, device: torch.device) -> str:
     rows = loss.rows_per_block(-(-head.vocab_size // parts), device)
     how = "chunked, vocabulary-parallel" if parts > 1 else "chunked"
     return f"{how} linear cross-entropy, {rows:,} rows at a time"
+
+
+def _split(returned: Any) -> tuple[torch.Tensor, Metrics | None]:
+    """A loss and what it reports."""
+    match returned:
+        case (loss, Mapping() as metrics):
+            return loss, metrics
+    return returned, None
 
 
 def _ids_in_words(batch: dict[str, torch.Tensor]) -> str:

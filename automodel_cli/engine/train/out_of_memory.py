@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from automodel_cli.engine.checkpoint.layout import is_complete, list_steps
-from automodel_cli.engine.checkpoint.train_state import TrainState
+from automodel_cli.engine.checkpoint.snapshot import TrainState
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.origin import DEFAULT
 from automodel_cli.engine.config.suggest import command

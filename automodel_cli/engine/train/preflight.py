@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from automodel_cli.engine.checkpoint.layout import LINKS, list_steps
-from automodel_cli.engine.checkpoint.run_lock import run_lock
+from automodel_cli.engine.checkpoint.run_directory import run_lock
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.load import embedded_corpus_directory
 from automodel_cli.engine.config.parallel_layout import Degrees, is_sharded
@@ -24,8 +24,8 @@ from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.heartbeat import beating
 from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
 from automodel_cli.engine.distributed.rank_report import announce
-from automodel_cli.engine.observe.build import TENSORBOARD_DIRECTORY
 from automodel_cli.engine.observe.jsonl import METRICS_FILE
+from automodel_cli.engine.observe.run_sinks import TENSORBOARD_DIRECTORY
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 from automodel_cli.engine.train.signals import save_requests_ignored
 from automodel_cli.errors import CheckpointError

@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 
 from automodel_cli.engine.checkpoint.save import Saving
-from automodel_cli.engine.checkpoint.snapshot import Snapshot
-from automodel_cli.engine.checkpoint.train_state import TrainState
+from automodel_cli.engine.checkpoint.snapshot import Snapshot, TrainState
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.emit import to_yaml
 from automodel_cli.engine.config.settings import Settings

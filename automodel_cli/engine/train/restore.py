@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from automodel_cli.engine.checkpoint.layout import later_steps
-from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
-from automodel_cli.engine.checkpoint.load import load, load_newest_good
+from automodel_cli.engine.checkpoint.load_checkpoint import load, load_newest_good
+from automodel_cli.engine.checkpoint.read_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.config.emit import setting
 from automodel_cli.engine.config.suggest import command, on_run

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from automodel_cli.engine.checkpoint.train_state import TrainState
+from automodel_cli.engine.checkpoint.snapshot import TrainState
 from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.models.sizes import attention_width_of, experts_of, layers_of

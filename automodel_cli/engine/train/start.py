@@ -22,7 +22,7 @@ from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.settings import Settings
 from automodel_cli.engine.config.trust import remember_code
 from automodel_cli.engine.distributed.environment import RankPlace
-from automodel_cli.engine.observe.fanout import Fanout
+from automodel_cli.engine.observe.metrics import Fanout
 from automodel_cli.engine.train.continuation import Continuation, plan_restore, plan_resume
 from automodel_cli.engine.train.preflight import (
     check_new_run,
@@ -148,7 +148,7 @@ def train(start: Start, place: RankPlace, stop_at: float | None, say: Say, *, qu
     """
     config, settings, root = start.config, start.settings, start.root
     with on_ranks(place, settings, root, lambda: _directory(start, say)) as group:
-        from automodel_cli.engine.observe.build import run_sink
+        from automodel_cli.engine.observe.run_sinks import run_sink
         from automodel_cli.engine.train import recipe
 
         snapshot = None
@@ -186,7 +186,7 @@ def _no_sink() -> AbstractContextManager[Fanout]:
 
 def _summary_of(snapshot: Snapshot, root: Path) -> RunSummary:
     """The summary of a run that is complete: nothing is trained, so nothing takes time."""
-    from automodel_cli.engine.checkpoint.train_state import TrainState
+    from automodel_cli.engine.checkpoint.snapshot import TrainState
     from automodel_cli.engine.train.recipe import RunSummary
 
     state = TrainState.from_dict(snapshot.train_state)

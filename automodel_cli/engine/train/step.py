@@ -18,6 +18,7 @@ from torch import nn
 from automodel_cli.engine.distributed.parallel_model import ParallelModel, as_parallel
 from automodel_cli.engine.protocols import IGNORED_LABEL, OPTIONAL_INPUTS, LossFunction
 from automodel_cli.engine.train.objective import Objective
+from automodel_cli.engine.train.reported_metrics import ReportedMetrics
 from automodel_cli.engine.train.step_numbers import DeviceGuard, StepNumbers
 from automodel_cli.errors import DataError
 
@@ -85,6 +86,7 @@ def queue_step(
     num_label_tokens: int | None = None,
     guard: DeviceGuard | None = None,
     elastic: Elastic | None = None,
+    reported: ReportedMetrics | None = None,
 ) -> StepNumbers:
     """Like `train_step`, but the caller reads the numbers.
 
@@ -101,6 +103,7 @@ def queue_step(
         num_label_tokens: Label tokens of the step over all ranks; None if no other rank has any.
         guard: Decides on the device whether `optimizer` steps, so that the numbers need not be read here.
         elastic: Set for this step if its bits must not depend on the number of ranks.
+        reported: Collects what the model and the loss report; the same object for all steps.
 
     Raises:
         TrainingDivergedError: Without a guard: the loss or the norm is not finite; nothing has changed.
@@ -111,12 +114,14 @@ def queue_step(
         raise DataError("every label of this step is masked, so there is nothing to learn from")
     parallel = as_parallel(model)
     parallel.module.train()
+    reported = ReportedMetrics() if reported is None else reported
+    reported.begin_step()
     losses = []
     for index, batch in enumerate(micro_batches):
         if elastic is not None:
             elastic.begin(index)
         with parallel.micro_batch(is_last=index == len(micro_batches) - 1):
-            loss = micro_batch_loss(parallel.module, loss_fn, batch, num_tokens, device, autocast_dtype)
+            loss = micro_batch_loss(parallel.module, loss_fn, batch, num_tokens, device, autocast_dtype, reported)
             loss.backward()
         losses.append(loss.detach())
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -124,7 +129,7 @@ def queue_step(
         on_device = parallel.clip(parameters, sum(losses, torch.zeros((), device=device)), max_norm)
     else:
         on_device = elastic.clip(parameters, losses, max_norm)
-    numbers = StepNumbers(on_device, num_tokens)
+    numbers = StepNumbers(on_device, num_tokens, reported.reduced(parallel.group), reported.units)
     try:
         if guard is None:
             numbers.read()  # the only synchronisation of a step: both numbers are copied together
@@ -202,13 +207,14 @@ def micro_batch_loss(
     num_tokens: int,
     device: torch.device,
     autocast_dtype: torch.dtype | None,
+    reported: ReportedMetrics | None = None,
 ) -> torch.Tensor:
     """The loss of one micro-batch, summed over its label tokens and divided by `num_tokens`."""
     objective = loss_fn if isinstance(loss_fn, Objective) else Objective(loss_fn, None, "")
     inputs = {name: batch[name] for name in ("input_ids", "labels", *OPTIONAL_INPUTS) if name in batch}
     on_device = {name: _to_device(values, device) for name, values in inputs.items()}
     with _autocast(device, autocast_dtype):
-        return objective(model, on_device, num_tokens)
+        return objective(model, on_device, num_tokens, reported)
 
 
 def label_tokens(batches: Iterable[dict[str, Any]]) -> int:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from automodel_cli.engine.checkpoint.train_state import TrainState
+from automodel_cli.engine.checkpoint.snapshot import TrainState
 from automodel_cli.engine.models.compiling import compile_seconds
-from automodel_cli.engine.observe.metrics import Sink
+from automodel_cli.engine.observe.metrics import ReportedNumber, Sink
 from automodel_cli.engine.observe.speed import Speed
 from automodel_cli.errors import TrainingDivergedError
 
@@ -28,10 +28,21 @@ class StepNumbers:
     Args:
         on_device: Loss and norm, (2,), maybe still being computed.
         num_tokens: Number of label tokens of the step, over all ranks.
+        reported: What the model and the loss report, (N,).
+        units: Name and unit of each reported number.
     """
 
-    def __init__(self, on_device: torch.Tensor, num_tokens: int) -> None:
+    def __init__(
+        self,
+        on_device: torch.Tensor,
+        num_tokens: int,
+        reported: torch.Tensor | None = None,
+        units: Mapping[str, str] | None = None,
+    ) -> None:
         self.num_tokens = num_tokens
+        self._units = units or {}
+        if reported is not None:
+            on_device = torch.cat([on_device.double(), reported])
         self._event: torch.cuda.Event | None = None
         if on_device.device.type == "cuda":
             # Into pinned memory, or the copy would wait for the device after all.
@@ -50,13 +61,20 @@ class StepNumbers:
         """
         if self._event is not None:
             self._event.synchronize()
-        loss, norm = self._numbers.tolist()
+        loss, norm, *_ = self._numbers.tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDivergedError(
                 f"the loss is {loss} and the norm of the gradient {norm}; both must be finite",
                 help="a lower optimizer.lr, a longer warm-up or a smaller clip_grad_norm.max_norm often helps",
             )
         return loss, norm
+
+    def reported(self) -> list[ReportedNumber]:
+        """What the model and the loss report; to be called after `read`."""
+        values = self._numbers.tolist()[2:]
+        return [
+            ReportedNumber(name, value, unit) for (name, unit), value in zip(self._units.items(), values, strict=True)
+        ]
 
 
 class DeviceGuard:
@@ -201,5 +219,6 @@ class StepReports:
                 memory_bytes=self._memory_bytes(),
                 tokens_seen=queued.tokens_seen,
                 data_wait_seconds=queued.waited,
+                reported=queued.numbers.reported(),
             )
         )

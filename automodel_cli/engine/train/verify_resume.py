@@ -20,7 +20,7 @@ from typing import Any
 
 from automodel_cli.engine.checkpoint.layout import TRAIN_STATE_FILE, list_steps, resolve, step_directory_name
 from automodel_cli.engine.checkpoint.manifest import read_manifest
-from automodel_cli.engine.checkpoint.train_state import read_train_state
+from automodel_cli.engine.checkpoint.snapshot import read_train_state
 from automodel_cli.engine.distributed.environment import own_command
 from automodel_cli.engine.observe.jsonl import METRICS_FILE, read_records, read_records_backwards, step_in
 from automodel_cli.errors import AmcliError, CheckpointError

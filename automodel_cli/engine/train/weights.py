@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
+from automodel_cli.engine.checkpoint.read_tensors import LazyTensors, read_weights
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
-from automodel_cli.engine.checkpoint.weights import read_weights
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.instantiate import bind, call
 from automodel_cli.engine.distributed.module_tree import all_tensors, is_meta, move_to_meta

@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import save_file
 
 from automodel_cli.engine.checkpoint.foreign import read_foreign
-from automodel_cli.engine.checkpoint.tensor_header import TensorInfo
+from automodel_cli.engine.checkpoint.stored_tensors import TensorInfo
 from automodel_cli.errors import CheckpointError
 
 TENSORS = {"a.w": torch.randn(3, 4), "b": torch.ones(5, dtype=torch.bfloat16), "c": torch.zeros((), dtype=torch.int64)}

@@ -14,7 +14,7 @@ import torch
 
 from automodel_cli.engine.checkpoint.foreign import pickled_tensors
 from automodel_cli.engine.checkpoint.inert_pickle import MAX_OPCODES, Record, read_inert
-from automodel_cli.engine.checkpoint.weights import read_weights
+from automodel_cli.engine.checkpoint.read_tensors import read_weights
 from automodel_cli.errors import CheckpointError
 
 HEAD = b"\x80\x02"

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from automodel_cli.engine.checkpoint import layout
-from automodel_cli.engine.checkpoint.inspect import inspect
-from automodel_cli.engine.checkpoint.inspect_run import look
+from automodel_cli.engine.checkpoint.inspect import inspect, look
 from automodel_cli.engine.checkpoint.manifest import read_manifest, write_manifest
 from automodel_cli.engine.checkpoint.save import save
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
@@ -192,7 +191,7 @@ def test_inspecting_imports_neither_torch_nor_numpy(checkpoint: Path) -> None:
     """In a process of its own, with everything read and rendered."""
     code = (
         "import sys; from pathlib import Path; from automodel_cli.commands.render_checkpoint import report;"
-        "from automodel_cli.engine.checkpoint.inspect_run import look;"
+        "from automodel_cli.engine.checkpoint.inspect import look;"
         f"report(look(Path({str(checkpoint)!r}), verify=True), as_json=False);"
         "print(sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
     )

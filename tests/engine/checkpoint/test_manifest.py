@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.checkpoint.load_checkpoint import load
 from automodel_cli.engine.checkpoint.manifest import (
     FileRecord,
     Manifest,

@@ -13,14 +13,14 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
-from automodel_cli.engine.bounded import BLANK_DIGEST, sealed
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint.foreign import read_foreign
 from automodel_cli.engine.checkpoint.inspect import inspect
-from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.checkpoint.load_checkpoint import load
 from automodel_cli.engine.checkpoint.manifest import MANIFEST_NAME
+from automodel_cli.engine.checkpoint.read_tensors import read_weights
 from automodel_cli.engine.checkpoint.save import save
-from automodel_cli.engine.checkpoint.weights import read_weights
+from automodel_cli.engine.durable import BLANK_DIGEST, sealed
 from automodel_cli.engine.shards.manifest import load_manifest
 from automodel_cli.engine.shards.verify import verify_directory
 from automodel_cli.errors import AmcliError

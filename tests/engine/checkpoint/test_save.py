@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from automodel_cli.engine.checkpoint import layout
-from automodel_cli.engine.checkpoint.load import load, load_newest_good
+from automodel_cli.engine.checkpoint.load_checkpoint import load, load_newest_good
 from automodel_cli.engine.checkpoint.manifest import verify
 from automodel_cli.engine.checkpoint.save import SaveStage, save
 from automodel_cli.engine.checkpoint.snapshot import Snapshot

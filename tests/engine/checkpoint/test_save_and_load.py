@@ -14,7 +14,7 @@ import torch
 from automodel_cli.engine.checkpoint import layout
 from automodel_cli.engine.checkpoint import manifest as manifest_module
 from automodel_cli.engine.checkpoint.inspect import inspect
-from automodel_cli.engine.checkpoint.load import load, load_newest_good
+from automodel_cli.engine.checkpoint.load_checkpoint import load, load_newest_good
 from automodel_cli.engine.checkpoint.manifest import (
     FORMAT_VERSION,
     NewerFormatError,

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from automodel_cli.engine.checkpoint import layout, records
+from automodel_cli.engine.checkpoint import layout, rank_records
 from automodel_cli.engine.checkpoint.inspect import inspect
-from automodel_cli.engine.checkpoint.load import load, load_newest_good
+from automodel_cli.engine.checkpoint.load_checkpoint import load, load_newest_good
 from automodel_cli.engine.checkpoint.manifest import verify
+from automodel_cli.engine.checkpoint.rank_files import RankFiles, TensorFile, files_of_parts, texts_of
 from automodel_cli.engine.checkpoint.save import Publication, SaveStage, Saving, begin, finish
-from automodel_cli.engine.checkpoint.share import Share, TensorFile, files_of_parts, texts_of
 from automodel_cli.engine.checkpoint.snapshot import Snapshot
 from automodel_cli.engine.distributed.region import Part, Region
 from automodel_cli.errors import CheckpointError, PeerFailedError
@@ -23,7 +23,7 @@ MakeSnapshot = Callable[[int], Snapshot]
 RANKS = 3
 
 
-def shares(snapshot: Snapshot) -> list[Share]:
+def shares(snapshot: Snapshot) -> list[RankFiles]:
     """What each of three ranks writes of a snapshot: rows of every tensor, rank 2 in two files."""
     found = []
     for rank in range(RANKS):
@@ -43,11 +43,11 @@ def shares(snapshot: Snapshot) -> list[Share]:
                 parts += [Part(name, half, tensor[half.within(whole)]) for half in halves if half.num_elements]
             files += files_of_parts(kind, rank, parts)
         files.append(TensorFile(layout.rng_file(rank), snapshot.rng_tensors))
-        found.append(Share(texts_of(snapshot) if rank == 0 else {}, tuple(files)))
+        found.append(RankFiles(texts_of(snapshot) if rank == 0 else {}, tuple(files)))
     return found
 
 
-def saving(root: Path, snapshot: Snapshot, partial: Path, rank: int, share: Share) -> Saving:
+def saving(root: Path, snapshot: Snapshot, partial: Path, rank: int, share: RankFiles) -> Saving:
     publication = Publication() if rank == 0 else None
     return Saving(root, snapshot.step, partial, share, publication, rank, writers=RANKS)
 
@@ -139,7 +139,7 @@ def test_a_rank_that_dies_leaves_the_checkpoint_before(
     finish(saving(tmp_path, snapshot, partial, 2, third))
     with pytest.raises(SystemExit):
         finish(saving(tmp_path, snapshot, partial, 1, second), dies)
-    monkeypatch.setattr(records, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(rank_records, "PATIENCE_SECONDS", 0.05)
     with pytest.raises(CheckpointError, match=r"rank 1 did not finish writing"):
         finish(saving(tmp_path, snapshot, partial, 0, first))
 

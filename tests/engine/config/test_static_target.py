@@ -45,7 +45,7 @@ LIBRARIES = [
     "automodel_cli.engine.loss.masked_ce",
     "automodel_cli.engine.models.gpt2",
     "automodel_cli.engine.shards.manifest",
-    "automodel_cli.engine.checkpoint.train_state",
+    "automodel_cli.engine.checkpoint.snapshot",
 ]
 
 

@@ -60,7 +60,7 @@ UNKNOWN = [
         "transformers.TorchAoConfig",
     ),
     *("automodel_cli.app.run", "automodel_cli.engine.config.instantiate.instantiate", "automodel_cli.commands.sample"),
-    *("automodel_cli.engine.checkpoint.weights.read_weights", "automodel_cli.engine.models.export.import_tensors"),
+    *("automodel_cli.engine.checkpoint.read_tensors.read_weights", "automodel_cli.engine.models.export.import_tensors"),
     *(
         "automodel_cli.engine.models.stored_weights.adopt_weights",
         "automodel_cli.engine.optim.optimizer.build_optimizer",
@@ -245,7 +245,7 @@ def test_a_call_within_transformers_does_not_ask_either(stored, with_code):
 def test_a_tokenizer_that_is_code_is_not_run(with_code, where, tmp_path):
     """By `prep --tokenizer`, `sample --tokenizer`, an export, and a stream of texts."""
     from automodel_cli.engine.data.text_stream import TokenizedTextStream
-    from automodel_cli.engine.exchange.tokenizer_files import write_tokenizer
+    from automodel_cli.engine.exchange.export_files import write_tokenizer
     from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
     from automodel_cli.errors import DataError
 

@@ -11,8 +11,8 @@ import transformers
 from safetensors.torch import load_file
 
 from automodel_cli import app
-from automodel_cli.engine.checkpoint.load import load
-from automodel_cli.engine.checkpoint.run_lock import run_lock
+from automodel_cli.engine.checkpoint.load_checkpoint import load
+from automodel_cli.engine.checkpoint.run_directory import run_lock
 from automodel_cli.engine.config.config import read_configs
 from automodel_cli.engine.config.instantiate import instantiate
 from automodel_cli.engine.models.outputs import logits_of

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from automodel_cli.engine.observe.console import ConsoleSink, FittedProgress, LineFormat
-from automodel_cli.engine.observe.metrics import StepStats, ValStats
+from automodel_cli.engine.observe.metrics import ReportedNumber, StepStats, ValStats
 
 STATS = StepStats(
     step=120,
@@ -55,6 +55,17 @@ def test_what_only_some_runs_have_is_shown_where_it_is() -> None:
     line = LineFormat(400).step(full)
 
     assert line.endswith("| tps 45,123 (5,640 each) | mfu 41.2% | mem 0.51 GB | 182 ms | data 25%")
+
+
+def test_reported_numbers_follow_and_are_left_out_first() -> None:
+    """With their units; a narrow terminal shows the step's own numbers before them."""
+    stats = replace(STATS, reported=[ReportedNumber("gate", 0.123456, "share"), ReportedNumber("largest", 7.0)])
+
+    whole, narrow = LineFormat(400).step(stats), LineFormat(400).step(stats, room=110)
+
+    assert "| mem 0.51 GB | gate 0.1235 share | largest 7 | 182 ms |" in whole
+    assert "182 ms" in narrow
+    assert "largest" not in narrow
 
 
 def test_a_validation_line_looks_as_documented() -> None:

@@ -54,7 +54,7 @@ def test_each_report_is_one_line_with_the_documented_keys(tmp_path: Path) -> Non
     start, step, validation, message = records(tmp_path / "new" / "metrics.jsonl")
 
     assert start.keys() == {"event", "time", "facts"}
-    assert step.keys() == {"event", "time", *StepStats.__dataclass_fields__}
+    assert step.keys() == {"event", "time", *StepStats.__dataclass_fields__} - {"reported"}
     assert validation.keys() == {"event", "time", *ValStats(1, 2.0, 7.4, 640).flat()}
     assert (message["event"], message["text"]) == ("message", "two\nlines")
 

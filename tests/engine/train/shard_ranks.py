@@ -18,10 +18,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from automodel_cli.engine.checkpoint.lazy_tensors import LazyTensors
-from automodel_cli.engine.checkpoint.load import load
+from automodel_cli.engine.checkpoint.load_checkpoint import load
+from automodel_cli.engine.checkpoint.read_tensors import LazyTensors
 from automodel_cli.engine.checkpoint.save import finish
-from automodel_cli.engine.checkpoint.train_state import TrainState
+from automodel_cli.engine.checkpoint.snapshot import TrainState
 from automodel_cli.engine.config.sections import CheckpointSection, DistributedSection
 from automodel_cli.engine.distributed import sharded_tensors
 from automodel_cli.engine.distributed.distributed_group import DistributedGroup, distributed_group

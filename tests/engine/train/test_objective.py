@@ -7,11 +7,13 @@ import torch
 import transformers
 from torch import nn
 
+from automodel_cli.engine.distributed.rank_group import SOLO
 from automodel_cli.engine.loss.linear_ce import ChunkedLinearCrossEntropy
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.models.head import NoHeadError, find_head
 from automodel_cli.engine.train.objective import objective_of
+from automodel_cli.engine.train.reported_metrics import ReportedMetrics
 from automodel_cli.errors import ConfigError
 
 SIZES = {
@@ -132,13 +134,16 @@ def test_experts_are_balanced_where_the_model_asks_for_it():
     model = build().eval()
     objective = objective_of(None, model)
 
-    with_balance = objective(model, batch(), 38)
+    reported = ReportedMetrics()
+    with_balance = objective(model, batch(), 38, reported)
     with torch.no_grad():
         without = objective(model, batch(), 38)
 
     expected = without + 0.5 * model(batch()["input_ids"]).aux_loss * 19 / 38
     torch.testing.assert_close(with_balance, expected)
     assert with_balance > without
+    assert reported.units == {"balance_loss": "nats/token"}
+    torch.testing.assert_close(reported.reduced(SOLO).float()[0] * 19 / 38, with_balance.detach() - without)
 
 
 def test_a_head_that_is_split_over_ranks_is_trained_by_parts():

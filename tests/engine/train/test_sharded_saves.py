@@ -17,7 +17,7 @@ import torch
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 from automodel_cli.engine.checkpoint.inspect import inspect
-from automodel_cli.engine.checkpoint.load import load as load_checkpoint
+from automodel_cli.engine.checkpoint.load_checkpoint import load as load_checkpoint
 
 RANKS = Path(__file__).with_name("shard_ranks.py")
 SECONDS = 200

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from automodel_cli.engine.checkpoint.train_state import TrainState
+from automodel_cli.engine.checkpoint.snapshot import TrainState
 from automodel_cli.engine.observe.speed import Speed
 from automodel_cli.engine.optim.optimizer import build_optimizer
 from automodel_cli.engine.train.step import queue_step
