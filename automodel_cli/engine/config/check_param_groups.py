@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from automodel_cli.engine.config.config import TARGET, Config
@@ -14,16 +14,18 @@ from automodel_cli.errors import ConfigError
 
 _PATH: KeyPath = ("optimizer", "param_groups")
 _OWN = ("pattern", "lr_mult", "weight_decay")
-_INNER = "adamw_"
 
 
-def param_group_problems(config: Config, target: str, signature: Signature | None) -> Iterator[ConfigError]:
+def param_group_problems(
+    config: Config, target: str, signature: Signature | None, of_whole: Collection[str]
+) -> Iterator[ConfigError]:
     """What is wrong with the rules.
 
     Args:
         config: The configuration.
         target: The optimizer as the user wrote it.
         signature: Of the optimizer; None where it is not known, and options are then not checked.
+        of_whole: Options that hold for the whole optimizer (`OptimizerFacts.options_of_whole`).
     """
     rules = config.get(dotted(_PATH))
     if rules is None:
@@ -40,11 +42,16 @@ def param_group_problems(config: Config, target: str, signature: Signature | Non
                 message, where=str(config.origin(path)), help="for example {pattern: 'wte*', lr_mult: 0.1}"
             )
             continue
-        yield from _of_rule(config, path, rule, target, signature)
+        yield from _of_rule(config, path, rule, target, signature, of_whole)
 
 
 def _of_rule(
-    config: Config, path: KeyPath, rule: Mapping[str, Any], target: str, signature: Signature | None
+    config: Config,
+    path: KeyPath,
+    rule: Mapping[str, Any],
+    target: str,
+    signature: Signature | None,
+    of_whole: Collection[str],
 ) -> Iterator[ConfigError]:
     for name in ("lr_mult", "weight_decay"):
         try:
@@ -62,16 +69,13 @@ def _of_rule(
         yield ConfigError(f"{dotted((*path, 'muon'))} is {rule['muon']!r}, but {message}", where=where)
     if signature is None or signature.takes_any:
         return
-    # `adamw_lr` and its like of an optimizer that holds an AdamW inside are of the whole, and no group's.
-    options = [
-        name for name in signature.names if name not in ("params", "lr", "hidden_names") and not name.startswith(_INNER)
-    ]
+    options = [name for name in signature.names if name not in ("params", "lr", "hidden_names", *of_whole)]
     for name in rule:
         if name not in {*_OWN, "muon", *options}:
             message = f"{dotted(path)}: neither a rule nor `{target}` takes `{name}`"
             help_ = hint(name, [*_OWN, *options])
-            if name in ("lr", f"{_INNER}lr"):
+            if name == "lr" or (name in of_whole and name.endswith("_lr")):
                 help_ = "lr_mult is a factor on the rate of every step"
-            elif name.startswith(_INNER):
-                help_ = f"beside `{TARGET}` it holds for all parameters of AdamW"
+            elif name in of_whole:
+                help_ = f"beside `{TARGET}` it holds for the whole optimizer"
             yield ConfigError(message, where=str(config.key_origin((*path, name))), help=help_)

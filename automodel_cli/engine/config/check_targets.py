@@ -14,6 +14,7 @@ from typing import Any
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.check_param_groups import param_group_problems
 from automodel_cli.engine.config.config import TARGET, Config
+from automodel_cli.engine.config.declared_facts import OptimizerFacts, facts_in_source
 from automodel_cli.engine.config.env import resolve_env
 from automodel_cli.engine.config.limits import MAX_PROBLEMS, MAX_TARGETS
 from automodel_cli.engine.config.origin import KeyPath, dotted
@@ -155,7 +156,10 @@ def _check(config: Config, path: KeyPath, section: Mapping[str, Any], found: Tar
     result = static_target(resolved(target), origin, dotted(key), sources)
     _check_definition(target, result, Place(origin, dotted(key)), found, sources)
     if path == ("optimizer",):
-        found.problems += param_group_problems(config, target, result.signature)
+        of_whole = (
+            facts_in_source(sources, result.definition, OptimizerFacts).options_of_whole if result.definition else ()
+        )
+        found.problems += param_group_problems(config, target, result.signature, of_whole)
     found.num_checks += 1
     given = _given(config, path)
     if result.signature is None:

@@ -46,6 +46,8 @@ class Muon(torch.optim.Optimizer):
         ValueError: A parameter is no matrix, or a number is out of range.
     """
 
+    state_per_parameter = 1
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -161,6 +163,12 @@ class MuonWithAdamW(CombinedOptimizer):
     Raises:
         ConfigError: There is no hidden matrix, or the rates do not fit each other.
     """
+
+    # Muon keeps a momentum for each hidden matrix, AdamW two moments for everything else.
+    state_per_parameter = 2
+    state_per_matrix = 1
+    counts_steps = True
+    options_of_whole = ("adamw_lr", "adamw_betas", "adamw_eps")
 
     def __init__(
         self,

@@ -101,7 +101,7 @@ def _optimizer_bytes(tensors: Sequence[ParameterTensor], sizes: RunSizes, shards
     for tensor in tensors:
         is_matrix = tensor.part is Part.BLOCKS and len(tensor.shape) == 2
         kept = state.per_matrix if is_matrix else state.per_other
-        total += kept * width * _largest_part(tensor, sizes.degrees.tp, shards)
+        total += math.ceil(kept * width * _largest_part(tensor, sizes.degrees.tp, shards))
         if state.counts_steps and kept == state.per_other:
             total += _FP32 * tensor.copies
     return total
@@ -138,15 +138,15 @@ def _is_chunked_head(tensor: ParameterTensor, sizes: RunSizes) -> bool:
 def _logit_bytes(model: CountedModel, sizes: RunSizes, tokens: int) -> int:
     """What the loss holds at its peak, the beginning of its backward pass.
 
-    Of cross-entropy: the log-probabilities, their gradient and that of the logits, each fp32 and (tokens, V), as
-    torch's `cross_entropy` computes it. Tensor-parallel ranks hold all columns: the head's output is gathered.
+    A loss of whole logits: what its class declares for each. Tensor-parallel ranks hold all columns: the head's output
+    is gathered.
 
-    Of the chunked loss: the fp32 sums of the head's gradient (V, C) and of its input's (tokens, C); and the buffers
+    The chunked loss: the fp32 sums of the head's gradient (V, C) and of its input's (tokens, C); and the buffers
     of a chunk, or, later, the scaled sums. Tensor-parallel ranks hold their part v of V of all this.
     """
     V, C, tp = model.vocab_size, model.channels, sizes.degrees.tp
     if not sizes.has_chunked_loss:
-        return 3 * _FP32 * tokens * V
+        return math.ceil(sizes.loss.bytes_per_logit * tokens * V)
     v = -(-V // tp)
     rows = min(sizes.loss_rows(v), tokens)
     sums = _FP32 * (v * C + tokens * C)

@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config, apply_overrides
+from automodel_cli.engine.config.declared_facts import DEFAULT_LOSS
 from automodel_cli.engine.config.layout import divisors
 from automodel_cli.engine.plan.derive import Derived, derive, memory_of_batch
 from automodel_cli.engine.plan.memory import Memory
 from automodel_cli.engine.plan.run_sizes import RunSizes
 from automodel_cli.errors import AmcliError
 
-_CHUNKED = "automodel_cli.engine.loss.linear_ce.ChunkedLinearCrossEntropy"
+# It keeps one tensor of state for each matrix.
 _MUON = "automodel_cli.engine.optim.muon.MuonWithAdamW"
 
 
@@ -59,7 +60,7 @@ def savings(config: Config, world_size: int, *, num_gpus: int = 0) -> list[Savin
     now = derive(config, world_size)
     before = _known_bytes(now)
     found: dict[str, Saving] = {}
-    for candidate in _candidates(now.sizes, config, num_gpus):
+    for candidate in _candidates(now.sizes, num_gpus):
         after = _bytes_after(candidate, config, world_size)
         if after is None:
             continue
@@ -103,7 +104,7 @@ def _as_typed(candidate: Candidate) -> str:
     return shlex.join([*ranks, *(word for assignment in candidate.assignments for word in ("--set", assignment))])
 
 
-def _candidates(sizes: RunSizes, config: Config, num_gpus: int) -> Iterator[Candidate]:
+def _candidates(sizes: RunSizes, num_gpus: int) -> Iterator[Candidate]:
     """In the order in which they are named where nothing can be computed: what changes least comes first."""
     yield from _of_batch(sizes)
     if sizes.recompute != "full":
@@ -115,11 +116,10 @@ def _candidates(sizes: RunSizes, config: Config, num_gpus: int) -> Iterator[Cand
     if sizes.recompute and sizes.recompute_every > 1:
         yield Candidate("recompute", ("activation_checkpointing.every=1",), "every block is computed again")
     if not sizes.has_chunked_loss:
-        yield Candidate("loss", (f"loss_fn._target_={_CHUNKED}",), "never holds all logits")
+        yield Candidate("loss", (f"loss_fn._target_={DEFAULT_LOSS}",), "never holds all logits")
     yield from _of_precision(sizes)
     yield from _of_layout(sizes, num_gpus)
-    target = str(config.get("optimizer._target_"))
-    if target.startswith("torch.optim.") and target.endswith(("Adam", "AdamW")):
+    if sizes.optimizer is not None and sizes.optimizer.per_matrix > 1:
         yield Candidate("optimizer", (f"optimizer._target_={_MUON}",), "half the state; another optimizer")
 
 

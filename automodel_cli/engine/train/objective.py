@@ -3,7 +3,7 @@
 A loss is given either the logits, or the input and the weight of the head (`HeadLoss`), which saves
 the logits. A loss that was asked for by name is used or refused; without one, the chunked loss is
 taken where the model allows it, and the words say so where it does not. Of a head that tensor parallelism
-splits, the chunked loss works on parts; no other head loss does.
+splits, only a loss that says so (`TakesSplitHead`) works on parts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
 from automodel_cli.engine.models.calling import call, unwrapped
 from automodel_cli.engine.models.head import Head, NoHeadError, find_head
 from automodel_cli.engine.models.outputs import in_words, logits_of
-from automodel_cli.engine.protocols import IGNORED_LABEL, HeadLoss, LossFunction, in_users_code
+from automodel_cli.engine.protocols import (
+    IGNORED_LABEL,
+    DescribesItself,
+    HeadLoss,
+    LossFunction,
+    TakesSplitHead,
+    in_users_code,
+)
 from automodel_cli.errors import ConfigError
 
 
@@ -142,7 +149,7 @@ def objective_of(
     try:
         head = find_head(model)
         parts = tp_size if splits(model, head.layer) else 1
-        if parts > 1 and not isinstance(loss, ChunkedLinearCrossEntropy | None):
+        if parts > 1 and loss is not None and not (isinstance(loss, TakesSplitHead) and loss.takes_split_head):
             raise NoHeadError("the head is split over tensor-parallel ranks")
     except NoHeadError as error:
         if loss is not None:
@@ -153,15 +160,10 @@ def objective_of(
             ) from error
         return Objective(MaskedCrossEntropy(), None, f"masked cross-entropy of whole logits, since {error}", places)
     loss = loss or ChunkedLinearCrossEntropy()
-    return Objective(loss, head, _words(loss, head, parts, next(model.parameters()).device), places)
-
-
-def _words(loss: HeadLoss, head: Head, parts: int, device: torch.device) -> str:
-    if not isinstance(loss, ChunkedLinearCrossEntropy):
-        return type(loss).__name__
-    rows = loss.rows_per_block(-(-head.vocab_size // parts), device)
-    how = "chunked, vocabulary-parallel" if parts > 1 else "chunked"
-    return f"{how} linear cross-entropy, {rows:,} rows at a time"
+    device = next(model.parameters()).device
+    name = type(loss).__name__
+    words = loss.in_words(head.vocab_size, parts, device) if isinstance(loss, DescribesItself) else name
+    return Objective(loss, head, words, places)
 
 
 def _ids_in_words(batch: dict[str, torch.Tensor]) -> str:
