@@ -95,7 +95,7 @@ def inspect_ckpt(
 def _can_resume(
     path: Path | None, config: list[Path] | None, ranks: int | None, *, verify: bool, as_json: bool
 ) -> None:
-    from automodel_cli.engine.train.can_resume import can_resume
+    from automodel_cli.engine.train.continuation import can_resume
 
     answer = can_resume(path, config, ranks, verify=verify)
     if as_json:

@@ -105,7 +105,7 @@ def continue_run(
 
     with on_ranks(ranks.place, plan.settings, plan.root, lambda: owned(plan.settings.checkpoint, plan.root)) as group:
         from automodel_cli.engine.train import recipe
-        from automodel_cli.engine.train.restore import open_checkpoint
+        from automodel_cli.engine.train.checkpoint_content import open_checkpoint
 
         resumed = open_checkpoint(plan, say, group)
         if resumed.is_finished:

@@ -6,6 +6,6 @@ Which file says what:
 - watching them: `heartbeat`, `watch`, `rank_report`
 - the ranks: `rank_group` (a process alone is a group of one), `distributed_group`
 - the model: `parallel_model`, `distributed_model` (start here), `fsdp2`, `ddp`, `ordered`, `tensor_parallel`,
-  `context_parallel`, `ring_attention`
+  `context_parallel`
 - tensors: `module_tree` (of a module), `region`, `sharded_tensors` (this rank's part of one)
 """

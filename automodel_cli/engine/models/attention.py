@@ -13,9 +13,9 @@ from torch.backends.cuda import (
     can_use_flash_attention,
 )
 
-from automodel_cli.engine.models.calling import is_hugging_face
 from automodel_cli.engine.models.document_attention import LEAST_HEAD_SIZE, refuse_states
 from automodel_cli.engine.models.gpt2 import GPT2LMHeadModel
+from automodel_cli.engine.models.sizes import is_hugging_face
 
 _SDPA = "scaled_dot_product_attention"
 _BLOCKS = "flex_attention, in the blocks of pairs that a document has"

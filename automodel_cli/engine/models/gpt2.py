@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from automodel_cli.engine.models.calling import document_mask
+from automodel_cli.engine.models.calling import CausalLMOutput, document_mask
 from automodel_cli.engine.models.document_attention import attend_in_blocks, document_blocks
-from automodel_cli.engine.models.outputs import CausalLMOutput
 from automodel_cli.errors import ConfigError
 
 if TYPE_CHECKING:

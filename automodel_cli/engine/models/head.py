@@ -19,8 +19,7 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.distributed.module_tree import is_meta, transformer_blocks
-from automodel_cli.engine.models.calling import call
-from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.models.calling import call, logits_of
 
 # Hidden states (B, T, C), weight (V, C) and bias (V) or None, to a scalar.
 OfHidden = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.distributed.module_tree import transformer_blocks
-from automodel_cli.engine.models.calling import is_hugging_face
 from automodel_cli.engine.models.gpt2 import GPT2LMHeadModel
+from automodel_cli.engine.models.sizes import is_hugging_face
 
 # The name of a module in its model, the module: draws what the module itself holds.
 Rule = Callable[[str, nn.Module], None]

@@ -18,8 +18,8 @@ from typing import Any, Literal, cast
 import torch
 from torch.distributed.tensor import DTensor, Replicate
 
-from automodel_cli.engine.optim.combined import CombinedOptimizer
 from automodel_cli.engine.optim.divided import buckets, of_whole, shard_group
+from automodel_cli.engine.optim.optimizer import CombinedOptimizer
 from automodel_cli.errors import ConfigError
 
 AdjustLR = Literal["original", "match_rms_adamw"]

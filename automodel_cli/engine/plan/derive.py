@@ -14,18 +14,17 @@ from automodel_cli.engine.config.check_data import training_tokens
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.layout import divisors
 from automodel_cli.engine.plan.activations import activation_bytes
-from automodel_cli.engine.plan.devices import Device
-from automodel_cli.engine.plan.memory import Memory, memory
+from automodel_cli.engine.plan.memory import Device, Memory, memory
 from automodel_cli.engine.plan.model_config import UnknownModelError, model_shape
 from automodel_cli.engine.plan.parameters import (
     CountedModel,
+    ModelShape,
     ParameterCounts,
     count_parameters,
     flops_per_token,
     parameter_tensors,
 )
 from automodel_cli.engine.plan.run_sizes import RunSizes, Schedule, run_sizes, schedule, with_environment
-from automodel_cli.engine.plan.shape import ModelShape
 
 # Share of a device's memory kept for what the estimate leaves out: context, workspaces, allocator fragments.
 RESERVED_SHARE = 0.1

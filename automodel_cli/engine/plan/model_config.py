@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from automodel_cli.engine.bounded import parse_json, read_bytes
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.config import TARGET, Config
-from automodel_cli.engine.plan.shape import Family, ModelShape
+from automodel_cli.engine.plan.parameters import Family, ModelShape
 
 OUR_GPT2 = "automodel_cli.engine.models.gpt2.build_gpt2_model"
 _OUR_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")

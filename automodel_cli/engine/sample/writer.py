@@ -14,8 +14,8 @@ from automodel_cli.engine.checkpoint.layout import CONFIG_FILE
 from automodel_cli.engine.checkpoint.load import load
 from automodel_cli.engine.config.config import read_configs
 from automodel_cli.engine.config.instantiate import instantiate
+from automodel_cli.engine.models.calling import logits_of
 from automodel_cli.engine.models.export import import_tensors
-from automodel_cli.engine.models.outputs import logits_of
 from automodel_cli.engine.models.sizes import vocab_size_of
 from automodel_cli.engine.prep.tokenizer import Tokenizer, load_tokenizer
 from automodel_cli.errors import CheckpointError

@@ -2,12 +2,11 @@
 
 Which file says what:
 
-- before torch is imported: `preflight`, `continuation` (the plan of a resumed run), `resume_rules`, `can_resume`
+- before torch is imported: `preflight`, `continuation` (the plan of a resumed run), `resume_rules`
 - building a run: `recipe` (start here), `build`, `objective`, `weights`, `batches`, `local_batch`, `dry_run`,
   `run_facts`
 - one step: `loop`, `step`, `step_numbers`, `step_scheduler`, `elastic`, `signals`
-- saving: `checkpoint_manager` (when), `checkpoint_content` (what), `generators`
-- resuming: `restore`, `verify_resume`
-- the machine: `device`, `cpu_products`, `out_of_memory`
+- saving and resuming: `checkpoint_manager` (when), `checkpoint_content` (what), `generators`, `verify_resume`
+- the machine: `device`, `out_of_memory`
 - for `amcli plan`: `traced_model`
 """

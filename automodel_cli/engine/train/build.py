@@ -23,19 +23,13 @@ from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks
 from automodel_cli.engine.distributed.distributed_model import parallelised
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.distributed.rank_group import RankGroup
-from automodel_cli.engine.models.attention import (
-    attention_in_words,
-    dropout_of,
-    head_size_of,
-    keep_within_documents,
-)
-from automodel_cli.engine.models.calling import is_hugging_face
+from automodel_cli.engine.models.attention import attention_in_words, dropout_of, head_size_of, keep_within_documents
 from automodel_cli.engine.models.compiling import compile_model
 from automodel_cli.engine.models.document_attention import refuse_split_windows
 from automodel_cli.engine.models.float8 import use_float8
 from automodel_cli.engine.models.head import Head
 from automodel_cli.engine.models.recompute import recompute_activations
-from automodel_cli.engine.models.sizes import positions_of, vocab_size_of
+from automodel_cli.engine.models.sizes import is_hugging_face, positions_of, vocab_size_of
 from automodel_cli.engine.optim.optimizer import avoid_fused_kernels, build_optimizer
 from automodel_cli.engine.optim.param_groups import group_rules
 from automodel_cli.engine.protocols import MapDataset

@@ -19,9 +19,8 @@ from torch import nn
 from automodel_cli.engine.distributed.tensor_parallel import splits
 from automodel_cli.engine.loss.linear_ce import ChunkedLinearCrossEntropy
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
-from automodel_cli.engine.models.calling import call, unwrapped
+from automodel_cli.engine.models.calling import call, in_words, logits_of, unwrapped
 from automodel_cli.engine.models.head import Head, NoHeadError, find_head
-from automodel_cli.engine.models.outputs import in_words, logits_of
 from automodel_cli.engine.protocols import (
     IGNORED_LABEL,
     DescribesItself,

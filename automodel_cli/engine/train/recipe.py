@@ -29,7 +29,7 @@ from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.optim.lr_schedule import schedule_of
 from automodel_cli.engine.train.batches import loader_of, validation_of
 from automodel_cli.engine.train.build import RunParts, build_parts
-from automodel_cli.engine.train.checkpoint_content import LiveParts, begin_saving
+from automodel_cli.engine.train.checkpoint_content import LiveParts, begin_saving, load_optimizer
 from automodel_cli.engine.train.checkpoint_manager import CheckpointManager
 from automodel_cli.engine.train.device import Placement, place, threads_of
 from automodel_cli.engine.train.elastic import elastic_of
@@ -37,7 +37,6 @@ from automodel_cli.engine.train.generators import own_generators, restore_genera
 from automodel_cli.engine.train.local_batch import with_local_batch
 from automodel_cli.engine.train.loop import Run, train
 from automodel_cli.engine.train.out_of_memory import Situation, explained
-from automodel_cli.engine.train.restore import load_optimizer
 from automodel_cli.engine.train.resume_rules import order_key_of
 from automodel_cli.engine.train.run_facts import speed_of, start_facts
 from automodel_cli.engine.train.signals import StopSignal

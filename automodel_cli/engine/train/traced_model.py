@@ -26,9 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.instantiate import instantiate
 from automodel_cli.engine.distributed.module_tree import transformer_blocks
-from automodel_cli.engine.models.calling import call
+from automodel_cli.engine.models.calling import call, logits_of
 from automodel_cli.engine.models.head import NoHeadError, find_head
-from automodel_cli.engine.models.outputs import logits_of
 from automodel_cli.engine.models.recompute import KEPT_PRODUCTS
 from automodel_cli.engine.plan.parameters import CountedModel, ParameterTensor, Part
 from automodel_cli.engine.plan.run_sizes import RunSizes, run_sizes

@@ -20,7 +20,7 @@ from automodel_cli.engine.loss.linear_ce import ChunkedLinearCrossEntropy
 from automodel_cli.engine.optim.muon import Muon, MuonWithAdamW
 from automodel_cli.engine.optim.optimizer import build_optimizer
 from automodel_cli.engine.plan.derive import plan
-from automodel_cli.engine.plan.devices import device_named
+from automodel_cli.engine.plan.memory import device_named
 from automodel_cli.errors import ConfigError
 
 # A user's file: an optimizer with one tensor of state, a derived one with another rule for matrices, and two losses.

@@ -19,8 +19,7 @@ from automodel_cli.engine.config.layout import Degrees
 from automodel_cli.engine.config.sections import DistributedSection
 from automodel_cli.engine.loss.linear_ce import ChunkedLinearCrossEntropy
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
-from automodel_cli.engine.models.calling import call
-from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.models.calling import call, logits_of
 from automodel_cli.engine.models.recompute import recompute_activations
 from automodel_cli.engine.optim.muon import MuonWithAdamW
 from automodel_cli.engine.optim.optimizer import build_optimizer
