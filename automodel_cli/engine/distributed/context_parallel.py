@@ -168,7 +168,7 @@ def ring_attention(
         key: (B, H, t, D), or fewer heads, each for as many queries.
         value: As `key`.
         group: The ranks that share a sequence.
-        scale: Of the scores; None is 1/sqrt(D).
+        scale: Factor on the scores; None is 1/sqrt(D).
 
     Returns:
         (B, H, t, D).

@@ -14,8 +14,10 @@ Shapes: B batch, T sequence, H heads, D head size.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -152,3 +154,21 @@ def _kinds_of_layers(config: Any) -> frozenset[str] | None:
     """What its layers are; None where the configuration does not tell layers apart."""
     kinds = getattr(config, "layer_types", None)
     return None if kinds is None else frozenset(kinds)
+
+
+@contextlib.contextmanager
+def without_packing_masks() -> Iterator[None]:
+    """Keeps transformers from making a mask for packed documents, in a pass on tensors without content.
+
+    It looks at position ids for borders of documents; fake ones have no values, so it would assume borders.
+    """
+    module = sys.modules.get("transformers.masking_utils")
+    found = getattr(module, "find_packed_sequence_indices", None)
+    if found is None:
+        yield
+        return
+    setattr(module, "find_packed_sequence_indices", lambda *_arguments, **_keywords: None)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(module, "find_packed_sequence_indices", found)  # noqa: B010

@@ -103,7 +103,7 @@ def import_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
     """Copies tensors as `export_model` wrote them into a model of the same architecture.
 
     Raises:
-        CheckpointError: Names, shapes or types differ; all of them are told, and the model is unchanged.
+        CheckpointError: Names, shapes or types differ; all of them are listed, and the model is unchanged.
     """
     own, given = own_tensors(model), in_model_layout(model, tensors)
     for name, tensor in own.items():
@@ -118,7 +118,7 @@ def in_model_layout(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> di
         tensors: By the names of a checkpoint.
 
     Raises:
-        CheckpointError: Names, shapes or types differ; all of them are told.
+        CheckpointError: Names, shapes or types differ; all of them are listed.
     """
     own = own_tensors(model)
     given = {name: transposed(model, name, tensor) for name, tensor in tensors.items()}

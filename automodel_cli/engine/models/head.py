@@ -106,6 +106,15 @@ def find_head(model: nn.Module) -> Head:
     return Head(layers[-1])
 
 
+def head_or_stated(model: nn.Module) -> nn.Module | None:
+    """The head that `find_head` finds, else the one that the model states, such as one whose logits are scaled."""
+    try:
+        return find_head(model).layer
+    except NoHeadError:
+        stated = getattr(model, "get_output_embeddings", None)
+        return stated() if callable(stated) else None
+
+
 def _found_in_its_shape(model: nn.Module) -> nn.Linear:
     """The output layer of a model on the meta device, found by trials of its shape filled with zeros.
 

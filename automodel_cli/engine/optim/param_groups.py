@@ -118,7 +118,7 @@ def _group(members: list[tuple[str, nn.Parameter]], decay: float, rule: GroupRul
 
 def _rules_by_parameter(model: nn.Module, rules: Sequence[GroupRule]) -> dict[int, int]:
     """The index of the first rule that fits each parameter, by the parameter's id; those without are left out."""
-    # A tied parameter has several names, and `named_parameters` gives the first unless told otherwise.
+    # A tied parameter has several names, and `named_parameters` gives only the first by default.
     named = list(model.named_parameters(remove_duplicate=False)) if rules else []
     found: dict[int, int] = {}
     for index, rule in enumerate(rules):

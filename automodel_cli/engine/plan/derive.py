@@ -1,6 +1,6 @@
 """From a configuration to its derived numbers, and to a plan: memory, the batch that fits, and hours.
 
-Torch-free arithmetic on a configuration that has passed the checks. A part that cannot be told is
+Torch-free arithmetic on a configuration that has passed the checks. A part that is not known is
 None, and `unknown` says why; the parts that do not depend on it are there.
 """
 

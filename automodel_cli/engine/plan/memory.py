@@ -30,7 +30,7 @@ _UNITS = {"m": 10**6, "g": 10**9, "t": 10**12, "mi": 2**20, "gi": 2**30, "ti": 2
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device that has most; None where a part cannot be told from the configuration.
+    """Bytes on the device that has most; None where the configuration does not give a part.
 
     Args:
         weights: This rank's part of the weights.

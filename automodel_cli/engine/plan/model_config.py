@@ -35,7 +35,7 @@ def model_shape(config: Config) -> ModelShape:
         config: With environment variables put in.
 
     Raises:
-        UnknownModelError: It cannot be told from the configuration.
+        UnknownModelError: The configuration does not give it.
     """
     section = config.get("model")
     target = section.get(TARGET) if isinstance(section, Mapping) else None

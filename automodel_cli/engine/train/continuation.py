@@ -162,7 +162,7 @@ def _changes(saved: Config, config: Config, consented: Sequence[str]) -> list[Ch
 
 
 def _check_room(root: Path, directory: Path) -> None:
-    """Refuses to mix two runs in one directory: nobody could tell whose checkpoints, `BEST` and metrics they are."""
+    """Refuses to mix the checkpoints, `BEST` and metrics of two runs in one directory."""
     there = [path.name for _, path in list_steps(root) if is_complete(path)]
     if there and directory.parent.resolve() != root.resolve():
         raise CheckpointError(

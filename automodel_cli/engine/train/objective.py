@@ -40,7 +40,7 @@ class Objective:
         loss: As it was configured.
         head: What the loss replaces; None where it is given logits.
         words: For the user: which loss, and why not a better one.
-        places: File and line of `model` and `loss_fn`, where somebody knows them.
+        places: File and line of `model` and `loss_fn`, where they are known.
     """
 
     loss: LossFunction | HeadLoss
