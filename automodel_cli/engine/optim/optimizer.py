@@ -29,7 +29,7 @@ def build_optimizer(
     model: nn.Module,
     rules: Sequence[GroupRule] = (),
 ) -> torch.optim.Optimizer:
-    """Calls `factory(groups, **arguments)`; one that takes `hidden_names` gets the names of the model's hidden matrices.
+    """Calls `factory(groups, **arguments)`; one that takes `hidden_names` gets those of the model's hidden matrices.
 
     Args:
         factory: An optimizer class; where it takes `weight_decay`, matrices get it and norms, biases and

@@ -2,9 +2,9 @@
 
 Two families: GPT-2 (layer norms, learned positions, one matrix for queries, keys and values) and Llama
 (root-mean-square norms, rotary positions, gated feed-forward layers), which Qwen2 and Qwen3 belong to.
-`model_config.py` reads a shape from a configuration. The names of the parameters
-are the model's own, so that a test can compare the list with `named_parameters()` of a real model, tensor by tensor; the
-count is then exact by construction. A block's tensors are listed once.
+`model_config.py` reads a shape from a configuration. The names of the parameters are the model's own, so that a test
+can compare the list with `named_parameters()` of a real model, tensor by tensor; the count is then exact by
+construction. A block's tensors are listed once.
 """
 
 from __future__ import annotations
