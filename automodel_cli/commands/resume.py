@@ -122,8 +122,8 @@ def continue_run(
         open_sink = run_sink(
             plan.config, plan.settings, plan.root, start_step=resumed.snapshot.step, quiet=as_json or quiet
         )
-        summary = recipe.resume(
-            plan.config, plan.settings, plan.root, ranks.sink(open_sink), resumed.snapshot, group, until
+        summary = recipe.pretrain(
+            plan.config, plan.settings, plan.root, ranks.sink(open_sink), group, until, resumed.snapshot
         )
     if ranks.place.speaks:
         render.run_summary(summary, as_json=as_json)

@@ -68,35 +68,22 @@ def pretrain(
     open_sink: OpenSink,
     group: RankGroup = SOLO,
     stop_at: float | None = None,
+    snapshot: Snapshot | None = None,
 ) -> RunSummary:
-    """Trains a new model and returns how it ended.
+    """Trains a new model, or continues a run, bit for bit where the configuration is the same; returns how it ended.
 
     Args:
         config: The final configuration; sections with `_target_` are built from it.
         settings: The checked sections of the same configuration.
-        root: Directory of the run's checkpoints; holds none yet.
-        open_sink: Opens the sink of reports, once everything is built; a run that is refused
-            writes nothing.
+        root: Directory of the run's checkpoints.
+        open_sink: Opens the sink of reports, once everything is built; a run that is refused writes nothing.
         group: The ranks of the run.
         stop_at: Moment of `time.monotonic()` to save and stop at; None for no limit.
+        snapshot: The checkpoint that is continued; None for a new run.
 
     Raises:
         AmcliError: See `errors.py`; `InterruptedTrainingError` after a signal or at `stop_at`, with the run saved.
     """
-    with explained(config, root, group) as situation:
-        return _run(config, settings, root, open_sink, None, group, stop_at, situation)
-
-
-def resume(
-    config: Config,
-    settings: Settings,
-    root: Path,
-    open_sink: OpenSink,
-    snapshot: Snapshot,
-    group: RankGroup = SOLO,
-    stop_at: float | None = None,
-) -> RunSummary:
-    """Continues the run of `snapshot`, bit for bit where the configuration is the same."""
     with explained(config, root, group) as situation:
         return _run(config, settings, root, open_sink, snapshot, group, stop_at, situation)
 
