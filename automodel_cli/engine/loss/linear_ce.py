@@ -30,7 +30,7 @@ from automodel_cli.errors import ConfigError
 # (benchmarks/train.py measures it). A GPU needs more rows to be busy: `logits_per_block`.
 _BLOCK_LOGITS_ON_CPU = 256 * 50_304
 # Rows of a block that one core turns into probabilities at a time: in fp32 they stay in its second cache from
-# one pass to the next. The whole block in one go takes four times as long under autocast.
+# one pass to the next. The whole block at once takes four times as long under autocast.
 _CACHED_LOGITS = 12 * 50_304
 
 

@@ -66,9 +66,9 @@ def choose_library(name: str) -> None:
 
 
 def onednn_is_faster() -> bool:
-    """Whether oneDNN may be taken, and this torch multiplies with MKL on a processor for which that is slower.
+    """Whether oneDNN may be used, and this torch uses MKL on a processor on which that is slower.
 
-    The same for a machine and a configuration at all times: a run that is resumed there gives the same bits.
+    Constant for a machine and a configuration, so that a run resumed there gives the same bits.
     """
     return _may_take_onednn and _mkl_falls_back()
 
@@ -117,7 +117,7 @@ def _kernels_are_replaced() -> bool:
         return result
 
     with warnings.catch_warnings():
-        # Torch warns that a kernel is replaced, which is what is wanted here.
+        # Torch warns that a kernel is replaced, which is the purpose here.
         warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
         _registered().impl("mm", mm, "CPU", with_keyset=True, allow_override=True)
         _registered().impl("addmm", addmm, "CPU", with_keyset=True, allow_override=True)
@@ -146,14 +146,14 @@ def onednn_product(a_NK: torch.Tensor, b_KM: torch.Tensor, bias_M: torch.Tensor 
 
 
 def _agrees() -> bool:
-    """Whether oneDNN gives the products that torch gives, in every way in which it will be asked."""
+    """Whether oneDNN gives the products that torch gives, for every kind of call below."""
     n, k, m = _LONG_SUMS, 64, 96
     generator = torch.Generator().manual_seed(0)
     x_NK, w_MK, g_NM = (torch.randn(shape, generator=generator) for shape in ((n, k), (m, k), (n, m)))
     asked = [(x_NK, w_MK.T, g_NM[0]), (g_NM, w_MK, None), (g_NM.T, x_NK, None), (g_NM[:64].T, x_NK[:64], None)]
     try:
         found = [onednn_product(a, b, bias) for a, b, bias in asked]
-    except (RuntimeError, NotImplementedError, AttributeError):  # an operator that another torch has changed
+    except (RuntimeError, NotImplementedError, AttributeError):  # another version of torch may have changed an operator
         return False
     expected = [a @ b if bias is None else a @ b + bias for a, b, bias in asked]
     return all(torch.allclose(ours, torchs, rtol=1e-4, atol=1e-3) for ours, torchs in zip(found, expected, strict=True))

@@ -94,7 +94,7 @@ def _additive(mask: torch.Tensor, model: nn.Module) -> torch.Tensor:
 def _own_arguments(kind: type[nn.Module], given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ignored = [name for name in given if not _takes(kind, name)]
     if ignored:
-        name = kind.__name__.removeprefix("FSDP")  # the class that FSDP2 puts in the place of the user's
+        name = kind.__name__.removeprefix("FSDP")  # FSDP2 replaces the user's class by one of this name
         has_documents = "document_ids" in given
         raise ConfigError(
             f"the batches hold {' and '.join(ignored)}, but {name}.forward takes no such argument, so its "

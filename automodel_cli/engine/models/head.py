@@ -2,8 +2,9 @@
 
 A loss that works on the head's input replaces the head inside the model's own forward pass, so that
 data-parallel wrappers, hooks and sharded weights see nothing unusual. That is right only where the
-model returns the head's very output: a model that scales, caps or casts its logits afterwards is told
-apart by the trial, which compares the tensors themselves and needs no list of architectures.
+model returns the head's very output: the trial
+compares the tensors themselves, so it finds a model that scales, caps or casts its logits, without a list of
+architectures.
 
 Shapes: B batch, T sequence, C channels, V vocabulary.
 """
@@ -26,7 +27,7 @@ OfHidden = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Ten
 
 
 class Head:
-    """The output layer of a model that is about to be trained.
+    """The output layer of a model.
 
     Args:
         layer: The linear layer, in the model.
@@ -36,7 +37,7 @@ class Head:
         self.vocab_size = layer.out_features
         self.layer = layer
         self._of_hidden: OfHidden | None = None
-        # One object for all calls: a compiled program would take a new one for a reason to compile again.
+        # One object for all calls: with a new one, a compiled program would be compiled again.
         self._replacement: Callable[..., torch.Tensor] = self._forward
 
     def stay_uncompiled(self) -> None:
@@ -94,7 +95,7 @@ def find_head(model: nn.Module) -> Head:
         try:
             model.eval()
             logits = logits_of(call(model, {"input_ids": torch.zeros(1, 2, dtype=torch.int64, device=device)}))
-        except (Exception, SystemExit) as error:  # the first step meets it again, and says where it came from
+        except (Exception, SystemExit) as error:  # the first step raises it again, with its place
             raise NoHeadError(f"a trial with two tokens raised {type(error).__name__}") from error
         finally:
             model.train(was_training)
@@ -130,7 +131,7 @@ def _found_in_its_shape(model: nn.Module) -> nn.Linear:
             layer = find_head(shape).layer
         except NoHeadError as error:
             failure = failure or error
-            if error.__cause__ is None:  # it ran through, and returned something else
+            if error.__cause__ is None:  # it ran, but returned something else
                 break
             continue
         name = next(name for name, module in shape.named_modules() if module is layer)

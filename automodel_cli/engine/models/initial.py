@@ -34,7 +34,7 @@ class UndrawnError(Exception):
 def has_rules(kind: type) -> bool:
     """Whether models of a class state how they are initialised, apart from their constructor.
 
-    A class of the user's that derives from one of these may do more in its constructor, and is not taken for it.
+    A user's class derived from one of these does not count: its constructor may do more.
     """
     is_hugging_face_model = any(base.__name__ == "PreTrainedModel" for base in kind.__mro__)
     return kind is GPT2LMHeadModel or (is_hugging_face_model and kind.__module__.startswith("transformers."))
@@ -47,7 +47,7 @@ def drawn(blank: nn.Module, seed: int, wanted: Collection[str] | None = None) ->
     Args:
         blank: A meta model as it was built; it is not changed.
         seed: Seed of the run.
-        wanted: Names of buffers that alone are needed, such as those that no checkpoint holds; None for everything.
+        wanted: Names of the only buffers that are needed, such as those that no checkpoint holds; None for everything.
 
     Raises:
         UndrawnError: The model's rules do not account for a tensor.

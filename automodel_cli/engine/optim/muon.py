@@ -119,7 +119,7 @@ class Muon(torch.optim.Optimizer):
                 _apply(parameter, update, group)
 
     def _momentum(self, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        """Takes in the gradient, and gives what is to be orthogonalised, sharded as the parameter is."""
+        """Updates the momentum with the gradient; returns the matrix to orthogonalise, sharded as the parameter is."""
         grad = cast(torch.Tensor, parameter.grad)
         state = self.state[parameter]
         if "momentum_buffer" not in state:
@@ -223,7 +223,7 @@ def orthogonalised(
     Args:
         matrix: (rows, columns), or a stack (E, rows, columns), whole; it is not changed.
         coefficients: Coefficients of the odd polynomial of degree 5 that is iterated.
-        steps: How often.
+        steps: Number of iterations.
         eps: Least norm to divide by.
     """
     a, b, c = coefficients

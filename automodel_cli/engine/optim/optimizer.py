@@ -19,7 +19,7 @@ from automodel_cli.engine.config.suggest import hint
 from automodel_cli.engine.optim.param_groups import GroupRule, hidden_matrices, parameter_groups
 from automodel_cli.errors import CheckpointError, ConfigError
 
-# With one of these the user has chosen a kernel, or one that the fused kernel cannot stand in for.
+# With one of these options the user has chosen a kernel, or the fused kernel cannot replace what they chose.
 _CHOOSES_KERNEL = {"fused", "foreach", "differentiable"}
 
 
@@ -71,7 +71,7 @@ def build_optimizer(
 
 
 def _refuse_idle_options(optimizer: torch.optim.Optimizer, rules: Sequence[GroupRule]) -> None:
-    """Refuses an option of a rule that no group of the optimizer has by itself, and that it therefore never reads."""
+    """Refuses an option of a rule that the optimizer has no default for, and so never reads."""
     parts = [optimizer] if optimizer.defaults else getattr(optimizer, "optimizers", [])
     known = {name for part in parts for name in part.defaults}
     for rule in rules:
@@ -85,10 +85,10 @@ def _refuse_idle_options(optimizer: torch.optim.Optimizer, rules: Sequence[Group
 
 
 def avoid_fused_kernels(optimizer: torch.optim.Optimizer) -> None:
-    """Lets an optimizer that is built compute step by step, whatever it was built with.
+    """Turns off the fused kernels of an optimizer that is built.
 
-    On a CPU the fused kernel rounds the last elements of a tensor, those that fill no vector, otherwise than the rest:
-    where a tensor is cut then shows in its bits.
+    On a CPU the fused kernel rounds the last elements of a tensor, those that fill no vector, in another way than the
+    rest, so the bits would depend on where a tensor is split.
     """
     for group in optimizer.param_groups:
         if "fused" in group:
@@ -194,7 +194,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
     reaches the optimizer that owns the group, and a state that is loaded here is loaded there.
 
     Args:
-        optimizers: Over disjoint parameters; what becomes of them afterwards goes through this one.
+        optimizers: Over disjoint parameters; after this, use only the combined optimizer.
 
     Raises:
         ValueError: Two of them share a parameter.
@@ -209,7 +209,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         """One step of each.
 
         Args:
-            closure: Computes the loss anew, once for all of them.
+            closure: Computes the loss again, once for all of them.
         """
         loss = None
         if closure is not None:

@@ -121,7 +121,7 @@ def plan(
     Args:
         config: See `derive`.
         world_size: See `derive`.
-        device: Its peak and memory count where the next two are not given.
+        device: Gives the peak and the memory if the next two are None.
         gpu_memory: Bytes of one device.
         peak_tflops: Peak of one device; None takes the configuration's, else the device's. The latter is for bf16, so a
             run in fp32 has no hours without one of the others.
@@ -200,7 +200,7 @@ def _largest_batches(derived: Derived, needs: Needs, limit: int) -> tuple[int | 
     """The most samples that fit in a forward pass, and the most that also divide a rank's samples of a step."""
     if needs(1, True).total is None:
         return None, None
-    # Memory grows with the batch, though not along a line: the chunked loss holds no more than a chunk of logits.
+    # Memory grows with the batch, but not linearly: the chunked loss holds no more than a chunk of logits.
     largest, beyond = 0, 1
     while (needs(beyond, True).total or 0) <= limit:
         largest, beyond = beyond, 2 * beyond

@@ -30,7 +30,7 @@ _UNITS = {"m": 10**6, "g": 10**9, "t": 10**12, "mi": 2**20, "gi": 2**30, "ti": 2
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device that has most; None where the configuration does not give a part.
+    """Bytes on the device that needs most; None where the configuration does not give a part.
 
     Args:
         weights: This rank's part of the weights.
@@ -170,9 +170,9 @@ class Device:
     """One accelerator.
 
     Args:
-        name: As its maker writes it.
+        name: The maker's name of it.
         peak_flops: Dense bf16 matrix products, operations per second.
-        memory_bytes: As its maker counts them.
+        memory_bytes: Size according to its maker.
     """
 
     name: str
@@ -203,7 +203,7 @@ def memory_bytes(text: str) -> int:
     """A size such as `80GB` (10^9 bytes each) or `79.6GiB` (2^30 bytes each).
 
     Raises:
-        UsageError: It is none, or nothing.
+        UsageError: It is no size, or zero.
 
     >>> memory_bytes("80GB"), memory_bytes("1.5 GiB")
     (80000000000, 1610612736)

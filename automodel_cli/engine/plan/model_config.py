@@ -1,8 +1,8 @@
 """The shape of the model that a configuration describes, read without importing what it names.
 
 Known are our GPT-2 and, of transformers, GPT-2, Llama, Qwen2 and Qwen3, from the keys below
-`config:` or from a local `config.json`. Everything else is said to be unknown, with the reason;
-nothing is guessed from a name, and nothing is fetched.
+`config:` or from a local `config.json`. Every other model is unknown, and the
+error says why; nothing is guessed from a name, and nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class ParameterTensor:
     """One parameter, or the same one of every block.
 
     Args:
-        name: As the model calls it; `*` stands for the number of the block.
+        name: Name in the model; `*` stands for the number of the block.
         shape: As the model holds it.
         part: Where it is.
         copies: Blocks that have one.
@@ -150,7 +150,7 @@ class CountedModel:
     """A model as a plan needs it, counted by formulas or by a trace of the built model.
 
     Args:
-        kind: The family or the class, for people.
+        kind: The family or the class, for users.
         tensors: Every parameter; those of equal blocks once.
         num_layers: Transformer blocks.
         vocab_size: Entries of the vocabulary, V.
@@ -185,7 +185,6 @@ def parameter_tensors(shape: ModelShape) -> list[ParameterTensor]:
 def count_parameters(tensors: Sequence[ParameterTensor]) -> ParameterCounts:
     """Trainable numbers of a model by part.
 
-    >>> from automodel_cli.engine.plan.parameters import Family
     >>> gpt2 = ModelShape(Family.GPT2, 50257, 1024, 768, 12, 12, 12, 64, 3072, True, True, True, True, True)
     >>> count_parameters(parameter_tensors(gpt2)).total
     124439808

@@ -22,8 +22,8 @@ class OptimizerState:
     Args:
         per_matrix: Tensors like each matrix inside the blocks.
         per_other: Tensors like each other parameter.
-        counts_steps: Whether it also keeps one fp32 number for each of the others, and matrices are counted with
-            them unless they are treated apart.
+        counts_steps: Whether it also keeps one fp32 step count for each other parameter; for matrices only if
+            `per_matrix` equals `per_other`.
     """
 
     per_matrix: float
@@ -38,8 +38,8 @@ class RunSizes:
     Args:
         seq_len: Tokens of a sample.
         global_batch_size: Samples of a step, over all ranks.
-        local_batch_size: Samples of a forward pass of one rank; None also for one that is still to be found.
-        finds_local_batch: Whether it is.
+        local_batch_size: Samples of a forward pass of one rank; None if the configuration has none, or `auto`.
+        finds_local_batch: Whether the local batch size is `auto`.
         max_steps: Steps of the run.
         is_bf16: Whether matrix products are computed in bf16; `auto` is, since a plan is for a GPU.
         weight_bytes: Bytes of one number of a weight, of its gradient and of its optimizer state.
@@ -74,7 +74,7 @@ class RunSizes:
 
     @property
     def uses_fsdp(self) -> bool:
-        """Whether weights are sharded and gathered; of one rank alone they are not."""
+        """Whether weights are sharded and gathered; never for one rank alone."""
         apart = self.degrees.dp * self.degrees.cp > 1 or self.distributed.mp_policy or self.distributed.offload_policy
         return bool(apart) and self.distributed.chosen_strategy() != "ddp"
 

@@ -1,7 +1,7 @@
 """What a run that does not fit could change, and how many bytes each change saves on a device; torch-free.
 
-A change is a configuration that passes every check on the same ranks, or it is not named. What it saves is the
-difference of two estimates by `memory.py`, in which what is not known of both counts for nothing.
+Only a change whose configuration passes every check on the same ranks is named. What it saves is the difference of two
+estimates by `memory.py`; a part that is not known counts as zero in both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Saving:
 
     Args:
         options: As they are typed behind `amcli pretrain` and `amcli resume`.
-        note: What it costs, or changes beside the memory.
+        note: Its cost, or what else it changes.
         saved_bytes: Bytes saved on one device; None where the model is not known without building it.
     """
 
@@ -41,7 +41,7 @@ class Saving:
 
 
 class Candidate(NamedTuple):
-    """A change that may or may not help; of those of one topic only the best is named."""
+    """A change that may help. Only the best change of each topic is named."""
 
     topic: str
     assignments: tuple[str, ...]
@@ -89,7 +89,7 @@ def _known_bytes(derived: Derived) -> int | None:
 
 
 def _bytes_after(candidate: Candidate, config: Config, world_size: int) -> int | None:
-    """What is left to hold, 0 where that is not known; None for a change that the checks refuse."""
+    """Known bytes after a change, 0 if none is known; None for a change that the checks refuse."""
     try:
         changed = apply_overrides(config, candidate.assignments)
         ranks = candidate.world_size or world_size
@@ -105,7 +105,7 @@ def _as_typed(candidate: Candidate) -> str:
 
 
 def _candidates(sizes: RunSizes, num_gpus: int) -> Iterator[Candidate]:
-    """In the order in which they are named where nothing can be computed: what changes least comes first."""
+    """Candidates, smallest change first: the order in which they are named if nothing can be computed."""
     yield from _of_batch(sizes)
     if sizes.recompute != "full":
         time = "blocks are computed again in the backward pass, about a third more time"
