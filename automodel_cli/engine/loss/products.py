@@ -146,7 +146,7 @@ def onednn_product(a_NK: torch.Tensor, b_KM: torch.Tensor, bias_M: torch.Tensor 
 
 
 def _agrees() -> bool:
-    """Whether oneDNN gives the products that torch gives, for every kind of call below."""
+    """Whether oneDNN gives the products that torch gives, in every way in which it is used here."""
     n, k, m = _LONG_SUMS, 64, 96
     generator = torch.Generator().manual_seed(0)
     x_NK, w_MK, g_NM = (torch.randn(shape, generator=generator) for shape in ((n, k), (m, k), (n, m)))

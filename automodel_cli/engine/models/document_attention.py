@@ -58,7 +58,7 @@ def attend_in_blocks(
 
 @functools.cache
 def _kernels(device_type: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Functions that make a block mask and attend with it. Imported here: a run without documents does not pay for it."""
+    """Makes a block mask, and attends with it. Imported here: a run without documents does not pay for it."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     if device_type == "cpu":
