@@ -69,7 +69,7 @@ class ReplicaSync:
             parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
     def arm(self) -> None:
-        """Has the next backward pass, the last of the step, sum its gradients.
+        """Makes the next backward pass, the last of the step, sum its gradients.
 
         Messages of a pass that an exception has ended are dropped.
         """

@@ -168,7 +168,7 @@ def joined(place: RankPlace, settings: Settings) -> Iterator[DistributedGroup]:
 
 
 def _quiet() -> None:
-    """Silences what torch warns of on every rank and what does not apply here."""
+    """Silences warnings of torch that every rank repeats and that do not apply here."""
     # Weights are gathered in two steps where two kinds of ranks share them: the order of torch's own layouts.
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
     # The engine never changes a model's output in place.

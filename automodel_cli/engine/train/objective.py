@@ -174,7 +174,7 @@ def _ids_in_words(batch: dict[str, torch.Tensor]) -> str:
 
 
 def _balance_loss(model: nn.Module, output: Any) -> torch.Tensor | None:
-    """What a mixture of experts of transformers adds so that its experts share the work, times its weight.
+    """The balance loss of a mixture of experts of transformers, times its weight; None where there is none.
 
     It is there where the model's own `output_router_logits` is true.
     """

@@ -1,7 +1,7 @@
 """The composition root: a checked configuration becomes a run, and the run is trained.
 
-`pretrain` starts at step 0 in an empty directory, `resume` at a checkpoint. Both build the same
-parts in the same order, so that a resumed run draws the same numbers and sees the same samples.
+`pretrain` starts at step 0, or at the step of a checkpoint. Both kinds of run build the same parts in the same order, so
+that a resumed run draws the same numbers and sees the same samples.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _assemble(
     root: Path,
     sink: Sink,
 ) -> Run:
-    """The parts and the schedule as the loop wants them."""
+    """The parts and the schedule as the loop takes them."""
     section, group = settings.step_scheduler, parts.model.group
     schedule = schedule_of(config, settings)
     loader = loader_of(parts, settings, state)
