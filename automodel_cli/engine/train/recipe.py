@@ -1,7 +1,7 @@
 """The composition root: a checked configuration becomes a run, and the run is trained.
 
-`pretrain` starts at step 0, or at the step of a checkpoint. Both kinds of run build the same parts in the same order, so
-that a resumed run draws the same numbers and sees the same samples.
+`pretrain` starts at step 0, or at the step of a checkpoint. Both kinds of run build the same parts in the same order,
+so that a resumed run draws the same numbers and sees the same samples.
 """
 
 from __future__ import annotations
