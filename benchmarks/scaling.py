@@ -3,7 +3,7 @@
 Every layout runs in a group of processes of its own, in which steps of the engine and of a bare loop take turns, with
 torch's own wrapper (DistributedDataParallel, fully_shard) around the same model, loss, optimizer and data in memory:
 the ratio of the medians is the overhead, and losses that differ end the run. The bytes that a rank sends are counted at
-the collectives of one step, and stand beside the formulas of `automodel_cli/engine/plan/communication.py`.
+the collectives of one step, and stand beside the formulas of `benchmarks/scaling_peers/communication.py`.
 
     python benchmarks/scaling.py [--ranks 1 2] [--layout ddp fsdp2 tp2] [--steps 20]
 
@@ -27,6 +27,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from scaling_peers.communication import (
+    Traffic,
+    of_context_parallel,
+    of_ddp,
+    of_fsdp2,
+    of_tensor_parallel,
+)
 from scaling_peers.ways import SHAPES, Recorder, Step, bare_step, build, engine_step
 from torch import nn
 
@@ -35,7 +42,6 @@ from automodel_cli.engine.distributed.distributed_group import distributed_group
 from automodel_cli.engine.distributed.environment import RankPlace
 from automodel_cli.engine.distributed.module_tree import transformer_blocks
 from automodel_cli.engine.distributed.rank_group import SOLO, RankGroup
-from automodel_cli.engine.plan.communication import Traffic, of_context_parallel, of_ddp, of_fsdp2, of_tensor_parallel
 
 RESULTS = Path(__file__).parent / "results"
 # Samples of a micro-batch, by device, and micro-batches of a step.

@@ -94,7 +94,7 @@ def _can_resume(
     path: Path | None, config: list[Path] | None, ranks: int | None, *, verify: bool, as_json: bool
 ) -> None:
     from automodel_cli.commands.render import speaker
-    from automodel_cli.engine.train.can_resume import can_resume
+    from automodel_cli.engine.train.continuation import can_resume
 
     say = speaker(as_json=False)
     answer = can_resume(path, config, ranks, verify=verify)

@@ -72,7 +72,7 @@ def plan(
     """
     from automodel_cli.engine.config.trust import consent_notes
     from automodel_cli.engine.plan.derive import plan as plan_of
-    from automodel_cli.engine.plan.devices import device_named, memory_bytes
+    from automodel_cli.engine.plan.memory import device_named, memory_bytes
 
     chosen = device_named(device)
     capacity = None if gpu_memory is None else memory_bytes(gpu_memory)

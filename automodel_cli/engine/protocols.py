@@ -203,3 +203,25 @@ class HeadLoss(Protocol):
             num_label_tokens: Label tokens of the whole optimisation step, over all micro-batches.
         """
         ...
+
+
+@runtime_checkable
+class TakesSplitHead(Protocol):
+    """A `HeadLoss` whose `weight` may be a DTensor that is split by its rows over tensor-parallel ranks."""
+
+    takes_split_head: bool
+
+
+@runtime_checkable
+class DescribesItself(Protocol):
+    """A `HeadLoss` that says how it is computed, in place of the name of its class."""
+
+    def in_words(self, vocab_size: int, num_parts: int, device: torch.device, /) -> str:
+        """Words that are shown at the start of a run.
+
+        Args:
+            vocab_size: Rows of the head's weight.
+            num_parts: Tensor-parallel ranks that share them.
+            device: Device of the model.
+        """
+        ...

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from scaling_peers.communication import ring_bytes
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -18,7 +19,6 @@ from automodel_cli.engine.distributed.module_tree import transformer_blocks
 from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim.optimizer import build_optimizer
-from automodel_cli.engine.plan.communication import ring_bytes
 from automodel_cli.engine.train.objective import objective_of
 from automodel_cli.engine.train.step import label_tokens, queue_step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 from pathlib import Path
 
@@ -45,3 +46,13 @@ def test_collectives_are_counted_as_a_ring_sends_them(scaling, tmp_path, monkeyp
         dist.destroy_process_group()
 
     assert recorder.sent == {"gathered": 0.0, "reduced": 600.0}
+
+
+def test_the_formulas_for_what_a_rank_sends_hold(scaling):
+    """The examples in their docstrings."""
+    communication = importlib.import_module("scaling_peers.communication")
+
+    found = doctest.testmod(communication)
+
+    assert found.attempted >= 6
+    assert not found.failed

@@ -10,7 +10,7 @@ import pytest
 
 from automodel_cli import app
 from automodel_cli.engine.config.template import PRESETS
-from automodel_cli.engine.plan.devices import MEMORY_GB
+from automodel_cli.engine.plan.memory import MEMORY_GB
 
 FINEWEB = Path(__file__).parents[2] / "examples/fineweb.yaml"
 MEMORY = ["weights", "gradients", "optimizer", "buffers", "activations", "logits", "total"]

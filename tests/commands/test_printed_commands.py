@@ -28,8 +28,8 @@ from automodel_cli.engine.prep.output_dir import check_every_byte
 from automodel_cli.engine.prep.prepare import PrepOptions, prepare
 from automodel_cli.engine.shards.manifest import load_manifest
 from automodel_cli.engine.train import checkpoint_manager
+from automodel_cli.engine.train.checkpoint_content import _starting_from
 from automodel_cli.engine.train.out_of_memory import Situation, _where_it_goes_on
-from automodel_cli.engine.train.restore import _starting_from
 from automodel_cli.errors import AmcliError
 
 PACKAGE = Path(app.__file__).parent

@@ -5,7 +5,7 @@ What source does not tell is listed as unchecked, with the reason; `check_for_ce
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.check_values import value_problems
 from automodel_cli.engine.config.config import MAX_PROBLEMS, TARGET, Config
+from automodel_cli.engine.config.declared_facts import OptimizerFacts, facts_in_source
 from automodel_cli.engine.config.origin import KeyPath, dotted
 from automodel_cli.engine.config.settings import Unchecked
 from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
@@ -49,7 +50,6 @@ MAX_TARGETS = 100
 _WELL_KNOWN = ("automodel_cli", "torch", "transformers", "datasets", "tokenizers", "numpy", "nemo_automodel")
 _GROUPS: KeyPath = ("optimizer", "param_groups")
 _OWN = ("pattern", "lr_mult", "weight_decay")
-_INNER = "adamw_"  # arguments of an AdamW inside the optimizer
 
 
 @dataclass
@@ -138,7 +138,10 @@ def _check(config: Config, path: KeyPath, section: Mapping[str, Any], found: Tar
     result = static_target(resolved(target), origin, dotted(key), sources)
     _check_definition(target, result, Place(origin, dotted(key)), found, sources)
     if path == ("optimizer",):
-        found.problems += param_group_problems(config, target, result.signature)
+        of_whole = (
+            facts_in_source(sources, result.definition, OptimizerFacts).options_of_whole if result.definition else ()
+        )
+        found.problems += param_group_problems(config, target, result.signature, of_whole)
     found.num_checks += 1
     given = _given(config, path)
     if result.signature is None:
@@ -210,13 +213,16 @@ def _check_definition(target: str, result: StaticTarget, place: Place, found: Ta
             targets += [] if target in targets else [target]
 
 
-def param_group_problems(config: Config, target: str, signature: Signature | None) -> Iterator[ConfigError]:
+def param_group_problems(
+    config: Config, target: str, signature: Signature | None, of_whole: Collection[str]
+) -> Iterator[ConfigError]:
     """What is wrong with the rules.
 
     Args:
         config: The configuration.
         target: The optimizer as the user wrote it.
         signature: What the optimizer takes; None if unknown, and options are then not checked.
+        of_whole: Options that hold for the whole optimizer (`OptimizerFacts.options_of_whole`).
     """
     rules = config.get(dotted(_GROUPS))
     if rules is None:
@@ -233,11 +239,16 @@ def param_group_problems(config: Config, target: str, signature: Signature | Non
                 message, where=str(config.origin(path)), help="for example {pattern: 'wte*', lr_mult: 0.1}"
             )
             continue
-        yield from _of_rule(config, path, rule, target, signature)
+        yield from _of_rule(config, path, rule, target, signature, of_whole)
 
 
 def _of_rule(
-    config: Config, path: KeyPath, rule: Mapping[str, Any], target: str, signature: Signature | None
+    config: Config,
+    path: KeyPath,
+    rule: Mapping[str, Any],
+    target: str,
+    signature: Signature | None,
+    of_whole: Collection[str],
 ) -> Iterator[ConfigError]:
     for name in ("lr_mult", "weight_decay"):
         try:
@@ -255,16 +266,13 @@ def _of_rule(
         yield ConfigError(f"{dotted((*path, 'muon'))} is {rule['muon']!r}, but {message}", where=where)
     if signature is None or signature.takes_any:
         return
-    # `adamw_lr` and its like set the AdamW inside the optimizer for all groups.
-    options = [
-        name for name in signature.names if name not in ("params", "lr", "hidden_names") and not name.startswith(_INNER)
-    ]
+    options = [name for name in signature.names if name not in ("params", "lr", "hidden_names", *of_whole)]
     for name in rule:
         if name not in {*_OWN, "muon", *options}:
             message = f"{dotted(path)}: neither a rule nor `{target}` takes `{name}`"
             help_ = hint(name, [*_OWN, *options])
-            if name in ("lr", f"{_INNER}lr"):
+            if name == "lr" or (name in of_whole and name.endswith("_lr")):
                 help_ = "lr_mult is a factor on the rate of every step"
-            elif name.startswith(_INNER):
-                help_ = f"beside `{TARGET}` it holds for all parameters of AdamW"
+            elif name in of_whole:
+                help_ = f"beside `{TARGET}` it holds for the whole optimizer"
             yield ConfigError(message, where=str(config.key_origin((*path, name))), help=help_)

@@ -5,7 +5,7 @@ Which file says what:
 - starting ranks: `launch_plan`, `agent` (the launcher), `environment` (which rank a process is)
 - watching them: `heartbeat`, `watch`, `rank_report`
 - the ranks: `rank_group` (a process alone is a group of one), `distributed_group`
-- the model: `parallel_model`, `distributed_model` (start here), `fsdp2`, `ddp`, `ordered`, `tensor_parallel`,
-  `context_parallel`, `ring_attention`
+- the model: `parallel_model`, `distributed_model` (start here), `fsdp2`, `ddp`, `tensor_parallel`,
+  `context_parallel`
 - tensors: `module_tree` (of a module), `region`, `sharded_tensors` (this rank's part of one)
 """

@@ -4,6 +4,13 @@ Not `torch.nn.parallel.DistributedDataParallel`, for three reasons. It rebuilds 
 with three ranks or more a resumed run would add in another order than a run that was never stopped, and end with other
 bits; here the buckets are fixed. It acts only in calls of the wrapper's `forward`; here a loss may use any method of
 the model. And it divides by the number of ranks, while the engine's loss is a sum already.
+
+With `deterministic: elastic`, gradients are summed in the order of the micro-batches instead, so that their bits do not
+depend on the ranks. Rank r of R computes the micro-batches r, R + r, 2 R + r, ... of a step (`interleaved` of the
+loader). After each of them the ranks exchange their gradients, and each rank adds the received ones to its part of the
+sum, rank by rank: micro-batch 0, 1, 2 and so on, one addition each, in the type of the gradient. The backward passes of
+a process alone add in the same order. Slow by design: all gradients travel once per micro-batch, and nothing of it
+overlaps with the backward pass.
 """
 
 from __future__ import annotations
@@ -62,7 +69,7 @@ class ReplicaSync:
             parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
     def arm(self) -> None:
-        """Has the next backward pass, the last of the step, sum its gradients.
+        """Makes the next backward pass, the last of the step, sum its gradients.
 
         Messages of a pass that an exception has ended are dropped.
         """
@@ -92,6 +99,39 @@ class ReplicaSync:
         flat = flatten(self._buckets[len(self._sent)])
         work = dist.all_reduce(flat, group=self._group, async_op=True)
         self._sent.append((flat, work))
+
+
+class OrderedReplicas:
+    """The gradients of a model that every rank holds whole.
+
+    Args:
+        parameters: The same on every rank, in the same order.
+        group: The ranks, in the order of their micro-batches.
+        bucket_bytes: Gradients that travel in one message.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], group: dist.ProcessGroup, bucket_bytes: int = BUCKET_BYTES
+    ) -> None:
+        self._group = group
+        self._buckets = buckets_of([parameter for parameter in parameters if parameter.requires_grad], bucket_bytes)
+        self._totals: list[torch.Tensor | None] = [None] * len(self._buckets)
+
+    @torch.no_grad()
+    def take(self, *, is_last: bool) -> None:
+        """Adds the gradients of one micro-batch of every rank; with the last of a step, sets the sums as gradients."""
+        for index, bucket in enumerate(self._buckets):
+            flat = flatten(bucket)
+            num_elements = flat.numel()
+            flat = nn.functional.pad(flat, (0, -num_elements % self._group.size()))
+            total = self._totals[index] = add_in_order(self._totals[index], flat, self._group)
+            if is_last:
+                dist.all_gather_into_tensor(flat, total, group=self._group)
+                unflatten(bucket, flat[:num_elements])
+                self._totals[index] = None
+            else:
+                for parameter in bucket:
+                    parameter.grad = None
 
 
 def buckets_of(parameters: list[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
@@ -132,3 +172,21 @@ def unflatten(bucket: list[nn.Parameter], flat: torch.Tensor) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         local(parameter.grad).copy_(part.view_as(local(parameter.grad)))
+
+
+def add_in_order(total: torch.Tensor | None, gradients: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """The part of the running sum that this rank holds, with one micro-batch of every rank added, rank by rank.
+
+    Args:
+        total: This rank's part so far, (N / R,); None before the first micro-batch. It is not changed.
+        gradients: Gradients of this rank's micro-batch, (N,): one part for each rank.
+        group: The R ranks, in the order of their micro-batches.
+    """
+    received = torch.empty_like(gradients)
+    # As bytes: not every backend exchanges every type.
+    dist.all_to_all_single(received.view(torch.uint8), gradients.contiguous().view(torch.uint8), group=group)
+    first, *rest = received.view(group.size(), -1).unbind()
+    total = first.clone() if total is None else total + first
+    for part in rest:
+        total += part
+    return total

@@ -32,7 +32,7 @@ from automodel_cli.errors import AmcliError, ConfigError, OutOfMemoryError, Peer
 
 DIMENSIONS = ("dp_replicate", "dp_shard", "cp", "tp")
 _PR_SET_PDEATHSIG = 1
-# Our launcher, which sees all ranks of its machine, is the first to tell which of them hangs.
+# Our launcher sees all ranks of its machine, so it must have the time to find the one that hangs.
 _AFTER_THE_LAUNCHER = timedelta(seconds=5)
 
 
@@ -139,7 +139,7 @@ def joined(place: RankPlace, settings: Settings) -> Iterator[DistributedGroup]:
 
     Raises:
         ConfigError: This machine has no device for this rank, or the backend does not suit it.
-        UsageError: Nobody said where to meet.
+        UsageError: The environment does not say where the ranks meet.
     """
     if place.is_ours:
         _end_with_the_launcher()
@@ -158,7 +158,7 @@ def joined(place: RankPlace, settings: Settings) -> Iterator[DistributedGroup]:
     try:
         yield distributed_group(place, settings.distributed, device)
     except OutOfMemoryError:
-        raise  # the others may be waiting in a collective, as after an exception that nobody expected
+        raise  # the others may be waiting in a collective, as after an unexpected exception
     except AmcliError:
         # All ranks know of it and none waits, so the group can be left in order.
         dist.destroy_process_group()
@@ -168,7 +168,7 @@ def joined(place: RankPlace, settings: Settings) -> Iterator[DistributedGroup]:
 
 
 def _quiet() -> None:
-    """Silences what torch warns of on every rank and what does not apply here."""
+    """Silences warnings of torch that every rank repeats and that do not apply here."""
     # Weights are gathered in two steps where two kinds of ranks share them: the order of torch's own layouts.
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
     # The engine never changes a model's output in place.
@@ -178,7 +178,7 @@ def _quiet() -> None:
 def _store(place: RankPlace, timeout: timedelta) -> dist.Store | None:
     """Where the ranks leave their addresses; None lets torch make it from the environment."""
     if place.world_size == 1:
-        return dist.HashStore()  # nobody to meet
+        return dist.HashStore()  # no other rank to meet
     complete_environment(place)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None

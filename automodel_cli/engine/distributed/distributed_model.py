@@ -20,10 +20,10 @@ from automodel_cli.engine.config.parallel_layout import is_sharded
 from automodel_cli.engine.config.sections import DistributedSection
 from automodel_cli.engine.distributed import fsdp2
 from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks
-from automodel_cli.engine.distributed.ddp import ReplicaSync
+from automodel_cli.engine.distributed.ddp import OrderedReplicas, ReplicaSync
 from automodel_cli.engine.distributed.distributed_group import DistributedGroup
+from automodel_cli.engine.distributed.fsdp2 import OrderedShards
 from automodel_cli.engine.distributed.module_tree import all_tensors, is_meta, materialise
-from automodel_cli.engine.distributed.ordered import OrderedReplicas, OrderedShards
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.distributed.region import Part, Region, TensorSource
@@ -53,7 +53,7 @@ class DistributedModel(ParallelModel):
         defers_sync: Sum gradients only in the last backward pass of a step.
         reordered: Names of the parameters whose rows stand in the order of the tensor-parallel ranks.
         ordered: Replaces every other sum of gradients: after each micro-batch, in an order that does not depend on
-            the ranks; None where nobody asks for it.
+            the ranks; None where it is not asked for.
     """
 
     _: KW_ONLY

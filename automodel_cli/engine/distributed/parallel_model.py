@@ -102,7 +102,7 @@ class ParallelModel:
         """What this rank writes of tensors that all ranks hold together.
 
         Args:
-            tensors: Of the model, or with `are_state` of its optimizer; the same names on all ranks.
+            tensors: Tensors of the model, or with `are_state` of its optimizer; the same names on all ranks.
             are_state: Whether names are `<parameter>.<state>`.
         """
         return [Part(name, Region.whole(tensor.shape), tensor) for name, tensor in tensors.items()]
@@ -133,7 +133,7 @@ class ParallelModel:
 
         Args:
             source: As `whole_state` gave it.
-            names: Of everything in it.
+            names: Names of all tensors in it.
         """
         return {name: source.region(name, Region.whole(source.shape(name))) for name in names}
 

@@ -98,7 +98,7 @@ class TensorSource(Protocol):
     """Where parts of tensors are read from, such as the files of a checkpoint."""
 
     def shape(self, name: str) -> Sequence[int]:
-        """Of a whole tensor."""
+        """The region that is a whole tensor."""
 
     def region(self, name: str, region: Region) -> torch.Tensor:
         """A part of a tensor, on the CPU."""

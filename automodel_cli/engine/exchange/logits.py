@@ -13,8 +13,8 @@ from torch import nn
 from automodel_cli.engine.bounded import shown
 from automodel_cli.engine.checkpoint.read_tensors import read_weights
 from automodel_cli.engine.checkpoint.tensor_index import json_object
+from automodel_cli.engine.models.calling import logits_of
 from automodel_cli.engine.models.gpt2 import GPT2Config, build_gpt2_model
-from automodel_cli.engine.models.outputs import logits_of
 from automodel_cli.engine.models.stored_weights import adopt_weights
 from automodel_cli.errors import CheckpointError
 

@@ -15,9 +15,9 @@ from automodel_cli.engine.checkpoint.layout import CONFIG_FILE
 from automodel_cli.engine.checkpoint.load_checkpoint import load
 from automodel_cli.engine.config.config import read_configs
 from automodel_cli.engine.config.instantiate import instantiate
+from automodel_cli.engine.models.calling import logits_of
 from automodel_cli.engine.models.export import import_tensors
 from automodel_cli.engine.models.head import NoHeadError, find_head, vocab_size_by_layers
-from automodel_cli.engine.models.outputs import logits_of
 from automodel_cli.engine.models.sizes import vocab_size_of
 from automodel_cli.engine.prep.load_tokenizer import load_tokenizer
 from automodel_cli.engine.prep.tokenizer import Tokenizer

@@ -26,12 +26,11 @@ from automodel_cli.engine.loss.split_vocabulary import VocabularyPart, part_of, 
 from automodel_cli.engine.protocols import IGNORED_LABEL
 from automodel_cli.errors import ConfigError
 
-# Logits of one block: 256 rows of a 50k vocabulary on a CPU, where a block should stay near its
-# caches (benchmarks/train.py measures it); a GPU needs more rows to be busy.
-_BLOCK_LOGITS = {"cpu": 256 * 50_304, "cuda": 4096 * 50_304}
-_LEAST_ROWS = 64
+# Logits of one block on a CPU: 256 rows of a 50k vocabulary, so that a block stays near the caches
+# (benchmarks/train.py measures it). A GPU needs more rows to be busy: `logits_per_block`.
+_BLOCK_LOGITS_ON_CPU = 256 * 50_304
 # Rows of a block that one core turns into probabilities at a time: in fp32 they stay in its second cache from
-# one pass to the next. The whole block in one go takes four times as long under autocast.
+# one pass to the next. The whole block at once takes four times as long under autocast.
 _CACHED_LOGITS = 12 * 50_304
 
 
@@ -47,6 +46,10 @@ class ChunkedLinearCrossEntropy:
         ConfigError: A number is out of its range.
     """
 
+    logits_per_block = 206_045_184  # 4,096 rows of a vocabulary of 50,304
+    least_rows = 64
+    takes_split_head = True
+
     def __init__(self, chunk_size: int | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0) -> None:
         if chunk_size is not None and chunk_size < 1:
             raise ConfigError(f"chunk_size is {chunk_size}, but it must be at least 1, or null")
@@ -59,7 +62,14 @@ class ChunkedLinearCrossEntropy:
         """Rows that are multiplied at a time, for a head of `vocab_size` outputs."""
         if self.chunk_size is not None:
             return self.chunk_size
-        return max(_LEAST_ROWS, _BLOCK_LOGITS["cuda" if device.type == "cuda" else "cpu"] // vocab_size)
+        logits = self.logits_per_block if device.type == "cuda" else _BLOCK_LOGITS_ON_CPU
+        return max(self.least_rows, logits // vocab_size)
+
+    def in_words(self, vocab_size: int, num_parts: int, device: torch.device) -> str:
+        """As `DescribesItself.in_words`."""
+        rows = self.rows_per_block(-(-vocab_size // num_parts), device)
+        how = "chunked, vocabulary-parallel" if num_parts > 1 else "chunked"
+        return f"{how} linear cross-entropy, {rows:,} rows at a time"
 
     def of_hidden(
         self,

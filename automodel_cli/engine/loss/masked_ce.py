@@ -1,4 +1,4 @@
-"""Cross-entropy over the tokens that count: those whose label is not -100.
+"""Cross-entropy over the tokens whose label is not -100.
 
 Shapes: B batch, T sequence, V vocabulary.
 """
@@ -54,7 +54,7 @@ class MaskedCrossEntropy:
 
 
 def check_options(z_loss: float, label_smoothing: float) -> None:
-    """Refuses weights that no training uses.
+    """Refuses weights that are out of range.
 
     Raises:
         ConfigError: `z_loss` is below 0, or `label_smoothing` is outside [0, 1).

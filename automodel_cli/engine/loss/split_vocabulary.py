@@ -42,7 +42,7 @@ class VocabularyPart:
 
     @property
     def largest(self) -> int:
-        """Entries of the largest part: the first one's."""
+        """Entries of the largest part, which is the first."""
         return -(-self.whole // self.group.size())
 
 
@@ -50,7 +50,7 @@ def part_of(weight_VC: DTensor) -> VocabularyPart:
     """This rank's part of a head.
 
     Raises:
-        ConfigError: The weight is split by something else than its rows over one group, or a rank would have none.
+        ConfigError: The weight is not split by its rows over one group, or a rank would have no rows.
     """
     mesh = weight_VC.device_mesh
     if mesh.ndim != 1 or weight_VC.placements != (Shard(0),):

@@ -13,9 +13,9 @@ from torch.backends.cuda import (
     can_use_flash_attention,
 )
 
-from automodel_cli.engine.models.calling import is_hugging_face
 from automodel_cli.engine.models.document_attention import LEAST_HEAD_SIZE, refuse_states
 from automodel_cli.engine.models.gpt2 import GPT2LMHeadModel
+from automodel_cli.engine.models.sizes import is_hugging_face
 
 _SDPA = "scaled_dot_product_attention"
 _BLOCKS = "flex_attention, in the blocks of pairs that a document has"
@@ -83,7 +83,7 @@ def keep_within_documents(
 
 
 def _obstacle(model: nn.Module, splits_sequence: bool) -> str | None:
-    """What keeps a model from attending in blocks, or None."""
+    """Why a model cannot attend in blocks, or None."""
     size = head_size_of(model)
     if splits_sequence:
         return "flex_attention is not split over context-parallel ranks"
@@ -95,7 +95,7 @@ def _obstacle(model: nn.Module, splits_sequence: bool) -> str | None:
 
 
 def head_size_of(model: nn.Module) -> int | None:
-    """Numbers of a query of one head; None for a model that does not state it."""
+    """Size of a query of one head; None if the model does not state it."""
     if isinstance(model, GPT2LMHeadModel):
         return model.config.n_embd // model.config.n_head
     config: Any = getattr(model, "config", None)
@@ -105,7 +105,7 @@ def head_size_of(model: nn.Module) -> int | None:
 
 
 def dropout_of(model: nn.Module) -> float:
-    """Probability with which a model drops an attention weight, as far as it says."""
+    """Probability of dropping an attention weight; 0 if the model does not state it."""
     config: Any = getattr(model, "config", None)
     if isinstance(model, GPT2LMHeadModel):
         return model.config.dropout

@@ -1,26 +1,31 @@
-"""How the engine calls a model: with the token ids, and with what else a batch holds and the model takes.
+"""How the engine calls a model, and how it reads what a model returns.
 
-Our GPT-2 takes `position_ids` and `document_ids`. A Hugging Face model takes `position_ids`, and gets
-the borders of documents as an attention mask, within its windows where it has some (document_attention.py); its
-key-value cache, which only generation uses, is off.
+A call has the token ids, and what else a batch holds and the model takes. Our GPT-2 takes `position_ids` and
+`document_ids`. A Hugging Face model takes `position_ids`, and gets the borders of documents as an attention mask,
+within its windows where it has some (document_attention.py); its key-value cache, which only generation uses, is off.
 Any other module is given the token ids, and what its `forward` names.
 
-Shapes: B batch, T sequence.
+Shapes: B batch, T sequence, V vocabulary.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from automodel_cli.engine.models.document_attention import document_blocks, masks_within_windows, window_of
+from automodel_cli.engine.models.sizes import is_hugging_face
 from automodel_cli.engine.protocols import OPTIONAL_INPUTS
 from automodel_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from automodel_cli.engine.protocols import Metrics
 
 
 def call(model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
@@ -49,11 +54,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if inner is None:
             return model
         model = inner
-
-
-def is_hugging_face(model: nn.Module) -> bool:
-    """Whether transformers defines the model; asked by name, since importing it only to ask is slow."""
-    return any(base.__name__ == "PreTrainedModel" for base in type(model).__mro__)
 
 
 def document_mask(document_ids_BT: torch.Tensor) -> torch.Tensor:
@@ -97,7 +97,7 @@ def _additive(mask: torch.Tensor, model: nn.Module) -> torch.Tensor:
 def _own_arguments(kind: type[nn.Module], given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ignored = [name for name in given if not _takes(kind, name)]
     if ignored:
-        name = kind.__name__.removeprefix("FSDP")  # the class that FSDP2 puts in the place of the user's
+        name = kind.__name__.removeprefix("FSDP")  # FSDP2 replaces the user's class by one of this name
         has_documents = "document_ids" in given
         raise ConfigError(
             f"the batches hold {' and '.join(ignored)}, but {name}.forward takes no such argument, so its "
@@ -116,3 +116,59 @@ def _takes(kind: type[nn.Module], name: str) -> bool:
 @functools.lru_cache(maxsize=32)
 def _parameters(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
+
+
+@dataclass
+class CausalLMOutput:
+    """The output of a forward pass.
+
+    Args:
+        logits: (B, T, V), before any softmax.
+        metrics: Numbers to report; see `Metric`.
+    """
+
+    logits: torch.Tensor
+    metrics: Metrics | None = None
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """The logits of a model's output: the tensor itself, or its `.logits`, as Hugging Face models return.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, torch.Tensor):
+        raise ConfigError(
+            f"the model's forward returned {in_words(output)}, not logits",
+            help=f"return the logits (B, T, V), as a tensor or an object with `.logits`{_instead(output)}",
+        )
+    return logits
+
+
+def in_words(value: Any) -> str:
+    """What a value is, with the shapes of tensors in it.
+
+    >>> in_words((torch.zeros(2, 3), None)), in_words({"loss": 1.0}), in_words("text")
+    ('a tuple of (Tensor (2, 3), None)', 'a dict of (loss: float)', 'a str')
+    """
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} of ({', '.join(f'{name}: {_item(item)}' for name, item in value.items())})"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of ({', '.join(map(_item, value))})"
+    return _item(value) if value is None or isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+
+
+def _item(value: Any) -> str:
+    if value is None:
+        return "None"
+    return type(value).__name__ + (f" {tuple(value.shape)}" if isinstance(value, torch.Tensor) else "")
+
+
+def _instead(output: Any) -> str:
+    if isinstance(output, Mapping) and isinstance(output.get("logits"), torch.Tensor):
+        return ': here output["logits"] alone'
+    if isinstance(output, tuple | list):
+        places = [place for place, item in enumerate(output) if isinstance(item, torch.Tensor) and item.ndim == 3]
+        return f": here output[{places[0]}] alone" if places else ""
+    return ""

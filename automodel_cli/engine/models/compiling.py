@@ -23,14 +23,14 @@ _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 def compile_model(
     model: nn.Module, *, mode: str, fullgraph: bool, per_block: bool, cache: Path, backend: str = "inductor"
 ) -> str:
-    """Has a model compiled when it is first called; returns what is compiled, in words.
+    """Compiles a model at its first call; returns what is compiled, in words.
 
     Args:
         model: Compiled in place.
-        mode: As of `torch.compile`.
+        mode: As in `torch.compile`.
         fullgraph: Refuse what would be computed outside the compiled program.
         per_block: Compile the blocks, not the whole.
-        backend: As of `torch.compile`.
+        backend: As in `torch.compile`.
         cache: Directory of compiled programs, for this run alone unless the environment names another.
 
     Raises:
@@ -43,7 +43,7 @@ def compile_model(
     # Imported here: only a run that compiles pays for it.
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    # Torch writes its default into the variable when anything asks for the directory: that is not the user's choice.
+    # Torch writes its default into the variable when the directory is first asked for: that is not the user's choice.
     if os.environ.get(_CACHE_VARIABLE) in (None, default_cache_dir()):
         os.environ[_CACHE_VARIABLE] = str(cache.absolute())
     if not per_block:

@@ -14,8 +14,10 @@ Shapes: B batch, T sequence, H heads, D head size.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +33,7 @@ LEAST_HEAD_SIZE = 16
 
 
 def document_blocks(document_ids_BT: torch.Tensor) -> BlockMask:
-    """Which blocks of pairs hold some that see each other, and which pairs in them: those of `document_mask`.
+    """Blocks that have pairs which see each other, and the pairs in them: those of `document_mask`.
 
     Args:
         document_ids_BT: Equal within a document, non-decreasing.
@@ -61,7 +63,7 @@ def _kernels(device_type: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     if device_type == "cpu":
         return create_block_mask, flex_attention
-    # Uncompiled, both would make the T x T numbers that they are there to save.
+    # Uncompiled, both would compute the T x T numbers that they exist to avoid.
     return torch.compile(create_block_mask), torch.compile(flex_attention)
 
 
@@ -70,7 +72,7 @@ _STATES = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
 
 
 def window_of(model: nn.Module) -> int | None:
-    """Tokens that the narrowest layer of a Hugging Face model sees; None where every layer sees all before it."""
+    """Window of the narrowest layer of a Hugging Face model, in tokens; None if no layer has one."""
     config = _text_config(model)
     kinds = _kinds_of_layers(config)
     sizes = [getattr(config, key, None) for kind, key in _WINDOWS.items() if kinds is None or kind in kinds]
@@ -78,7 +80,7 @@ def window_of(model: nn.Module) -> int | None:
 
 
 def refuse_states(model: nn.Module) -> None:
-    """Refuses a Hugging Face model in which no mask keeps documents apart.
+    """Refuses a Hugging Face model in which no mask separates documents.
 
     Raises:
         ConfigError: Some of its layers carry a state along the sequence.
@@ -95,7 +97,7 @@ def refuse_states(model: nn.Module) -> None:
 def refuse_split_windows(model: nn.Module) -> None:
     """Refuses windows in sequences that context-parallel ranks share.
 
-    A part that is no longer than the window has no mask that the ranks could see: the window would be lost in silence.
+    For a part that is no longer than the window there is no mask, so the ranks would ignore the window in silence.
 
     Raises:
         ConfigError: Some layer of this Hugging Face model has a window.
@@ -119,7 +121,7 @@ def masks_within_windows(model: nn.Module, document_ids_BT: torch.Tensor) -> Any
     from transformers.masking_utils import create_masks_for_generate
 
     B, T = document_ids_BT.shape
-    # Nothing but shape, type and device of the embeddings is looked at.
+    # transformers reads only shape, type and device of the embeddings.
     like = torch.empty((), dtype=next(model.parameters()).dtype, device=document_ids_BT.device).expand(B, T, 1)
     return create_masks_for_generate(
         config=model.config,
@@ -131,7 +133,7 @@ def masks_within_windows(model: nn.Module, document_ids_BT: torch.Tensor) -> Any
 
 
 def _positions_in_documents(document_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Positions from 0 in each document (B, T), by which transformers tells packed documents apart.
+    """Positions from 0 in each document (B, T), by which transformers recognises packed documents.
 
     >>> _positions_in_documents(torch.tensor([[0, 0, 1, 2, 2]])).tolist()
     [[0, 1, 0, 0, 1]]
@@ -149,6 +151,24 @@ def _text_config(model: nn.Module) -> Any:
 
 
 def _kinds_of_layers(config: Any) -> frozenset[str] | None:
-    """What its layers are; None where the configuration does not tell layers apart."""
+    """Kinds of its layers; None if the configuration does not list them."""
     kinds = getattr(config, "layer_types", None)
     return None if kinds is None else frozenset(kinds)
+
+
+@contextlib.contextmanager
+def without_packing_masks() -> Iterator[None]:
+    """Keeps transformers from making a mask for packed documents, in a pass on tensors without content.
+
+    It looks at position ids for borders of documents; fake ones have no values, so it would assume borders.
+    """
+    module = sys.modules.get("transformers.masking_utils")
+    found = getattr(module, "find_packed_sequence_indices", None)
+    if found is None:
+        yield
+        return
+    setattr(module, "find_packed_sequence_indices", lambda *_arguments, **_keywords: None)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(module, "find_packed_sequence_indices", found)  # noqa: B010

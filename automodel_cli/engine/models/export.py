@@ -1,6 +1,6 @@
 """A model's weights to and from the names and layout that Hugging Face tools read.
 
-Both directions move bits and change none: a checkpoint that is written and read again has equal
+Both directions are exact: a checkpoint that is written and read again has equal
 weights by hash. Tied weights are written once, since safetensors refuses shared memory. Refused
 are tensors of another model: other names, other shapes, types that would lose bits, biases that
 the model has no place for.
@@ -103,7 +103,7 @@ def import_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
     """Copies tensors as `export_model` wrote them into a model of the same architecture.
 
     Raises:
-        CheckpointError: Names, shapes or types differ; all of them are told, and the model is unchanged.
+        CheckpointError: Names, shapes or types differ; all of them are listed, and the model is unchanged.
     """
     own, given = own_tensors(model), in_model_layout(model, tensors)
     for name, tensor in own.items():
@@ -118,7 +118,7 @@ def in_model_layout(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> di
         tensors: By the names of a checkpoint.
 
     Raises:
-        CheckpointError: Names, shapes or types differ; all of them are told.
+        CheckpointError: Names, shapes or types differ; all of them are listed.
     """
     own = own_tensors(model)
     given = {name: transposed(model, name, tensor) for name, tensor in tensors.items()}
@@ -186,7 +186,7 @@ def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _differences(name: str, given: torch.Tensor, own: torch.Tensor) -> list[str]:
-    """What keeps `given` from being copied into `own` without losing a bit."""
+    """Reasons why `given` cannot be copied into `own` exactly."""
     if given.shape != own.shape:
         return [f"{name} is {tuple(given.shape)}, but the model has {tuple(own.shape)}"]
     if torch.promote_types(given.dtype, own.dtype) != own.dtype:
@@ -197,7 +197,7 @@ def _differences(name: str, given: torch.Tensor, own: torch.Tensor) -> list[str]
 def _surplus(
     model: nn.Module, own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor] | LazyTensorSource
 ) -> list[str]:
-    """Tensors that the model has no place for; zero biases are what export adds to a GPT-2 without."""
+    """Tensors that the model has no place for, without the zero biases that export adds to a GPT-2."""
     may_be_zero: dict[str, int] = {}
     if isinstance(model, GPT2LMHeadModel) and not model.config.bias:
         may_be_zero = _bias_sizes(model.config)
@@ -245,7 +245,7 @@ def _gpt2_config(config: GPT2Config, dtype: torch.dtype, bos_id: int | None) -> 
 
 
 def _hugging_face_config(model: Any) -> dict[str, Any] | None:
-    # Asked by name: importing transformers only to learn that a model is not one of its own is slow.
+    # Asked by name: importing transformers only to ask is slow.
     if not any(base.__name__ == "PreTrainedModel" for base in type(model).__mro__):
         return None
     # FSDP2 gives a sharded model a class of its own, named after the model's.

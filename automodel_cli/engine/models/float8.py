@@ -19,7 +19,7 @@ from torch import nn
 from automodel_cli.errors import ConfigError
 
 LEAST_CAPABILITY = (8, 9)
-_MULTIPLE = 16  # of both sizes of a matrix, for the kernels
+_MULTIPLE = 16  # The kernels need both sizes of a matrix to be multiples of this.
 
 
 def check_float8(device: torch.device) -> None:
@@ -43,12 +43,12 @@ def check_float8(device: torch.device) -> None:
 
 
 def use_float8(model: nn.Module, is_head: Callable[[nn.Module], bool], *, emulate: bool = False) -> str:
-    """Has the linear layers of a model multiply in 8 bits, in place; returns which, in words.
+    """Makes the linear layers of a model multiply in 8 bits, in place; returns which, in words.
 
     Args:
         model: Its parameters stay the same objects under the same names.
-        is_head: Whether a module is the head, which stays.
-        emulate: Round as the kernels do, and multiply in the wide type: for devices without them.
+        is_head: Whether a module is the head, which is not converted.
+        emulate: Round as the kernels do, and multiply in the wide type, for devices without such kernels.
 
     Raises:
         ConfigError: No layer can.

@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from automodel_cli.engine.models.calling import document_mask
+from automodel_cli.engine.models.calling import CausalLMOutput, document_mask
 from automodel_cli.engine.models.document_attention import attend_in_blocks, document_blocks
-from automodel_cli.engine.models.outputs import CausalLMOutput
 from automodel_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class GPT2Config:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
             size = getattr(self, name)
-            # YAML may bring text or a fraction, which torch would refuse far from the key that is wrong.
+            # YAML may give text or a fraction, which torch would refuse without naming the key.
             if not isinstance(size, int) or size < 1:
                 raise ConfigError(f"{name} is {size!r}, but it must be a whole number of at least 1")
         if self.n_embd % self.n_head:
@@ -59,7 +58,7 @@ class GPT2Config:
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head self-attention in which a position sees itself and what is before it."""
+    """Causal multi-head self-attention."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()

@@ -2,8 +2,9 @@
 
 A loss that works on the head's input replaces the head inside the model's own forward pass, so that
 data-parallel wrappers, hooks and sharded weights see nothing unusual. That is right only where the
-model returns the head's very output: a model that scales, caps or casts its logits afterwards is told
-apart by the trial, which compares the tensors themselves and needs no list of architectures.
+model returns the head's very output: the trial
+compares the tensors themselves, so it finds a model that scales, caps or casts its logits, without a list of
+architectures.
 
 Shapes: B batch, T sequence, C channels, V vocabulary.
 """
@@ -19,15 +20,14 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.distributed.module_tree import is_meta, transformer_blocks
-from automodel_cli.engine.models.calling import call
-from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.models.calling import call, logits_of
 
 # Hidden states (B, T, C), weight (V, C) and bias (V) or None, to a scalar.
 OfHidden = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 class Head:
-    """The output layer of a model that is about to be trained.
+    """The output layer of a model.
 
     Args:
         layer: The linear layer, in the model.
@@ -37,7 +37,7 @@ class Head:
         self.vocab_size = layer.out_features
         self.layer = layer
         self._of_hidden: OfHidden | None = None
-        # One object for all calls: a compiled program would take a new one for a reason to compile again.
+        # One object for all calls: with a new one, a compiled program would be compiled again.
         self._replacement: Callable[..., torch.Tensor] = self._forward
 
     def stay_uncompiled(self) -> None:
@@ -98,7 +98,7 @@ def find_head(model: nn.Module) -> Head:
         try:
             model.eval()
             logits = logits_of(call(model, {"input_ids": torch.zeros(1, 2, dtype=torch.int64, device=device)}))
-        except (Exception, SystemExit) as error:  # the first step meets it again, and says where it came from
+        except (Exception, SystemExit) as error:  # the first step raises it again, with its place
             raise NoHeadError(f"a trial with two tokens raised {type(error).__name__}") from error
         finally:
             model.train(was_training)
@@ -116,6 +116,15 @@ def vocab_size_by_layers(model: nn.Module, head: Head | None) -> int | None:
     return head.vocab_size if head is not None and head.vocab_size in rows else None
 
 
+def head_or_stated(model: nn.Module) -> nn.Module | None:
+    """The head that `find_head` finds, else the one that the model states, such as one whose logits are scaled."""
+    try:
+        return find_head(model).layer
+    except NoHeadError:
+        stated = getattr(model, "get_output_embeddings", None)
+        return stated() if callable(stated) else None
+
+
 def _found_in_its_shape(model: nn.Module) -> nn.Linear:
     """The output layer of a model on the meta device, found by trials of its shape filled with zeros.
 
@@ -131,7 +140,7 @@ def _found_in_its_shape(model: nn.Module) -> nn.Linear:
             layer = find_head(shape).layer
         except NoHeadError as error:
             failure = failure or error
-            if error.__cause__ is None:  # it ran through, and returned something else
+            if error.__cause__ is None:  # it ran, but returned something else
                 break
             continue
         name = next(name for name, module in shape.named_modules() if module is layer)

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.distributed.module_tree import transformer_blocks
-from automodel_cli.engine.models.calling import is_hugging_face
 from automodel_cli.engine.models.gpt2 import GPT2LMHeadModel
+from automodel_cli.engine.models.sizes import is_hugging_face
 
 # The name of a module in its model, the module: draws what the module itself holds.
 Rule = Callable[[str, nn.Module], None]
@@ -34,7 +34,7 @@ class UndrawnError(Exception):
 def has_rules(kind: type) -> bool:
     """Whether models of a class state how they are initialised, apart from their constructor.
 
-    A class of the user's that derives from one of these may do more in its constructor, and is not taken for it.
+    A user's class derived from one of these does not count: its constructor may do more.
     """
     is_hugging_face_model = any(base.__name__ == "PreTrainedModel" for base in kind.__mro__)
     return kind is GPT2LMHeadModel or (is_hugging_face_model and kind.__module__.startswith("transformers."))
@@ -47,7 +47,7 @@ def drawn(blank: nn.Module, seed: int, wanted: Collection[str] | None = None) ->
     Args:
         blank: A meta model as it was built; it is not changed.
         seed: Seed of the run.
-        wanted: Names of buffers that alone are needed, such as those that no checkpoint holds; None for everything.
+        wanted: Names of the only buffers that are needed, such as those that no checkpoint holds; None for everything.
 
     Raises:
         UndrawnError: The model's rules do not account for a tensor.

@@ -1,7 +1,7 @@
 """Activation checkpointing: a block keeps its input and computes the rest again in the backward pass.
 
 The names of parameters stay as they are, and gradients stay the same bits: what is computed twice is
-the same computation, with the random numbers of the first time. Refused is a model without blocks.
+the same computation, with the random numbers of the first time. A model without blocks is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KEPT_PRODUCTS = frozenset(
 
 
 def recompute_activations(model: nn.Module, mode: str, every: int = 1) -> str:
-    """Makes the blocks of a model compute their activations again, in place; returns what does, in words.
+    """Makes blocks of a model compute their activations again, in place; returns which, in words.
 
     Args:
         model: Its blocks are the largest list of modules of one class.

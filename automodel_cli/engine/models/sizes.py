@@ -1,4 +1,4 @@
-"""Numbers that a model states about itself."""
+"""What a model states about itself: its sizes, and whether it is one of transformers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ class Experts(NamedTuple):
 
     number: int
     per_token: int | None
+
+
+def is_hugging_face(model: nn.Module) -> bool:
+    """Whether transformers defines the model; asked by name, since importing it only to ask is slow."""
+    return any(base.__name__ == "PreTrainedModel" for base in type(model).__mro__)
 
 
 def vocab_size_of(model: nn.Module) -> int | None:

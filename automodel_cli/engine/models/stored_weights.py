@@ -37,7 +37,7 @@ class StoredModel:
         stored: As `export_model` wrote them.
 
     Raises:
-        CheckpointError: They are of another architecture; all differences are told.
+        CheckpointError: They are of another architecture; all differences are listed.
     """
 
     def __init__(self, model: nn.Module, own: Mapping[str, torch.Tensor], stored: LazyTensorSource) -> None:
@@ -60,7 +60,7 @@ def adopt_weights(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None
     """Copies foreign weights into a model of the same architecture; floats take the model's type.
 
     Raises:
-        CheckpointError: They are of another architecture; all differences are told, the model is unchanged.
+        CheckpointError: They are of another architecture; all differences are listed, the model is unchanged.
     """
     import_tensors(model, adopted(model, tensors))
 

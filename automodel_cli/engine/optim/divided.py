@@ -74,12 +74,12 @@ def buckets(items: Sequence[Item], num_elements: Callable[[Item], int], num_rank
 def of_whole(
     tensors: Sequence[DTensor], functions: Sequence[Callable[[torch.Tensor], torch.Tensor]], group: dist.ProcessGroup
 ) -> list[torch.Tensor]:
-    """A function of each whole tensor, sharded as the tensor is; every rank calls those of the tensors that it owns.
+    """Results of a function of each whole tensor, sharded as the tensor is; each rank computes those that it owns.
 
     Args:
         tensors: Sharded over `group`, in the same order on all of its ranks.
         functions: Functions of whole matrices in bf16, to matrices of the same shape and type; one for each tensor.
-        group: As `shard_group` gave it for each of the tensors.
+        group: Result of `shard_group` for each of the tensors.
     """
     rank, num_ranks = dist.get_rank(group), group.size()
     parts = [tensor.to_local().bfloat16() for tensor in tensors]
@@ -124,7 +124,7 @@ def _exchange(
     like: torch.Tensor,
     group: dist.ProcessGroup,
 ) -> list[list[torch.Tensor]]:
-    """Sends each rank some tensors in one collective, and gives what each rank sent, of the shapes of `incoming`."""
+    """Sends each rank some tensors in one collective; returns what each rank sent, in the shapes of `incoming`."""
     sent = [sum(tensor.numel() for tensor in to_one) for to_one in outgoing]
     received = [sum(shape.numel() for shape in from_one) for from_one in incoming]
     pieces = [tensor.reshape(-1) for to_one in outgoing for tensor in to_one]

@@ -221,7 +221,7 @@ def schedule_of(config: Config, settings: Settings) -> Schedule:
 
 
 def change_after(step: int, old: Schedule, new: Schedule, max_steps: int) -> str | None:
-    """One line on how a resumed run's rate departs from what was planned; None where it does not.
+    """One line on how a resumed run's rate differs from the planned one; None if it does not.
 
     Args:
         step: Steps done.

@@ -18,8 +18,8 @@ from typing import Any, Literal, cast
 import torch
 from torch.distributed.tensor import DTensor, Replicate
 
-from automodel_cli.engine.optim.combined import CombinedOptimizer
 from automodel_cli.engine.optim.divided import buckets, of_whole, shard_group
+from automodel_cli.engine.optim.optimizer import CombinedOptimizer
 from automodel_cli.errors import ConfigError
 
 AdjustLR = Literal["original", "match_rms_adamw"]
@@ -45,6 +45,8 @@ class Muon(torch.optim.Optimizer):
     Raises:
         ValueError: A parameter is no matrix, or a number is out of range.
     """
+
+    state_per_parameter = 1
 
     def __init__(
         self,
@@ -117,7 +119,7 @@ class Muon(torch.optim.Optimizer):
                 _apply(parameter, update, group)
 
     def _momentum(self, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        """Takes in the gradient, and gives what is to be orthogonalised, sharded as the parameter is."""
+        """Updates the momentum with the gradient; returns the matrix to orthogonalise, sharded as the parameter is."""
         grad = cast(torch.Tensor, parameter.grad)
         state = self.state[parameter]
         if "momentum_buffer" not in state:
@@ -161,6 +163,12 @@ class MuonWithAdamW(CombinedOptimizer):
     Raises:
         ConfigError: There is no hidden matrix, or the rates do not fit each other.
     """
+
+    # Muon keeps a momentum for each hidden matrix, AdamW two moments for everything else.
+    state_per_parameter = 2
+    state_per_matrix = 1
+    counts_steps = True
+    options_of_whole = ("adamw_lr", "adamw_betas", "adamw_eps")
 
     def __init__(
         self,
@@ -215,7 +223,7 @@ def orthogonalised(
     Args:
         matrix: (rows, columns), or a stack (E, rows, columns), whole; it is not changed.
         coefficients: Coefficients of the odd polynomial of degree 5 that is iterated.
-        steps: How often.
+        steps: Number of iterations.
         eps: Least norm to divide by.
     """
     a, b, c = coefficients

@@ -26,7 +26,7 @@ class GroupRule:
         pattern: Names as of `named_parameters`, or their ends from a dot on; `*`, `?` and `[...]` as in
             file names, and `|` between alternatives: `wte*|h.0.*`.
         lr_mult: Factor on the learning rate of every step.
-        weight_decay: Instead of the optimizer's; for norms, biases and embeddings too.
+        weight_decay: Replaces the optimizer's, also for norms, biases and embeddings.
         muon: Whether Muon updates them; None leaves that to their shape.
         options: Other arguments of the optimizer, for this group alone.
         where: Where the pattern stands, for errors.
@@ -84,7 +84,7 @@ def hidden_matrices(model: nn.Module, rules: Sequence[GroupRule] = ()) -> frozen
     """Names of the matrices between embedding and head, stacks of matrices (experts) among them.
 
     Args:
-        model: Its trainable parameters are asked about.
+        model: Only its trainable parameters count.
         rules: One that says `muon` decides for its parameters.
 
     Raises:
@@ -118,7 +118,7 @@ def _group(members: list[tuple[str, nn.Parameter]], decay: float, rule: GroupRul
 
 def _rules_by_parameter(model: nn.Module, rules: Sequence[GroupRule]) -> dict[int, int]:
     """The index of the first rule that fits each parameter, by the parameter's id; those without are left out."""
-    # A tied parameter has several names, and `named_parameters` gives the first unless told otherwise.
+    # A tied parameter has several names, and `named_parameters` gives only the first by default.
     named = list(model.named_parameters(remove_duplicate=False)) if rules else []
     found: dict[int, int] = {}
     for index, rule in enumerate(rules):
@@ -147,7 +147,7 @@ def _fits(name: str, pattern: str) -> bool:
 
 
 def _candidates(names: Iterable[str]) -> list[str]:
-    """What a pattern may have meant: names without the numbers of layers, their ends, and modules whole."""
+    """What a pattern may have meant: names without numbers of layers, their ends, and whole modules."""
     found: dict[str, None] = {}
     for name in names:
         parts = ["*" if part.isdigit() else part for part in name.split(".")]

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from automodel_cli.engine.plan.parameters import Family, ModelShape
 from automodel_cli.engine.plan.run_sizes import RunSizes
-from automodel_cli.engine.plan.shape import Family, ModelShape
 
 _FP32 = 4
 _INT64 = 8

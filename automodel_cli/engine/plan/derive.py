@@ -1,6 +1,6 @@
 """From a configuration to its derived numbers, and to a plan: memory, the batch that fits, and hours.
 
-Torch-free arithmetic on a configuration that has passed the checks. A part that cannot be told is
+Torch-free arithmetic on a configuration that has passed the checks. A part that is not known is
 None, and `unknown` says why; the parts that do not depend on it are there.
 """
 
@@ -14,18 +14,17 @@ from automodel_cli.engine.config.check_data import training_tokens
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.parallel_layout import divisors
 from automodel_cli.engine.plan.activations import activation_bytes
-from automodel_cli.engine.plan.devices import Device
-from automodel_cli.engine.plan.memory import Memory, memory
+from automodel_cli.engine.plan.memory import Device, Memory, memory
 from automodel_cli.engine.plan.model_config import UnknownModelError, model_shape
 from automodel_cli.engine.plan.parameters import (
     CountedModel,
+    ModelShape,
     ParameterCounts,
     count_parameters,
     flops_per_token,
     parameter_tensors,
 )
 from automodel_cli.engine.plan.run_sizes import RunSizes, Schedule, run_sizes, schedule, with_environment
-from automodel_cli.engine.plan.shape import ModelShape
 
 # Share of a device's memory kept for what the estimate leaves out: context, workspaces, allocator fragments.
 RESERVED_SHARE = 0.1
@@ -122,7 +121,7 @@ def plan(
     Args:
         config: See `derive`.
         world_size: See `derive`.
-        device: Its peak and memory count where the next two are not given.
+        device: Gives the peak and the memory if the next two are None.
         gpu_memory: Bytes of one device.
         peak_tflops: Peak of one device; None takes the configuration's, else the device's. The latter is for bf16, so a
             run in fp32 has no hours without one of the others.
@@ -201,7 +200,7 @@ def _largest_batches(derived: Derived, needs: Needs, limit: int) -> tuple[int | 
     """The most samples that fit in a forward pass, and the most that also divide a rank's samples of a step."""
     if needs(1, True).total is None:
         return None, None
-    # Memory grows with the batch, though not along a line: the chunked loss holds no more than a chunk of logits.
+    # Memory grows with the batch, but not linearly: the chunked loss holds no more than a chunk of logits.
     largest, beyond = 0, 1
     while (needs(beyond, True).total or 0) <= limit:
         largest, beyond = beyond, 2 * beyond

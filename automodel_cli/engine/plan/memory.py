@@ -1,4 +1,4 @@
-"""Memory of one device in training, by what it is for.
+"""Memory of one device in training, by what it is for; and the devices that a plan knows by name.
 
 The total is the sum of all categories, as if each were at its largest at the same time. They are not quite:
 gradients grow while activations go. So the total is an upper bound for these tensors; the CUDA context,
@@ -8,21 +8,29 @@ workspaces of libraries and fragments of the allocator come on top (`derive.py` 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from automodel_cli.engine.config.suggest import hint
+from automodel_cli.engine.observe.speed import peak_flops
 from automodel_cli.engine.plan.parameters import CountedModel, ParameterTensor, Part
 from automodel_cli.engine.plan.run_sizes import RunSizes
+from automodel_cli.errors import UsageError
 
 _FP32 = 4
 _BF16 = 2
 # Blocks that FSDP2 has gathered at once: the one that computes, and the next.
 _GATHERED_BLOCKS = 2
+# 10^9 bytes, from the data sheets of NVIDIA (A100 80GB, H100 SXM, H200 SXM, HGX B200, L40S) and AMD (MI300X).
+MEMORY_GB = {"A100": 80, "H100": 80, "H200": 141, "B200": 180, "L40S": 48, "MI300X": 192}
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[MGT]i?)B", re.IGNORECASE)
+_UNITS = {"m": 10**6, "g": 10**9, "t": 10**12, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device that has most; None where a part cannot be told from the configuration.
+    """Bytes on the device that needs most; None where the configuration does not give a part.
 
     Args:
         weights: This rank's part of the weights.
@@ -101,7 +109,7 @@ def _optimizer_bytes(tensors: Sequence[ParameterTensor], sizes: RunSizes, shards
     for tensor in tensors:
         is_matrix = tensor.part is Part.BLOCKS and len(tensor.shape) == 2
         kept = state.per_matrix if is_matrix else state.per_other
-        total += kept * width * _largest_part(tensor, sizes.degrees.tp, shards)
+        total += math.ceil(kept * width * _largest_part(tensor, sizes.degrees.tp, shards))
         if state.counts_steps and kept == state.per_other:
             total += _FP32 * tensor.copies
     return total
@@ -138,15 +146,15 @@ def _is_chunked_head(tensor: ParameterTensor, sizes: RunSizes) -> bool:
 def _logit_bytes(model: CountedModel, sizes: RunSizes, tokens: int) -> int:
     """What the loss holds at its peak, the beginning of its backward pass.
 
-    Of cross-entropy: the log-probabilities, their gradient and that of the logits, each fp32 and (tokens, V), as
-    torch's `cross_entropy` computes it. Tensor-parallel ranks hold all columns: the head's output is gathered.
+    A loss of whole logits: what its class declares for each. Tensor-parallel ranks hold all columns: the head's output
+    is gathered.
 
-    Of the chunked loss: the fp32 sums of the head's gradient (V, C) and of its input's (tokens, C); and the buffers
+    The chunked loss: the fp32 sums of the head's gradient (V, C) and of its input's (tokens, C); and the buffers
     of a chunk, or, later, the scaled sums. Tensor-parallel ranks hold their part v of V of all this.
     """
     V, C, tp = model.vocab_size, model.channels, sizes.degrees.tp
     if not sizes.has_chunked_loss:
-        return 3 * _FP32 * tokens * V
+        return math.ceil(sizes.loss.bytes_per_logit * tokens * V)
     v = -(-V // tp)
     rows = min(sizes.loss_rows(v), tokens)
     sums = _FP32 * (v * C + tokens * C)
@@ -155,3 +163,53 @@ def _logit_bytes(model: CountedModel, sizes: RunSizes, tokens: int) -> int:
     # In bf16 the head and its gradient pass through bf16, too.
     chunk = rows * v * (_FP32 + beside) + (2 * _BF16 * v * C if sizes.is_bf16 else 0)
     return sums + max(chunk, sums)
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator.
+
+    Args:
+        name: The maker's name of it.
+        peak_flops: Dense bf16 matrix products, operations per second.
+        memory_bytes: Size according to its maker.
+    """
+
+    name: str
+    peak_flops: float
+    memory_bytes: int
+
+
+def device_named(text: str) -> Device:
+    """The device of a name such as `h100`.
+
+    Raises:
+        UsageError: It is none of `MEMORY_GB`.
+
+    >>> device_named("h200")
+    Device(name='H200', peak_flops=989400000000000, memory_bytes=141000000000)
+    """
+    name = text.upper()
+    peak = peak_flops(name) if name in MEMORY_GB else None
+    if peak is None:
+        known = [known.lower() for known in MEMORY_GB]
+        other = "for another, leave --device out and give --peak-tflops and --gpu-memory"
+        help_ = f"{hint(text.lower(), known, noun='devices')}; {other}"
+        raise UsageError(f"no device is called {text}", help=help_)
+    return Device(name, peak, MEMORY_GB[name] * 10**9)
+
+
+def memory_bytes(text: str) -> int:
+    """A size such as `80GB` (10^9 bytes each) or `79.6GiB` (2^30 bytes each).
+
+    Raises:
+        UsageError: It is no size, or zero.
+
+    >>> memory_bytes("80GB"), memory_bytes("1.5 GiB")
+    (80000000000, 1610612736)
+    """
+    found = _SIZE.fullmatch(text.strip())
+    size = int(float(found["number"]) * _UNITS[found["unit"].lower()]) if found else 0
+    if size < 1:
+        raise UsageError(f"--gpu-memory is {text!r}, but it must be a size", help="80GB, 79.6GiB or 512MB")
+    return size

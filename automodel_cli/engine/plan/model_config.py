@@ -1,8 +1,8 @@
 """The shape of the model that a configuration describes, read without importing what it names.
 
 Known are our GPT-2 and, of transformers, GPT-2, Llama, Qwen2 and Qwen3, from the keys below
-`config:` or from a local `config.json`. Everything else is said to be unknown, with the reason;
-nothing is guessed from a name, and nothing is fetched.
+`config:` or from a local `config.json`. Every other model is unknown, and the
+error says why; nothing is guessed from a name, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from automodel_cli.engine.bounded import parse_json, read_bytes
 from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.config import TARGET, Config
-from automodel_cli.engine.plan.shape import Family, ModelShape
+from automodel_cli.engine.plan.parameters import Family, ModelShape
 
 OUR_GPT2 = "automodel_cli.engine.models.gpt2.build_gpt2_model"
 _OUR_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
@@ -35,7 +35,7 @@ def model_shape(config: Config) -> ModelShape:
         config: With environment variables put in.
 
     Raises:
-        UnknownModelError: It cannot be told from the configuration.
+        UnknownModelError: The configuration does not give it.
     """
     section = config.get("model")
     target = section.get(TARGET) if isinstance(section, Mapping) else None

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from automodel_cli.engine.config.aliases import resolved
-from automodel_cli.engine.config.config import TARGET, Config
+from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.declared_facts import LossFacts, loss_facts_of, optimizer_facts_of
 from automodel_cli.engine.config.parallel_layout import Degrees, degrees_of, filled_batch
 from automodel_cli.engine.config.sections import AUTO, DistributedSection, section_fields
 from automodel_cli.engine.config.values import resolve_env, tokens_per_step
 from automodel_cli.errors import ConfigError
-
-_CHUNKED_LOSS = "automodel_cli.engine.loss.linear_ce.ChunkedLinearCrossEntropy"
-# As that class chooses its rows on a GPU; it lies beside this package, and needs torch.
-_BLOCK_LOGITS, _LEAST_ROWS = 4096 * 50_304, 64
 
 
 @dataclass(frozen=True)
@@ -25,12 +21,12 @@ class OptimizerState:
     Args:
         per_matrix: Tensors like each matrix inside the blocks.
         per_other: Tensors like each other parameter.
-        counts_steps: Whether it also keeps one fp32 number for each of the others, and matrices are counted with
-            them unless they are treated apart.
+        counts_steps: Whether it also keeps one fp32 step count for each other parameter; for matrices only if
+            `per_matrix` equals `per_other`.
     """
 
-    per_matrix: int
-    per_other: int
+    per_matrix: float
+    per_other: float
     counts_steps: bool
 
 
@@ -41,15 +37,15 @@ class RunSizes:
     Args:
         seq_len: Tokens of a sample.
         global_batch_size: Samples of a step, over all ranks.
-        local_batch_size: Samples of a forward pass of one rank; None also for one that is still to be found.
-        finds_local_batch: Whether it is.
+        local_batch_size: Samples of a forward pass of one rank; None if the configuration has none, or `auto`.
+        finds_local_batch: Whether the local batch size is `auto`.
         max_steps: Steps of the run.
         is_bf16: Whether matrix products are computed in bf16; `auto` is, since a plan is for a GPU.
         weight_bytes: Bytes of one number of a weight, of its gradient and of its optimizer state.
         degrees: How the ranks are divided.
         distributed: The other keys of the layout.
         optimizer: None for one that is not known here.
-        has_chunked_loss: Whether the loss is computed with the head, without all logits.
+        loss: What the class of the loss declares of itself.
         chunk_size: Rows of a chunk, if the configuration names them.
         recompute: What blocks keep for the backward pass, to compute the rest again: `full` their input,
             `selective` products of matrices and attention, too; None keeps everything.
@@ -67,7 +63,7 @@ class RunSizes:
     degrees: Degrees
     distributed: DistributedSection
     optimizer: OptimizerState | None
-    has_chunked_loss: bool = False
+    loss: LossFacts = field(default_factory=LossFacts)
     chunk_size: int | None = None
     recompute: str | None = None
     recompute_every: int = 1
@@ -77,7 +73,7 @@ class RunSizes:
 
     @property
     def uses_fsdp(self) -> bool:
-        """Whether weights are sharded and gathered; of one rank alone they are not."""
+        """Whether weights are sharded and gathered; never for one rank alone."""
         apart = self.degrees.dp * self.degrees.cp > 1 or self.distributed.mp_policy or self.distributed.offload_policy
         return bool(apart) and self.distributed.chosen_strategy() != "ddp"
 
@@ -89,9 +85,16 @@ class RunSizes:
         passes, rest = divmod(self.global_batch_size, self.local_batch_size * self.degrees.dp)
         return passes if passes and not rest else None
 
+    @property
+    def has_chunked_loss(self) -> bool:
+        """Whether the loss is computed with the head, without all logits."""
+        return self.loss.logits_per_block is not None
+
     def loss_rows(self, vocab_size: int) -> int:
-        """Rows of logits that the chunked loss holds at once."""
-        return self.chunk_size or max(_LEAST_ROWS, _BLOCK_LOGITS // vocab_size)
+        """Rows of logits that the loss holds at once."""
+        if self.loss.logits_per_block is None:
+            raise ValueError("a loss of whole logits has no blocks of rows")
+        return self.chunk_size or max(self.loss.least_rows, self.loss.logits_per_block // vocab_size)
 
 
 def with_environment(config: Config) -> Config:
@@ -134,9 +137,8 @@ def run_sizes(config: Config, world_size: int | None = None) -> RunSizes:
         weight_bytes=2 if precision == "bf16-params" else 4,
         degrees=degrees,
         distributed=section,
-        optimizer=_optimizer(config.get("optimizer")),
-        # Without a name it is the chunked one, for every model that is known here.
-        has_chunked_loss=_target(config.get("loss_fn")) in ("", _CHUNKED_LOSS),
+        optimizer=_optimizer(config),
+        loss=loss_facts_of(config),
         chunk_size=_whole(config, "loss_fn.chunk_size"),
         recompute=config.get("activation_checkpointing.mode"),
         recompute_every=_whole(config, "activation_checkpointing.every") or 1,
@@ -146,25 +148,19 @@ def run_sizes(config: Config, world_size: int | None = None) -> RunSizes:
     )
 
 
-def _optimizer(section: Any) -> OptimizerState | None:
-    """What the optimizer keeps, by the classes' documented state; None for others."""
-    name = _target(section)
-    if name.startswith("torch.optim.") and name.rpartition(".")[2] in ("Adam", "AdamW"):
-        moments = 3 if section.get("amsgrad") else 2
-        return OptimizerState(moments, moments, counts_steps=True)
-    if name in ("torch.optim.SGD", "torch.optim.sgd.SGD"):
-        buffers = int(bool(section.get("momentum")))
-        return OptimizerState(buffers, buffers, counts_steps=False)
-    rules = section.get("param_groups") if isinstance(section, Mapping) else None
-    moves = any(isinstance(rule, Mapping) and "muon" in rule for rule in rules or ())
-    if name == "automodel_cli.engine.optim.muon.MuonWithAdamW" and not moves:
-        return OptimizerState(1, 2, counts_steps=True)
-    return None
-
-
-def _target(section: Any) -> str:
-    target = section.get(TARGET) if isinstance(section, Mapping) else None
-    return resolved(target) if isinstance(target, str) else ""
+def _optimizer(config: Config) -> OptimizerState | None:
+    """What the optimizer keeps, as its class declares; None where it declares nothing."""
+    section = config.get("optimizer")
+    facts = optimizer_facts_of(config)
+    if facts.state_per_parameter is None or not isinstance(section, Mapping):
+        return None
+    more = sum(amount for option, amount in facts.state_of_options.items() if section.get(option))
+    per_other = facts.state_per_parameter + more
+    per_matrix = per_other if facts.state_per_matrix is None else facts.state_per_matrix + more
+    rules = section.get("param_groups") or ()
+    if per_matrix != per_other and any(isinstance(rule, Mapping) and "muon" in rule for rule in rules):
+        return None  # a rule moves parameters between the two kinds
+    return OptimizerState(per_matrix, per_other, facts.counts_steps)
 
 
 def _whole(config: Config, path: str) -> int | None:

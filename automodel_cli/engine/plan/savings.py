@@ -1,7 +1,7 @@
 """What a run that does not fit could change, and how many bytes each change saves on a device; torch-free.
 
-A change is a configuration that passes every check on the same ranks, or it is not named. What it saves is the
-difference of two estimates by `memory.py`, in which what is not known of both counts for nothing.
+Only a change whose configuration passes every check on the same ranks is named. What it saves is the difference of two
+estimates by `memory.py`; a part that is not known counts as zero in both.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 from automodel_cli.engine.config.check import checked
 from automodel_cli.engine.config.config import Config, apply_overrides
+from automodel_cli.engine.config.declared_facts import DEFAULT_LOSS
 from automodel_cli.engine.config.parallel_layout import divisors
 from automodel_cli.engine.plan.derive import Derived, derive, memory_of_batch
 from automodel_cli.engine.plan.memory import Memory
 from automodel_cli.engine.plan.run_sizes import RunSizes
 from automodel_cli.errors import AmcliError
 
-_CHUNKED = "automodel_cli.engine.loss.linear_ce.ChunkedLinearCrossEntropy"
+# It keeps one tensor of state for each matrix.
 _MUON = "automodel_cli.engine.optim.muon.MuonWithAdamW"
 
 
@@ -30,7 +31,7 @@ class Saving:
 
     Args:
         options: As they are typed behind `amcli pretrain` and `amcli resume`.
-        note: What it costs, or changes beside the memory.
+        note: Its cost, or what else it changes.
         saved_bytes: Bytes saved on one device; None where the model is not known without building it.
     """
 
@@ -40,7 +41,7 @@ class Saving:
 
 
 class Candidate(NamedTuple):
-    """A change that may or may not help; of those of one topic only the best is named."""
+    """A change that may help. Only the best change of each topic is named."""
 
     topic: str
     assignments: tuple[str, ...]
@@ -59,7 +60,7 @@ def savings(config: Config, world_size: int, *, num_gpus: int = 0) -> list[Savin
     now = derive(config, world_size)
     before = _known_bytes(now)
     found: dict[str, Saving] = {}
-    for candidate in _candidates(now.sizes, config, num_gpus):
+    for candidate in _candidates(now.sizes, num_gpus):
         after = _bytes_after(candidate, config, world_size)
         if after is None:
             continue
@@ -88,7 +89,7 @@ def _known_bytes(derived: Derived) -> int | None:
 
 
 def _bytes_after(candidate: Candidate, config: Config, world_size: int) -> int | None:
-    """What is left to hold, 0 where that is not known; None for a change that the checks refuse."""
+    """Known bytes after a change, 0 if none is known; None for a change that the checks refuse."""
     try:
         changed = apply_overrides(config, candidate.assignments)
         ranks = candidate.world_size or world_size
@@ -103,8 +104,8 @@ def _as_typed(candidate: Candidate) -> str:
     return shlex.join([*ranks, *(word for assignment in candidate.assignments for word in ("--set", assignment))])
 
 
-def _candidates(sizes: RunSizes, config: Config, num_gpus: int) -> Iterator[Candidate]:
-    """In the order in which they are named where nothing can be computed: what changes least comes first."""
+def _candidates(sizes: RunSizes, num_gpus: int) -> Iterator[Candidate]:
+    """Candidates, smallest change first: the order in which they are named if nothing can be computed."""
     yield from _of_batch(sizes)
     if sizes.recompute != "full":
         time = "blocks are computed again in the backward pass, about a third more time"
@@ -115,11 +116,10 @@ def _candidates(sizes: RunSizes, config: Config, num_gpus: int) -> Iterator[Cand
     if sizes.recompute and sizes.recompute_every > 1:
         yield Candidate("recompute", ("activation_checkpointing.every=1",), "every block is computed again")
     if not sizes.has_chunked_loss:
-        yield Candidate("loss", (f"loss_fn._target_={_CHUNKED}",), "never holds all logits")
+        yield Candidate("loss", (f"loss_fn._target_={DEFAULT_LOSS}",), "never holds all logits")
     yield from _of_precision(sizes)
     yield from _of_layout(sizes, num_gpus)
-    target = str(config.get("optimizer._target_"))
-    if target.startswith("torch.optim.") and target.endswith(("Adam", "AdamW")):
+    if sizes.optimizer is not None and sizes.optimizer.per_matrix > 1:
         yield Candidate("optimizer", (f"optimizer._target_={_MUON}",), "half the state; another optimizer")
 
 

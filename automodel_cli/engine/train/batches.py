@@ -91,8 +91,8 @@ def loader_of(parts: RunParts, settings: Settings, state: TrainState) -> BatchLo
 def validation_of(parts: RunParts, settings: Settings) -> Validation | None:
     """The validation of a run, or None where there is no set to validate on.
 
-    The first samples of every numbered set are read and checked here: a run that finds its validation set broken
-    when it is first needed has trained in vain.
+    The first samples of every numbered set are read and checked here: a run must not
+    train in vain until it first needs a broken set.
 
     Raises:
         ConfigError: A stream, which may never end, is to be read to its end.

@@ -24,13 +24,12 @@ from automodel_cli.engine.distributed.distributed_model import parallelised
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.distributed.rank_group import RankGroup
 from automodel_cli.engine.models.attention import attention_in_words, dropout_of, head_size_of, keep_within_documents
-from automodel_cli.engine.models.calling import is_hugging_face
 from automodel_cli.engine.models.compiling import compile_model
 from automodel_cli.engine.models.document_attention import refuse_split_windows
 from automodel_cli.engine.models.float8 import use_float8
 from automodel_cli.engine.models.head import vocab_size_by_layers
 from automodel_cli.engine.models.recompute import recompute_activations
-from automodel_cli.engine.models.sizes import positions_of, vocab_size_of
+from automodel_cli.engine.models.sizes import is_hugging_face, positions_of, vocab_size_of
 from automodel_cli.engine.optim.optimizer import avoid_fused_kernels, build_optimizer
 from automodel_cli.engine.optim.param_groups import group_rules
 from automodel_cli.engine.protocols import MapDataset
@@ -93,7 +92,7 @@ def build_parts(
     loss_fn = objective_of(loss, model, loss_where if loss else None, tp_size=group.degrees.tp, model_where=model_where)
     if vocab_size is None:
         vocab_size = vocab_size_by_layers(model, loss_fn.head)
-    sections = data_sections(config, settings, model)
+    sections = data_sections(config, settings.general.shift_labels, positions_of(model))
     weights.read_whole(model)
     has_documents = bool(pack_size) or bool(getattr(dataset, "document_mask", False))
     names_attention = any(config.get(f"model{place}.attn_implementation") for place in ("", ".config"))
@@ -151,10 +150,10 @@ def check_fit(
     return vocab_size
 
 
-def data_sections(config: Config, settings: Settings, model: nn.Module) -> dict[str, DataSection]:
+def data_sections(config: Config, shift_labels: bool, positions: int | None) -> dict[str, DataSection]:
     """What is known of each dataset before a sample is read, by its key."""
     return {
-        key: DataSection(key, str(config.origin((*path, TARGET))), settings.general.shift_labels, positions_of(model))
+        key: DataSection(key, str(config.origin((*path, TARGET))), shift_labels, positions)
         for path in (("dataset",), *validation_sets(config).values())
         if (key := dotted(path))
     }
@@ -225,11 +224,5 @@ def set_up(
 
 
 def context_in_words(model: nn.Module, attention: AttentionOverRanks, placement: Placement) -> str:
-    """How attention over a split sequence is computed.
-
-    Args:
-        model: May be parallelised.
-        attention: Attention over its ranks.
-        placement: Device and types.
-    """
+    """How attention over a split sequence is computed."""
     return attention.in_words(placement.device, placement.product_dtype, head_size_of(model), dropout_of(model))

@@ -15,8 +15,8 @@ from torch import nn
 from automodel_cli.engine.distributed.launch_plan import num_cores
 from automodel_cli.engine.distributed.module_tree import is_meta
 from automodel_cli.engine.distributed.rank_group import RankGroup
+from automodel_cli.engine.loss.products import multiply_by_onednn
 from automodel_cli.engine.models.float8 import check_float8
-from automodel_cli.engine.train.cpu_products import multiply_by_onednn
 from automodel_cli.errors import ConfigError
 
 _WORDS = {

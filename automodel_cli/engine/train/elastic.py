@@ -1,7 +1,7 @@
 """`deterministic: elastic`: a run gives the same bits on any number of data-parallel ranks.
 
 Bits depend on the ranks through the order of sums and the random numbers of dropout. Here every micro-batch has its own
-seed; gradients are added in the order of the micro-batches (`distributed/ordered.py`); the losses of all micro-batches
+seed; gradients are added in the order of the micro-batches (`distributed/ddp.py`); the losses of all micro-batches
 are gathered before they are added; and every rank computes the norm of whole tensors. Ranks that would compute a
 micro-batch differently, because of their threads, their processor or their torch, are refused.
 """

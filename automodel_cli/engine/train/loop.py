@@ -112,8 +112,8 @@ def _next_step(
         with stop.waiting():
             micro_batches = [group.part_of_sequence(batch) for batch in next(steps)]
     except StoppedWaitingError:
-        micro_batches = []  # the others are told below
-    except Exception as error:  # a dataset may raise anything; the others must be told first
+        micro_batches = []  # the other ranks learn of it below
+    except Exception as error:  # a dataset may raise anything; the other ranks must learn of it first
         failure = error
     enter(Phase.SYNCHRONISING)
     requests = (int(stop.requested), int(stop.save_requested), int(failure is not None))

@@ -3,7 +3,7 @@
 A loss is given either the logits, or the input and the weight of the head (`HeadLoss`), which saves
 the logits. A loss that was asked for by name is used or refused; without one, the chunked loss is
 taken where the model allows it, and the words say so where it does not. Of a head that tensor parallelism
-splits, the chunked loss works on parts; no other head loss does.
+splits, only a loss that says so (`TakesSplitHead`) works on parts.
 """
 
 from __future__ import annotations
@@ -19,10 +19,17 @@ from torch import nn
 from automodel_cli.engine.distributed.tensor_parallel import splits
 from automodel_cli.engine.loss.linear_ce import ChunkedLinearCrossEntropy
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
-from automodel_cli.engine.models.calling import call, unwrapped
+from automodel_cli.engine.models.calling import call, in_words, logits_of, unwrapped
 from automodel_cli.engine.models.head import Head, NoHeadError, find_head
-from automodel_cli.engine.models.outputs import in_words, logits_of
-from automodel_cli.engine.protocols import IGNORED_LABEL, HeadLoss, LossFunction, Metric, in_users_code
+from automodel_cli.engine.protocols import (
+    IGNORED_LABEL,
+    DescribesItself,
+    HeadLoss,
+    LossFunction,
+    Metric,
+    TakesSplitHead,
+    in_users_code,
+)
 from automodel_cli.engine.train.reported_metrics import ReportedMetrics
 from automodel_cli.errors import ConfigError
 
@@ -38,7 +45,7 @@ class Objective:
         loss: As it was configured.
         head: What the loss replaces; None where it is given logits.
         words: For the user: which loss, and why not a better one.
-        places: File and line of `model` and `loss_fn`, where somebody knows them.
+        places: File and line of `model` and `loss_fn`, where they are known.
     """
 
     loss: LossFunction | HeadLoss
@@ -159,7 +166,7 @@ def objective_of(
     try:
         head = find_head(model)
         parts = tp_size if splits(model, head.layer) else 1
-        if parts > 1 and not isinstance(loss, ChunkedLinearCrossEntropy | None):
+        if parts > 1 and loss is not None and not (isinstance(loss, TakesSplitHead) and loss.takes_split_head):
             raise NoHeadError("the head is split over tensor-parallel ranks")
     except NoHeadError as error:
         if loss is not None:
@@ -170,15 +177,10 @@ def objective_of(
             ) from error
         return Objective(MaskedCrossEntropy(), None, f"masked cross-entropy of whole logits, since {error}", places)
     loss = loss or ChunkedLinearCrossEntropy()
-    return Objective(loss, head, _words(loss, head, parts, next(model.parameters()).device), places)
-
-
-def _words(loss: HeadLoss, head: Head, parts: int, device: torch.device) -> str:
-    if not isinstance(loss, ChunkedLinearCrossEntropy):
-        return type(loss).__name__
-    rows = loss.rows_per_block(-(-head.vocab_size // parts), device)
-    how = "chunked, vocabulary-parallel" if parts > 1 else "chunked"
-    return f"{how} linear cross-entropy, {rows:,} rows at a time"
+    device = next(model.parameters()).device
+    name = type(loss).__name__
+    words = loss.in_words(head.vocab_size, parts, device) if isinstance(loss, DescribesItself) else name
+    return Objective(loss, head, words, places)
 
 
 def _split(returned: Any) -> tuple[torch.Tensor, Metrics | None]:
@@ -198,7 +200,7 @@ def _ids_in_words(batch: dict[str, torch.Tensor]) -> str:
 
 
 def _balance_loss(model: nn.Module, output: Any) -> torch.Tensor | None:
-    """What a mixture of experts of transformers adds so that its experts share the work, times its weight.
+    """The balance loss of a mixture of experts of transformers, times its weight; None where there is none.
 
     It is there where the model's own `output_router_logits` is true.
     """

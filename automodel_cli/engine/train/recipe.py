@@ -1,7 +1,7 @@
 """The composition root: a checked configuration becomes a run, and the run is trained.
 
-`pretrain` starts at step 0 in an empty directory, `resume` at a checkpoint. Both build the same
-parts in the same order, so that a resumed run draws the same numbers and sees the same samples.
+`pretrain` starts at step 0, or at the step of a checkpoint. Both kinds of run build the same parts in the same order,
+so that a resumed run draws the same numbers and sees the same samples.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from automodel_cli.engine.observe.metrics import Sink
 from automodel_cli.engine.optim.lr_schedule import schedule_of
 from automodel_cli.engine.train.batches import loader_of, validation_of
 from automodel_cli.engine.train.build import RunParts, build_parts
-from automodel_cli.engine.train.checkpoint_content import LiveParts, begin_saving
+from automodel_cli.engine.train.checkpoint_content import LiveParts, begin_saving, load_optimizer
 from automodel_cli.engine.train.checkpoint_manager import CheckpointManager
 from automodel_cli.engine.train.device import Placement, place, threads_of
 from automodel_cli.engine.train.elastic import elastic_of
@@ -36,7 +36,6 @@ from automodel_cli.engine.train.generators import own_generators, restore_genera
 from automodel_cli.engine.train.local_batch import with_local_batch
 from automodel_cli.engine.train.loop import Run, train
 from automodel_cli.engine.train.out_of_memory import Situation, explained
-from automodel_cli.engine.train.restore import load_optimizer
 from automodel_cli.engine.train.resume_rules import order_key_of
 from automodel_cli.engine.train.run_facts import speed_of, start_facts
 from automodel_cli.engine.train.signals import StopSignal
@@ -68,35 +67,22 @@ def pretrain(
     open_sink: OpenSink,
     group: RankGroup = SOLO,
     stop_at: float | None = None,
+    snapshot: Snapshot | None = None,
 ) -> RunSummary:
-    """Trains a new model and returns how it ended.
+    """Trains a new model, or continues a run, bit for bit where the configuration is the same; returns how it ended.
 
     Args:
         config: The final configuration; sections with `_target_` are built from it.
         settings: The checked sections of the same configuration.
-        root: Directory of the run's checkpoints; holds none yet.
-        open_sink: Opens the sink of reports, once everything is built; a run that is refused
-            writes nothing.
+        root: Directory of the run's checkpoints.
+        open_sink: Opens the sink of reports, once everything is built; a run that is refused writes nothing.
         group: The ranks of the run.
         stop_at: Moment of `time.monotonic()` to save and stop at; None for no limit.
+        snapshot: The checkpoint that is continued; None for a new run.
 
     Raises:
         AmcliError: See `errors.py`; `InterruptedTrainingError` after a signal or at `stop_at`, with the run saved.
     """
-    with explained(config, root, group) as situation:
-        return _run(config, settings, root, open_sink, None, group, stop_at, situation)
-
-
-def resume(
-    config: Config,
-    settings: Settings,
-    root: Path,
-    open_sink: OpenSink,
-    snapshot: Snapshot,
-    group: RankGroup = SOLO,
-    stop_at: float | None = None,
-) -> RunSummary:
-    """Continues the run of `snapshot`, bit for bit where the configuration is the same."""
     with explained(config, root, group) as situation:
         return _run(config, settings, root, open_sink, snapshot, group, stop_at, situation)
 
@@ -174,7 +160,7 @@ def _assemble(
     root: Path,
     sink: Sink,
 ) -> Run:
-    """The parts and the schedule as the loop wants them."""
+    """The parts and the schedule as the loop takes them."""
     section, group = settings.step_scheduler, parts.model.group
     schedule = schedule_of(config, settings)
     loader = loader_of(parts, settings, state)

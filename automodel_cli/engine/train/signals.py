@@ -1,6 +1,6 @@
 """Requests from outside: stop signals and a time limit save and stop, SIGUSR1 saves and goes on.
 
-SIGHUP and SIGQUIT stay ignored where whoever started the process had them ignored, as `nohup` does. Requests are
+SIGHUP and SIGQUIT stay ignored where the parent process ignored them, as `nohup` does. Requests are
 noticed between steps, inside a validation and while data is waited for; whatever else is being done is finished
 first. A second stop signal ends the process at once, unless it is SIGHUP: a terminal that is closed sends it twice,
 once by the kernel and once by the shell.
@@ -30,7 +30,7 @@ class StoppedWaitingError(BaseException):
 class StopSignal:
     """A context in which the first stop signal is remembered instead of killing the process.
 
-    Whoever does long work inside it (the loop, an evaluation) polls `requested`. Outside the
+    Long work inside it (the loop, an evaluation) polls `requested`. Outside the
     main thread, where Python cannot install handlers, only the time limit requests anything.
 
     Args:
@@ -110,7 +110,7 @@ class StopSignal:
             # It may be about to raise its signal, which must still find our handler.
             self._alarm.join()
         for number, handler in self._previous.items():
-            # What follows a stop, such as telling a service, is not to be cut short by the terminal that is closing.
+            # The terminal that is closing must not cut short what follows a stop, such as a report to a service.
             is_over = number.name == "SIGHUP" and self.received is not None
             signal.signal(number, signal.SIG_IGN if is_over else handler)
 

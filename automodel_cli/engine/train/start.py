@@ -153,7 +153,7 @@ def train(start: Start, place: RankPlace, stop_at: float | None, say: Say, *, qu
 
         snapshot = None
         if isinstance(start, Continuation):
-            from automodel_cli.engine.train.restore import open_checkpoint
+            from automodel_cli.engine.train.checkpoint_content import open_checkpoint
 
             resumed = open_checkpoint(start, say, group)
             snapshot = resumed.snapshot
@@ -163,9 +163,7 @@ def train(start: Start, place: RankPlace, stop_at: float | None, say: Say, *, qu
                 say(f"changed  {change}")
         begin = 0 if snapshot is None else snapshot.step
         sink = run_sink(config, settings, root, start_step=begin, quiet=quiet) if place.speaks else _no_sink
-        if snapshot is None:
-            return Outcome(recipe.pretrain(config, settings, root, sink, group, stop_at))
-        return Outcome(recipe.resume(config, settings, root, sink, snapshot, group, stop_at))
+        return Outcome(recipe.pretrain(config, settings, root, sink, group, stop_at, snapshot))
 
 
 @contextmanager

@@ -11,8 +11,8 @@ class StepScheduler:
 
     Args:
         max_steps: Steps of the whole run.
-        val_every_steps: Validate after every so many steps, and after the last; None only after the last.
-        ckpt_every_steps: Save after every so many steps; None only after the last.
+        val_every_steps: Steps between validations; the last step is validated too. None: only the last.
+        ckpt_every_steps: Steps between checkpoints; the last step is saved too. None: only the last.
     """
 
     max_steps: int

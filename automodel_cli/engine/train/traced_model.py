@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,9 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.instantiate import instantiate
 from automodel_cli.engine.distributed.module_tree import transformer_blocks
-from automodel_cli.engine.models.calling import call
-from automodel_cli.engine.models.head import NoHeadError, find_head
-from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.models.calling import call, logits_of
+from automodel_cli.engine.models.document_attention import without_packing_masks
+from automodel_cli.engine.models.head import head_or_stated
 from automodel_cli.engine.models.recompute import KEPT_PRODUCTS
 from automodel_cli.engine.plan.parameters import CountedModel, ParameterTensor, Part
 from automodel_cli.engine.plan.run_sizes import RunSizes, run_sizes
@@ -36,18 +35,12 @@ from automodel_cli.engine.plan.run_sizes import RunSizes, run_sizes
 _FORWARD_AND_BACKWARD = 3  # the backward pass multiplies twice for each product of the forward pass
 
 
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **_keywords: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _grouped_flops(left: Any, right: Any, *_: Any, **_keywords: Any) -> int:
-    return 2 * left[0] * left[1] * right[-1]
-
-
 # torch counts the attention kernels of GPUs, but not that of CPUs.
 _FLOPS = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    torch.ops.aten._grouped_mm: _grouped_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+        query, key, value
+    ),
+    torch.ops.aten._grouped_mm: lambda left, right, *_, **__: 2 * left[0] * left[1] * right[-1],
 }
 
 
@@ -60,11 +53,11 @@ class _Kept:
     """Bytes that one forward pass keeps.
 
     Args:
-        blocks: Of each block.
-        products: Of each block: outputs of matrix products and of attention, and the block's input.
-        inputs: Of each block's input.
-        head: Of the head.
-        outside: Of everything else.
+        blocks: Kept by each block.
+        products: Outputs of each block's matrix products and attention, and its input.
+        inputs: Input of each block.
+        head: Kept by the head.
+        outside: Kept by everything else.
     """
 
     blocks: list[int]
@@ -84,7 +77,7 @@ def traced(config: Config) -> CountedModel:
         UntraceableError: The model cannot be built or run without data.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    # Why a shape rule failed is told in one line by the exception.
+    # The exception says in one line why a shape rule failed.
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     with _reasons("built"), mode:
         model = instantiate(config, "model")
@@ -96,7 +89,7 @@ def traced(config: Config) -> CountedModel:
             model = model.to(torch.bfloat16)
     blocks = transformer_blocks(model)
     with mode:
-        head = _head_of(model)
+        head = head_or_stated(model)
         with _reasons("run"), _GroupedProducts(), torch.no_grad():
             logits = logits_of(call(model, {"input_ids": torch.zeros(1, 2, dtype=torch.int64)}))
     tensors = list(_parameter_tensors(model, blocks, head))
@@ -115,14 +108,6 @@ def traced(config: Config) -> CountedModel:
     )
 
 
-def _head_of(model: nn.Module) -> nn.Module | None:
-    try:
-        return find_head(model).layer
-    except NoHeadError:  # such as one whose logits are scaled or capped
-        stated = getattr(model, "get_output_embeddings", None)
-        return stated() if callable(stated) else None
-
-
 @contextlib.contextmanager
 def _reasons(done: str) -> Iterator[None]:
     """Turns an exception of the model's code into the reason why it cannot be counted."""
@@ -132,24 +117,6 @@ def _reasons(done: str) -> Iterator[None]:
         first = (str(error).splitlines() or [""])[0]
         message = f"it cannot be {done} on tensors without content: {type(error).__name__}: {first}"
         raise UntraceableError(message) from error
-
-
-@contextlib.contextmanager
-def _plain_masks() -> Iterator[None]:
-    """Keeps transformers from making a mask that real tensors do not need.
-
-    It looks at position ids for borders of packed documents; fake ones have no values, so it would assume borders.
-    """
-    module = sys.modules.get("transformers.masking_utils")
-    found = getattr(module, "find_packed_sequence_indices", None)
-    if found is None:
-        yield
-        return
-    setattr(module, "find_packed_sequence_indices", lambda *_arguments, **_keywords: None)  # noqa: B010
-    try:
-        yield
-    finally:
-        setattr(module, "find_packed_sequence_indices", found)  # noqa: B010
 
 
 class _GroupedProducts(TorchDispatchMode):
@@ -181,7 +148,7 @@ class _Trace:
         """Operations of the forward and the backward pass, attention in full."""
         with (
             _reasons("run"),
-            _plain_masks(),
+            without_packing_masks(),
             self._mode,
             _GroupedProducts(),
             FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter,
@@ -192,7 +159,7 @@ class _Trace:
     def activation_bytes(self, sizes: RunSizes, local_batch_size: int, seq_len: int) -> int | None:
         """Bytes between the forward and the backward pass; None where ranks share a sample, or attention reads a mask.
 
-        What is kept grows along a line with the samples, so two passes tell it for every batch.
+        What is kept grows linearly with the samples, so two passes give it for every batch.
         """
         if sizes.has_mask or sizes.degrees.cp > 1 or sizes.degrees.tp > 1 or sizes.weight_bytes != self._weight_bytes:
             return None
@@ -219,7 +186,7 @@ class _Trace:
         autocast = torch.autocast("cpu", torch.bfloat16) if is_bf16 else contextlib.nullcontext()
         saved = torch.autograd.graph.saved_tensors_hooks(watch.keep, lambda tensor: tensor)
         try:
-            with _reasons("run"), _plain_masks(), self._mode, _GroupedProducts(), watch, saved, autocast:
+            with _reasons("run"), without_packing_masks(), self._mode, _GroupedProducts(), watch, saved, autocast:
                 call(model, {"input_ids": torch.zeros(batch, seq_len, dtype=torch.int64)})
         finally:
             for before, after in hooks:

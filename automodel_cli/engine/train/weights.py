@@ -23,10 +23,10 @@ from automodel_cli.engine.config.instantiate import bind, call
 from automodel_cli.engine.distributed.module_tree import all_tensors, is_meta, move_to_meta
 from automodel_cli.engine.distributed.parallel_model import ParallelModel
 from automodel_cli.engine.distributed.rank_group import RankGroup
-from automodel_cli.engine.models.calling import is_hugging_face
 from automodel_cli.engine.models.export import import_tensors, in_model_layout
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.models.initial import UndrawnError, drawn, has_rules
+from automodel_cli.engine.models.sizes import is_hugging_face
 from automodel_cli.engine.models.stored_weights import StoredModel, adopted
 
 _CONSTRUCTED = "as the constructor made them"

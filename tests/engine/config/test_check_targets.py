@@ -269,7 +269,7 @@ def test_rules_that_the_optimizer_takes_are_accepted(rules, before):
         ("[{pattern: wte, lr: 1e-3}]", "lr_mult is a factor"),
         ("[{pattern: wte, lr_mul: 1}]", "did you mean `lr_mult`"),
         ("[{pattern: wte, beta: [0.1, 0.2]}]", "did you mean `betas`"),
-        ("[{pattern: wte, adamw_betas: [0.1, 0.2]}]", "it holds for all parameters of AdamW"),
+        ("[{pattern: wte, adamw_betas: [0.1, 0.2]}]", "it holds for the whole optimizer"),
         ("[{pattern: wte, adamw_eps: 1e-6}]", "neither a rule nor .*MuonWithAdamW` takes `adamw_eps`"),
         ("[{pattern: wte, adamw_lr: 1e-3}]", "lr_mult is a factor"),
         ("[{pattern: wte, muon: true}]", "does not choose between Muon and AdamW"),

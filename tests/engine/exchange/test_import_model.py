@@ -15,7 +15,7 @@ from automodel_cli.engine.checkpoint.load_checkpoint import load
 from automodel_cli.engine.checkpoint.run_directory import run_lock
 from automodel_cli.engine.config.config import read_configs
 from automodel_cli.engine.config.instantiate import instantiate
-from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.models.calling import logits_of
 from automodel_cli.engine.models.stored_weights import adopt_weights
 
 NO_SPECIAL = {"bos_token_id": None, "eos_token_id": None}

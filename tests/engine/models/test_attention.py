@@ -8,10 +8,9 @@ import transformers
 from torch import nn
 
 from automodel_cli.engine.models.attention import keep_within_documents
-from automodel_cli.engine.models.calling import call, document_mask
+from automodel_cli.engine.models.calling import call, document_mask, logits_of
 from automodel_cli.engine.models.document_attention import attend_in_blocks, document_blocks
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
-from automodel_cli.engine.models.outputs import logits_of
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 WIDE = {"vocab_size": 61, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
-from automodel_cli.engine.models.calling import call
+from automodel_cli.engine.models.calling import call, logits_of
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
-from automodel_cli.engine.models.outputs import logits_of
 from automodel_cli.errors import ConfigError
 
 SIZES = {

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 import transformers
 
 from automodel_cli.engine.models.attention import keep_within_documents
-from automodel_cli.engine.models.calling import call
+from automodel_cli.engine.models.calling import call, logits_of
 from automodel_cli.engine.models.document_attention import refuse_split_windows, window_of
-from automodel_cli.engine.models.outputs import logits_of
 from automodel_cli.errors import ConfigError
 
 SIZES = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers
 
+from automodel_cli.engine.models.calling import logits_of
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
-from automodel_cli.engine.models.outputs import logits_of
 from automodel_cli.engine.models.stored_weights import adopt_weights
 from automodel_cli.errors import CheckpointError
 

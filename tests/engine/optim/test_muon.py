@@ -9,9 +9,13 @@ import torch
 from torch import nn
 
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
-from automodel_cli.engine.optim.combined import CombinedOptimizer
 from automodel_cli.engine.optim.muon import Muon, MuonWithAdamW, orthogonalised
-from automodel_cli.engine.optim.optimizer import build_optimizer, load_optimizer_state, optimizer_state_tensors
+from automodel_cli.engine.optim.optimizer import (
+    CombinedOptimizer,
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state_tensors,
+)
 from automodel_cli.engine.optim.param_groups import GroupRule, hidden_matrices
 from automodel_cli.errors import ConfigError
 

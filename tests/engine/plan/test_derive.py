@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from automodel_cli.engine.config.config import Config
 from automodel_cli.engine.config.load import load_config
 from automodel_cli.engine.plan.derive import budget, derive, plan
-from automodel_cli.engine.plan.devices import MEMORY_GB, device_named, memory_bytes
+from automodel_cli.engine.plan.memory import MEMORY_GB, device_named, memory_bytes
 from automodel_cli.errors import UsageError
 from tests.engine.plan.conftest import ours
 

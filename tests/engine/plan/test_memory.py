@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.declared_facts import LossFacts, loss_facts_of
 from automodel_cli.engine.config.parallel_layout import Degrees
 from automodel_cli.engine.config.sections import DistributedSection
 from automodel_cli.engine.loss.linear_ce import ChunkedLinearCrossEntropy
 from automodel_cli.engine.loss.masked_ce import MaskedCrossEntropy
-from automodel_cli.engine.models.calling import call
-from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.models.calling import call, logits_of
 from automodel_cli.engine.models.recompute import recompute_activations
 from automodel_cli.engine.optim.muon import MuonWithAdamW
 from automodel_cli.engine.optim.optimizer import build_optimizer
@@ -43,6 +43,7 @@ CONFIGS = {
     "qwen3": hf("Qwen3Config", **SMALL_LLAMA, head_dim=16),
 }
 ADAMW = OptimizerState(2, 2, counts_steps=True)
+CHUNKED = loss_facts_of(Config({}))
 ONE_RANK = RunSizes(T, 4 * B, B, 10, False, 4, Degrees(), DistributedSection(), ADAMW)
 GPT2_124M = model_shape(ours(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12))
 
@@ -225,15 +226,15 @@ def test_the_chunked_loss_holds_a_chunk_and_two_gradients(monkeypatch, is_bf16, 
             )
         loss.backward()
 
-    sizes = replace(ONE_RANK, is_bf16=is_bf16, has_chunked_loss=True, chunk_size=chunk_size)
+    sizes = replace(ONE_RANK, is_bf16=is_bf16, loss=CHUNKED, chunk_size=chunk_size)
     assert memory(shape, sizes, 4, rows // 4, accumulates=True).logits == pytest.approx(peak.peak, rel=0.1)
 
 
 def test_the_default_chunk_is_that_of_the_loss():
-    """The rows that the class takes on a GPU stand in the plan a second time, since the class needs torch."""
+    """The plan reads from source what the class takes on a GPU, since the class needs torch."""
     for vocab_size in (257, 50_257, 151_936, 10**9):
         rows = ChunkedLinearCrossEntropy().rows_per_block(vocab_size, torch.device("cuda"))
-        assert ONE_RANK.loss_rows(vocab_size) == rows
+        assert replace(ONE_RANK, loss=CHUNKED).loss_rows(vocab_size) == rows
 
 
 def test_fsdp2_divides_what_a_rank_keeps():
@@ -289,11 +290,10 @@ def test_tensor_parallelism_divides_matrices_and_what_is_inside_of_them():
 
 def test_tensor_parallelism_divides_the_head_of_the_chunked_loss():
     """All but the sums for the head's input, which every rank holds whole; whole logits are not divided."""
-    one, two = (replace(layout(tp=tp), has_chunked_loss=True, is_bf16=True, chunk_size=64) for tp in (1, 2))
+    one, two = (replace(layout(tp=tp), loss=CHUNKED, is_bf16=True, chunk_size=64) for tp in (1, 2))
     logits, part = (memory(GPT2_124M, sizes, 1, 64, accumulates=True).logits for sizes in (one, two))
     whole = [
-        memory(GPT2_124M, replace(sizes, has_chunked_loss=False), 1, 64, accumulates=True).logits
-        for sizes in (one, two)
+        memory(GPT2_124M, replace(sizes, loss=LossFacts()), 1, 64, accumulates=True).logits for sizes in (one, two)
     ]
 
     # Of an odd vocabulary the larger part; the rest is 4 bytes, twice, for each of (64, 768).

@@ -14,8 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from automodel_cli.engine.config.config import Config
-from automodel_cli.engine.models.calling import call
-from automodel_cli.engine.models.outputs import logits_of
+from automodel_cli.engine.models.calling import call, logits_of
 from automodel_cli.engine.plan.model_config import (
     CONFIG_CLASSES,
     DEFAULTS,

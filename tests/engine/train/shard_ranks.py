@@ -31,10 +31,9 @@ from automodel_cli.engine.distributed.module_tree import move_to_meta
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
 from automodel_cli.engine.optim import muon
 from automodel_cli.engine.optim.optimizer import build_optimizer, optimizer_state_tensors
-from automodel_cli.engine.train.checkpoint_content import LiveParts, begin_saving
+from automodel_cli.engine.train.checkpoint_content import LiveParts, begin_saving, broadcast_snapshot, load_optimizer
 from automodel_cli.engine.train.device import place as placed
 from automodel_cli.engine.train.objective import objective_of
-from automodel_cli.engine.train.restore import broadcast_snapshot, load_optimizer
 from automodel_cli.engine.train.step import train_step
 from automodel_cli.engine.train.weights import Weights
 

@@ -9,9 +9,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from automodel_cli.engine.models.calling import call
+from automodel_cli.engine.models.calling import call, logits_of
 from automodel_cli.engine.models.gpt2 import build_gpt2_model
-from automodel_cli.engine.models.outputs import logits_of
 from automodel_cli.engine.train.run_facts import model_flops_per_token
 
 SIZES = {"vocab_size": 211, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

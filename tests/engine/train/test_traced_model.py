@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from automodel_cli.engine.config.config import Config
+from automodel_cli.engine.config.declared_facts import loss_facts_of
 from automodel_cli.engine.models.calling import call
 from automodel_cli.engine.plan.activations import activation_bytes
 from automodel_cli.engine.plan.derive import derive
@@ -37,7 +38,7 @@ def test_a_trace_counts_what_the_formulas_count(config):
 
 @pytest.mark.parametrize(
     "keys",
-    [{}, {"is_bf16": True}, {"has_chunked_loss": True}, {"recompute": "full"}, {"recompute": "selective"}],
+    [{}, {"is_bf16": True}, {"loss": loss_facts_of(Config({}))}, {"recompute": "full"}, {"recompute": "selective"}],
     ids=str,
 )
 @pytest.mark.parametrize("name", ["ours", "llama", "qwen3"])

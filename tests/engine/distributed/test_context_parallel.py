@@ -11,9 +11,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from automodel_cli.engine.distributed import ring_attention as ring
-from automodel_cli.engine.distributed.context_parallel import AttentionOverRanks
-from automodel_cli.engine.distributed.ring_attention import ring_attention, ring_fault, ring_obstacle
+from automodel_cli.engine.distributed import context_parallel as ring
+from automodel_cli.engine.distributed.context_parallel import (
+    AttentionOverRanks,
+    ring_attention,
+    ring_fault,
+    ring_obstacle,
+)
 
 KINDS = {
     "plain": {"heads": 4, "scale": None},
