@@ -196,11 +196,15 @@ def _parameter_row(derived: Derived) -> _Row:
     counts, model = derived.parameters, derived.model
     if counts is None or model is None:
         return _Row("parameters", _NOT_KNOWN, derived.unknown or "")
-    head = "also the output" if model.is_tied else f"output {counts.head:,}"
-    parts = [f"embedding {counts.embedding:,} ({head})" if model.is_tied else f"embedding {counts.embedding:,}, {head}"]
-    if counts.positions:
-        parts.append(f"positions {counts.positions:,}")
-    parts.append(f"blocks {model.num_layers} x {counts.blocks // model.num_layers:,}")
+    parts = [
+        f"embedding {counts.embedding:,} (also the output)" if model.is_tied else f"embedding {counts.embedding:,}"
+    ]
+    parts += [] if model.is_tied else [f"output {counts.head:,}"]
+    parts += [f"positions {counts.positions:,}"] if counts.positions else []
+    if counts.blocks:
+        parts.append(f"blocks {model.num_layers} x {counts.blocks // model.num_layers:,}")
+    else:  # no transformer: whatever its layers are
+        parts.append(f"other {counts.norm:,}")
     return _Row("parameters", f"{counts.total:,}", f"{model.kind}: {', '.join(parts)}")
 
 

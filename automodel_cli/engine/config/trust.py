@@ -25,13 +25,13 @@ from automodel_cli.engine.config.aliases import resolved
 from automodel_cli.engine.config.config import MAX_PROBLEMS, TARGET, Config
 from automodel_cli.engine.config.emit import absolute_target
 from automodel_cli.engine.config.origin import KeyPath, Origin, dotted
-from automodel_cli.engine.config.secrets import masked_value
+from automodel_cli.engine.config.secrets import is_secret, masked_value
 from automodel_cli.engine.config.source_modules import Module, Sources, Undecided
 from automodel_cli.engine.config.source_names import Definition, lookup
 from automodel_cli.engine.config.started import Code, code_started_in, remember
 from automodel_cli.engine.config.target_errors import Place
 from automodel_cli.engine.config.target_sections import CALLED_SECTIONS
-from automodel_cli.engine.config.values import resolve_env
+from automodel_cli.engine.config.values import resolve_env, variables_in
 from automodel_cli.errors import ConfigError
 
 TRUST_OPTION = "--trust-config"
@@ -182,8 +182,10 @@ def trust_problems(
             is_refused = isinstance(value, str) and not is_known_name(value)
             if is_refused and not is_started_here(value, origin, sources):
                 found.append(untrusted(value, place, sources))
-        elif (danger := _danger(path, value)) and not _is_argument_started_here(config, path):
-            message = f"a checkpoint's configuration sets it to {masked_value(dotted(path), value)!r}, which {danger}"
+        elif (danger := _danger(config, path, value)) and not _is_argument_started_here(config, path):
+            # As it stands there: the values of its variables are no part of a message.
+            shown = masked_value(dotted(path), config.at(path))
+            message = f"a checkpoint's configuration sets it to {shown!r}, which {danger}"
             found.append(place.error(message, f"{TRUST_OPTION} consents, or --set {dotted(path)}=null"))
     return found
 
@@ -209,7 +211,11 @@ def remember_code(config: Config, root: Path) -> str | None:
             # A checkpoint adds nothing: its own names are not the user's consent.
             if not is_known and (not is_data or is_started_here(value, origin, sources)):
                 code |= set(_code_of(value, origin, sources))
-        elif path[-1] != TARGET and _danger(path, value) and (not is_data or _is_argument_started_here(config, path)):
+        elif (
+            path[-1] != TARGET
+            and _danger(config, path, value)
+            and (not is_data or _is_argument_started_here(config, path))
+        ):
             code.add(_argument(config, path))
     return remember(root, code)
 
@@ -232,8 +238,11 @@ def _values(config: Config, paths: Iterable[KeyPath]) -> Iterator[tuple[KeyPath,
         yield from walk(config.at(path), path)
 
 
-def _danger(path: KeyPath, value: Any) -> str | None:
+def _danger(config: Config, path: KeyPath, value: Any) -> str | None:
     """What an argument does beyond calling its target; None for all that it may be."""
+    raw = config.at(path)
+    if isinstance(raw, str) and not is_secret(dotted(path)) and any(map(is_secret, variables_in(raw))):
+        return "hands a secret of the environment to what is called"
     names = [str(part).lstrip("_") for part in path]
     allowed, what = _ARGUMENTS.get(names[-1], ((value,), ""))
     if not any(value is one for one in allowed):

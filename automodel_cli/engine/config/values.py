@@ -111,6 +111,15 @@ def _sample_length(section: Any) -> int | None:
     return next((length for part in inner if (length := _sample_length(part)) is not None), None)
 
 
+def variables_in(text: str) -> list[str]:
+    """Names of the environment variables that a text refers to.
+
+    >>> variables_in("${HOME}/data-${SPLIT,train}")
+    ['HOME', 'SPLIT']
+    """
+    return [match["name"] for match in _REFERENCE.finditer(text)]
+
+
 def resolve_env(value: Any, origin: Origin) -> Any:
     """The value with environment variables put in.
 

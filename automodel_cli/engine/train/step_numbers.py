@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from automodel_cli.engine.checkpoint.snapshot import TrainState
+from automodel_cli.engine.config.declared_facts import optimizer_facts
 from automodel_cli.engine.models.compiling import compile_seconds
 from automodel_cli.engine.observe.metrics import ReportedNumber, Sink
 from automodel_cli.engine.observe.speed import Speed
@@ -103,15 +104,15 @@ class DeviceGuard:
 
 
 def can_guard(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer takes a flag on the device for every parameter: fused Adam and AdamW of whole parameters.
+    """Whether an optimizer takes a flag on the device for every parameter, as its class declares (`skips_on_device`).
 
     Not for sharded parameters: how their fused kernels distribute the flag is not defined.
     """
-    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+    if not optimizer_facts(type(optimizer)).skips_on_device:
         return False
     groups = optimizer.param_groups
     is_whole = not any(hasattr(parameter, "device_mesh") for group in groups for parameter in group["params"])
-    return is_whole and all(group["fused"] for group in groups)
+    return is_whole and all(group.get("fused") for group in groups)
 
 
 def guard_of(optimizer: torch.optim.Optimizer, device: torch.device) -> tuple[DeviceGuard | None, str | None]:

@@ -112,6 +112,20 @@ def test_a_checkpoint_names_only_parts_of_known_kinds(stored, target):
     assert "config.yaml:1:19" in refused.where
 
 
+@pytest.mark.parametrize("value", ["evil/${HF_TOKEN}", "[x, {a: '${AWS_SECRET_ACCESS_KEY,none}'}]"])
+def test_a_checkpoint_does_not_hand_out_secrets_of_the_environment(stored, monkeypatch, value):
+    """In a name on the hub it would leave the machine. A key for a secret may hold one; messages never do."""
+    monkeypatch.setenv("HF_TOKEN", "CANARY")
+    given = value if value.startswith("[") else f"'{value}'"
+    target = "_target_: transformers.AutoModelForCausalLM.from_pretrained"
+
+    (problem,) = trust_problems(stored(f"{{{target}, pretrained_model_name_or_path: {given}}}"))
+
+    assert "hands a secret of the environment to what is called" in problem.message
+    assert "CANARY" not in str(problem)
+    assert trust_problems(stored(f"{{{target}, api_key: '${{HF_TOKEN}}', other: '${{HOME}}/x'}}")) == []
+
+
 @pytest.mark.parametrize("target", KNOWN)
 def test_what_amcli_builds_needs_no_consent(stored, target):
     """Models, configurations, optimizers, losses and data sets of known packages."""

@@ -131,6 +131,21 @@ def test_only_optimizers_that_skip_on_the_device_are_read_late():
     assert guard_of(torch.optim.AdamW(weight, fused=True), CPU) == (None, None)
 
 
+def test_an_optimizer_that_declares_that_it_skips_on_the_device_is_guarded():
+    """A user's own, by what its class says; a class that is derived from AdamW says nothing by that."""
+
+    class Skips(torch.optim.SGD):
+        skips_on_device = True
+
+    class Derived(torch.optim.AdamW):
+        pass
+
+    weight = [nn.Parameter(torch.zeros(2, 2))]
+
+    assert can_guard(Skips(weight, lr=1.0, fused=True))
+    assert not can_guard(Derived(weight, fused=True))
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_late_numbers_are_those_of_a_run_that_waits():
     """With real pinned copies and events."""
