@@ -127,7 +127,7 @@ SHOWN_BY = {
     "checkpoint.restore_from": "tests/test_restore_from.py",
     "checkpoint.save_best": "tests/test_best.py",
     "checkpoint.save_consolidated": "tests/engine/train/shard_ranks.py",
-    "cpu_matmul": "tests/engine/train/test_cpu_products.py",
+    "cpu_matmul": "tests/engine/loss/test_products.py",
     "dist_env.backend": "tests/engine/distributed/test_distributed_group.py",
     "dist_env.timeout_minutes": "tests/test_hung_ranks.py",
 }

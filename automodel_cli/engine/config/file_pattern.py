@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from automodel_cli.engine.config.suggest import command
 from automodel_cli.errors import ConfigError, DataError
 
 MEGATRON_HELP = "`paths` names indexed datasets, NAME.bin beside NAME.idx; `amcli prep --format megatron` writes them"
@@ -119,8 +120,8 @@ def _how_to_prepare(pattern: Path) -> str:
         )
     if directory.name == "shakespeare":
         return "`amcli prep shakespeare` makes data/shakespeare/train_*.bin and val_*.bin"
-    place = "" if "*" in str(directory) else f" --output-dir {directory}"
-    return f"`amcli prep SOURCE{place}` makes train_*.bin and val_*.bin"
+    place = [] if "*" in str(directory) else ["--output-dir", directory]
+    return f"`{command('prep', 'SOURCE', *place)}` makes train_*.bin and val_*.bin"
 
 
 def megatron_files(prefix: Path) -> list[Path]:

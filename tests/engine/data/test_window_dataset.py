@@ -51,7 +51,7 @@ def test_a_pattern_without_match_shows_the_nearest_directory(tmp_path):
     assert str(tmp_path / "data" / "train" / "*.bin") in message
     assert f"{tmp_path / 'data'}, which holds part0.parquet" in message
     assert "and 3 more" in message
-    assert "amcli prep shakespeare" in message
+    assert f"amcli prep SOURCE --output-dir {tmp_path / 'data' / 'train'}" in message
 
 
 def test_a_shard_matched_twice_is_refused(small_shards):
