@@ -19,7 +19,7 @@ from automodel_cli.engine.config.secrets import is_masked
 from automodel_cli.engine.config.target import resolve_target
 from automodel_cli.engine.config.target_errors import Place, keyword_problems, signature_of
 from automodel_cli.engine.config.target_sections import ENGINE_KEYS, validation_sets
-from automodel_cli.engine.config.trust import MODEL, base_names, is_buildable, never_ask, trust_problems
+from automodel_cli.engine.config.trust import MODEL, REMOTE_CODE, base_names, is_buildable, trust_problems
 from automodel_cli.engine.config.values import resolve_env
 from automodel_cli.errors import AmcliError, ConfigError
 
@@ -82,7 +82,7 @@ def _bind(
         name: _build(config, (*path, name), value, runtime) for name, value in section.items() if name not in reserved
     }
     _check_keywords(factory, target, arguments, supplied, runtime, config, path)
-    never_ask(factory, arguments)
+    _never_ask(factory, arguments)
     return factory, arguments
 
 
@@ -252,3 +252,15 @@ def _check_keywords(
     problems = keyword_problems(signature, target, arguments, config, path, supplied=supplied)
     if problems:
         raise problems[0]
+
+
+def _never_ask(factory: Any, arguments: dict[str, Any]) -> None:
+    """Answers no, in the arguments of a call, where transformers would ask on standard input whether to run code."""
+    owner, name = getattr(factory, "__self__", None), getattr(factory, "__name__", "")
+    if isinstance(owner, type) and owner.__module__.startswith("transformers."):
+        is_auto = owner.__module__.startswith("transformers.models.auto.")
+        if (name == "from_pretrained" or (name == "from_config" and is_auto)) and not arguments.get(REMOTE_CODE):
+            arguments[REMOTE_CODE] = False
+    # Calls within transformers do not all pass that on: without time for an answer it refuses.
+    if module := sys.modules.get("transformers.dynamic_module_utils"):
+        vars(module)["TIME_OUT_REMOTE_CODE"] = 0

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,10 +58,10 @@ _LOADED = {
 # Our data sets and losses have no base class; they are known by what they offer.
 _OFFERED = ({"__len__", "__getitem__"}, {"__iter__"}, {"__call__"}, {"of_hidden"})
 
-_REMOTE_CODE = "trust_remote_code"
+REMOTE_CODE = "trust_remote_code"
 # Arguments by which a call would run more than its target: the values that a checkpoint may give, and what others do.
 _ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
-    _REMOTE_CODE: ((None, False), "runs code that lies beside the weights or is downloaded"),
+    REMOTE_CODE: ((None, False), "runs code that lies beside the weights or is downloaded"),
     "weights_only": ((None, True), "unpickles weights, and so runs what the file says"),
     "use_safetensors": ((None, True), "reads pickled weights"),
     **dict.fromkeys(("use_kernels", "allow_all_kernels"), ((None, False), "runs kernels that are downloaded")),
@@ -127,18 +126,6 @@ def _is_known_module(module: str) -> bool:
 def base_names(kind: type) -> set[str]:
     """The full names of a class and of all its bases."""
     return {f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__}
-
-
-def never_ask(factory: Any, arguments: dict[str, Any]) -> None:
-    """Answers no, in the arguments of a call, where transformers would ask on standard input whether to run code."""
-    owner, name = getattr(factory, "__self__", None), getattr(factory, "__name__", "")
-    if isinstance(owner, type) and owner.__module__.startswith("transformers."):
-        is_auto = owner.__module__.startswith("transformers.models.auto.")
-        if (name == "from_pretrained" or (name == "from_config" and is_auto)) and not arguments.get(_REMOTE_CODE):
-            arguments[_REMOTE_CODE] = False
-    # Calls within transformers do not all pass that on: without time for an answer it refuses.
-    if module := sys.modules.get("transformers.dynamic_module_utils"):
-        vars(module)["TIME_OUT_REMOTE_CODE"] = 0
 
 
 def consent_notes(config: Config) -> list[str]:
