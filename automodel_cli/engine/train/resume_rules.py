@@ -50,6 +50,8 @@ def check_changes(changes: Sequence[Change], consented: Sequence[str]) -> None:
     if refused:
         lines = "".join(f"\n  {change}  ({_reason(change.key)})" for change in refused)
         options = " ".join(f"{OPTION} {change.key}" for change in refused)
+        if any(change.key.startswith("model.") for change in refused):
+            options += " (weights of other shapes still cannot be loaded)"
         raise CheckpointError(
             f"the run was trained with other settings:{lines}",
             help=f"keep them, start a new run, or take the new values knowingly: {options}",
