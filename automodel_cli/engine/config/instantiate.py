@@ -147,7 +147,7 @@ def building(
         message = f"it ended the process (SystemExit: {error}) instead of returning what it builds"
         raise Place(origin, key).error(message) from error
     except Exception as error:
-        # Of a file that came along: no error in the user's own code, which has another exit code.
+        # The file came along with weights: this is no error in the user's own code, which has another exit code.
         if origin.kind == "checkpoint" and is_buildable(factory) and not _is_out_of_memory(error):
             message = f"it cannot be built from a checkpoint's configuration: {type(error).__name__}: {error}"
             raise Place(origin, key).error(message) from error
