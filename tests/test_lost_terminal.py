@@ -7,13 +7,13 @@ import os
 import pty  # noqa: TID251  # closed on purpose; `drain_until` reads it until then
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from automodel_cli.engine.checkpoint.layout import list_steps
+from tests.test_terminal import drain_until, exit_code
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 SLOW = """
@@ -61,34 +61,3 @@ def test_a_run_whose_terminal_is_closed_saves(tiny_run, ranks, sent, is_ignored,
     steps = [step for step, path in list_steps(Path("checkpoints")) if (path / "manifest.json").is_file()]
     assert (ended, bool(steps)) == (code, True), seen()[-2000:]
     assert (max(steps) == 60) is (code == 0)
-
-
-def drain_until(terminal: int, words: bytes, seconds: float):
-    """Reads a pseudo-terminal up to some words and on; gives a function that returns what was read."""
-    parts, found = [b""], threading.Event()
-
-    def read() -> None:
-        with contextlib.suppress(OSError):  # it was closed
-            while part := os.read(terminal, 4096):
-                parts[0] += part
-                if words in parts[0]:
-                    found.set()
-        found.set()
-
-    threading.Thread(target=read, daemon=True).start()
-    found.wait(seconds)
-    assert words in parts[0], f"no {words!r} on the terminal within {seconds:g} s, but {parts[0][-2000:]!r}"
-    return lambda: parts[0]
-
-
-def exit_code(child: int, seconds: float) -> int:
-    """How a child ends; it is killed if it takes longer."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.05)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    pytest.fail(f"the run did not end within {seconds:g} s")

@@ -16,7 +16,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -226,20 +226,22 @@ def started(command: list[str], directory: Path, **more: object) -> Iterator[sub
         process.wait()
 
 
-def drain_until(terminal: int, words: bytes, seconds: float = 30) -> None:
-    """Reads a pseudo-terminal up to some words, and goes on reading it, so that its child never waits for us."""
-    seen, found = b"", threading.Event()
+def drain_until(terminal: int, words: bytes, seconds: float = 30) -> Callable[[], bytes]:
+    """Reads a pseudo-terminal up to some words, and on, so that its child never waits; returns a getter of the text."""
+    parts, found = [b""], threading.Event()
 
     def read() -> None:
-        nonlocal seen
         with contextlib.suppress(OSError):  # it was closed
             while part := os.read(terminal, 4096):
-                seen += part
-                if words in seen:
+                parts[0] += part
+                if words in parts[0]:
                     found.set()
+        found.set()
 
     threading.Thread(target=read, daemon=True).start()
-    assert found.wait(seconds), f"no {words!r} on the terminal within {seconds:g} s, but {seen[-500:]!r}"
+    found.wait(seconds)
+    assert words in parts[0], f"no {words!r} on the terminal within {seconds:g} s, but {parts[0][-2000:]!r}"
+    return lambda: parts[0]
 
 
 def exit_code(child: int, seconds: float = 30) -> int:
@@ -249,7 +251,7 @@ def exit_code(child: int, seconds: float = 30) -> int:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
+        time.sleep(0.05)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     pytest.fail(f"the child did not end within {seconds:g} s")
